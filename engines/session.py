@@ -1,0 +1,66 @@
+"""The seam between the Runner and whatever computes: bind a cache, step."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemo_trt.config import ModelConfig
+
+Tokens = NDArray[np.int64]
+Logits = NDArray[np.float32]
+CacheBlock = NDArray[Any]
+
+
+class Session(Protocol):
+    """Runs a bundle's graph over a KV cache that it owns.
+
+    The cache holds `max_batch` rows of `capacity` tokens each. A session does not know how many of
+    them are valid: the caller passes `write_indices`. Not thread-safe; two sessions may run in two
+    threads.
+
+    Attributes:
+        bundle: the folder it was opened from.
+        compute_precision: the precision that the arithmetic really has ("fp32" for a BF16 bundle
+            on the CPU), which decides the validator's tolerances.
+        max_batch, max_seq_len: limits given at open.
+        capacity: tokens a row that the bound cache holds now, at most `max_seq_len`.
+    """
+
+    bundle: Path
+    config: ModelConfig
+    compute_precision: str
+    max_batch: int
+    max_seq_len: int
+    capacity: int
+
+    def bind(self, capacity: int) -> None:
+        """Make the cache hold at least `capacity` tokens a row; what it holds stays.
+
+        Raises:
+            CapacityError: more than `max_seq_len`; nothing changed.
+        """
+
+    def step(
+        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int = 0
+    ) -> Logits:
+        """Run B rows, from cache row `first_row` on, and write their keys and values.
+
+        Args:
+            input_ids: (B, S) new tokens, right-padded where rows differ.
+            write_indices: (B,) tokens that each row already has; write_indices + S <= capacity.
+            logit_indices: (B, N) positions, 0 to S - 1, that get logits.
+
+        Returns:
+            (B, N, V) float32 logits. The memory is the session's and the next step overwrites it.
+        """
+
+    def read_cache(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
+        """Copy (K, stop - start, D) keys ("key") or values ("value") of one row, as float32."""
+
+    def write_cache(self, layer: int, kind: str, row: int, start: int, block: CacheBlock) -> None:
+        """Overwrite tokens from `start` on with a (K, tokens, D) float32 block."""
+
+    def close(self) -> None:
+        """Free everything; a second call does nothing."""

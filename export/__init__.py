@@ -1,0 +1,1 @@
+"""Export: a checkpoint is read, traced once and written as a bundle."""

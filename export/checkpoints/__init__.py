@@ -1,0 +1,6 @@
+"""Checkpoint readers: what is on disk becomes canonical lazy tensors, a config and a tokenizer."""
+
+from .checkpoint import Checkpoint
+from .open import open_checkpoint
+
+__all__ = ["Checkpoint", "open_checkpoint"]

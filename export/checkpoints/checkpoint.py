@@ -1,0 +1,65 @@
+"""What every checkpoint reader yields, whatever the container."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_trt.config import ModelConfig
+from nemo_trt.errors import CheckpointError
+from nemo_trt.precision import DType
+from nemo_trt.safetensors import TensorRef
+
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint whose tensors are complete, of the right shape and named canonically.
+
+    Attributes:
+        path: the file or folder that was opened.
+        format: the container's name, e.g. "hf".
+        tensors: every weight of `config.tensors()` by its Hugging Face name, as lazy references.
+        tokenizer_files: files that a tokenizer needs, absolute.
+    """
+
+    path: Path
+    format: str
+    config: ModelConfig
+    tensors: dict[str, TensorRef]
+    tokenizer_files: tuple[Path, ...]
+
+    def __post_init__(self) -> None:
+        expected = dict(self.config.tensors())
+        missing = [name for name in expected if name not in self.tensors]
+        unexpected = [name for name in self.tensors if name not in expected]
+        misshaped = [
+            f"{name} must be {list(shape)}, got {list(self.tensors[name].shape)}"
+            for name, shape in expected.items()
+            if name in self.tensors and self.tensors[name].shape != shape
+        ]
+        for words, names in (
+            ("lacks tensors", missing),
+            ("holds unexpected tensors", unexpected),
+            ("holds tensors of a wrong shape", misshaped),
+        ):
+            if names:
+                more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+                raise CheckpointError(
+                    f"{self.path} {words}: {'; '.join(names[:_MOST_NAMED])}{more}."
+                )
+
+    @property
+    def stored_dtypes(self) -> tuple[DType, ...]:
+        """The dtypes that occur among the weights, in the order of `DType`."""
+        found = {ref.dtype for ref in self.tensors.values()}
+        return tuple(dtype for dtype in DType if dtype in found)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all weights."""
+        return sum(ref.num_bytes for ref in self.tensors.values())
+
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        """The files that hold the weights, by name."""
+        return tuple(sorted({ref.path for ref in self.tensors.values()}))

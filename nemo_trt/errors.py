@@ -1,0 +1,45 @@
+"""The exception tree: one class per thing that a caller handles differently.
+
+    NemoTrtError
+    ├── CheckpointError    a checkpoint is damaged, incomplete or of a kind that we do not read
+    ├── BundleError        a bundle is missing, damaged, or not the one that was expected
+    ├── ExportError        an export cannot start or go on (target exists, disk full, ...)
+    ├── RequestError       a prompt or a sampling parameter is out of its range
+    ├── CapacityError      a request does not fit the KV cache; nothing was written
+    ├── StateError         a call does not fit the object's state (a closed runner)
+    └── MachineError       this machine lacks something (a library, a GPU, memory)
+
+Wording: "<thing> must <condition>, got <value>. <remedy>."
+"""
+
+
+class NemoTrtError(Exception):
+    """Base of every error that nemo-trt raises on purpose; its text is one or two sentences."""
+
+
+class CheckpointError(NemoTrtError):
+    """A checkpoint is damaged, incomplete, or of a kind that is not read."""
+
+
+class BundleError(NemoTrtError):
+    """A bundle is missing, damaged, or not the one that was expected."""
+
+
+class ExportError(NemoTrtError):
+    """An export cannot start or go on."""
+
+
+class RequestError(NemoTrtError):
+    """A prompt or a sampling parameter is out of its range."""
+
+
+class CapacityError(NemoTrtError):
+    """A request does not fit the KV cache. Nothing was written."""
+
+
+class StateError(NemoTrtError):
+    """A call does not fit the object's state."""
+
+
+class MachineError(NemoTrtError):
+    """This machine lacks something that the call needs."""

@@ -1,0 +1,36 @@
+"""Number formats: their names here, in safetensors, in ONNX and their size in bytes."""
+
+from enum import StrEnum
+
+
+class DType(StrEnum):
+    """An element type; the value is the name used in manifests and on the command line."""
+
+    BF16 = "bf16"
+    FP16 = "fp16"
+    FP32 = "fp32"
+    INT64 = "int64"
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per element."""
+        return {"bf16": 2, "fp16": 2, "fp32": 4, "int64": 8}[self.value]
+
+    @property
+    def onnx_code(self) -> int:
+        """The number of this type in ONNX's `TensorProto.DataType`."""
+        return {"bf16": 16, "fp16": 10, "fp32": 1, "int64": 7}[self.value]
+
+    @property
+    def numpy_name(self) -> str:
+        """The numpy type that holds the same bytes; BF16, which numpy lacks, is held as uint16."""
+        return {"bf16": "uint16", "fp16": "float16", "fp32": "float32", "int64": "int64"}[
+            self.value
+        ]
+
+
+SAFETENSORS_DTYPES = {"BF16": DType.BF16, "F16": DType.FP16, "F32": DType.FP32}
+"""safetensors dtype codes of the weights that we read."""
+
+PRECISIONS = (DType.BF16, DType.FP16, DType.FP32)
+"""Precisions that a bundle can be exported to."""
