@@ -1,0 +1,1 @@
+"""Tokenisers: Tekken and tokenizer.json behind one protocol, and text that streams whole."""

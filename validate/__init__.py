@@ -1,0 +1,1 @@
+"""Validation: engine logits against an implementation that is not ours."""
