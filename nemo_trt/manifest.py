@@ -64,6 +64,10 @@ class Manifest:
         """Bytes of all weight files."""
         return sum(weight.num_bytes for weight in self.weights)
 
+    def tokenizer_folder(self, bundle: Path) -> Path | None:
+        """The folder of the tokenizer's files, or None when the bundle has no tokenizer."""
+        return (bundle / self.tokenizer_files[0]).parent if self.tokenizer_files else None
+
     def to_json(self) -> str:
         """The text of `manifest.json`: no time stamp, so equal inputs give equal bytes."""
         data = {

@@ -60,6 +60,11 @@ class Checkpoint:
         return sum(ref.num_bytes for ref in self.tensors.values())
 
     @property
+    def num_file_bytes(self) -> int:
+        """Bytes of all weight files, headers and all."""
+        return sum(path.stat().st_size for path in self.weight_files)
+
+    @property
     def weight_files(self) -> tuple[Path, ...]:
         """The files that hold the weights, by name."""
         return tuple(sorted({ref.path for ref in self.tensors.values()}))

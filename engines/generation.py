@@ -1,0 +1,85 @@
+"""One row's generation: sample a token, turn it into text that may be shown, know when to end."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from nemo_trt.config import ModelConfig
+
+from .sampling import Sampler, SamplingParams
+from .session import Logits
+from .stop_strings import StopStrings
+from .tokenizers import Detokenizer, Tokenizer
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenEvent:
+    """One generated token.
+
+    Attributes:
+        row: which prompt it continues.
+        token_id: the token; an end token counts, its text does not.
+        text: what may be shown now. It may be empty, or the text of several tokens: half a
+            character and what could become a stop string are held back.
+        logprob: natural logarithm of the token's probability, when it was asked for.
+        top_logprobs: the likeliest alternatives, when they were asked for.
+        finish_reason: why the row ended, with its last event.
+    """
+
+    row: int
+    token_id: int
+    text: str
+    logprob: float | None
+    top_logprobs: tuple[tuple[int, float], ...]
+    finish_reason: FinishReason | None
+
+
+class Generation:
+    """The state of one row that generates."""
+
+    def __init__(
+        self,
+        row: int,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        config: ModelConfig,
+        tokenizer: Tokenizer | None,
+    ) -> None:
+        self.row, self.prompt = row, prompt
+        self._params = params
+        self._sampler = Sampler(params, config.vocab_size, prompt)
+        self._detokenizer = Detokenizer(tokenizer) if tokenizer else None
+        self._stop = StopStrings(params.stop)
+        ends = set(params.stop_token_ids)
+        if not params.ignore_eos:
+            ends.update(config.eos_token_ids)
+            ends.update(tokenizer.eos_ids if tokenizer else ())
+        self._ends = frozenset(ends)
+        self._count = 0
+
+    def next(self, logits: Logits, *, last: bool) -> TokenEvent:
+        """Sample from (V,) logits; `last` says that the row has no room for another token."""
+        sampled = self._sampler.sample(logits)
+        self._count += 1
+        ended = sampled.token_id in self._ends
+        text = ""
+        if self._detokenizer and not ended:
+            text = self._stop.push(self._detokenizer.push(sampled.token_id))
+        reason: FinishReason | None = None
+        if ended or self._stop.stopped:
+            reason = "stop"
+        elif last or self._count >= self._params.max_tokens:
+            reason = "length"
+        if reason and not self._stop.stopped:
+            rest = self._detokenizer.flush() if self._detokenizer else ""
+            text += self._stop.push(rest) + self._stop.flush()
+        return TokenEvent(
+            row=self.row,
+            token_id=sampled.token_id,
+            text=text,
+            logprob=sampled.logprob,
+            top_logprobs=sampled.top_logprobs,
+            finish_reason=reason,
+        )

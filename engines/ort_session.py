@@ -1,0 +1,200 @@
+"""The `Session` on ONNX Runtime's CPU provider, with the cache bound in place."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from nemo_trt import contract
+from nemo_trt.errors import BundleError, CapacityError, MachineError, RequestError, StateError
+from nemo_trt.manifest import GRAPH_FILE, read_manifest
+from nemo_trt.precision import DType
+
+from .ort_lowering import lower
+from .session import CacheBlock, Logits, Tokens
+
+_GROWTH_TOKENS = 256
+
+
+class OrtSession:
+    """Runs a bundle on the CPU. See `Session` for the meaning of its attributes and methods.
+
+    BF16 bundles compute in fp32, so do fp32 ones; fp16 bundles compute in fp16. The cache grows in
+    steps, because attention's cost grows with what is bound.
+    """
+
+    def __init__(
+        self, bundle: Path, *, max_batch: int, max_seq_len: int | None, threads: int | None
+    ) -> None:
+        if max_batch < 1:
+            raise RequestError(f"max_batch must be at least 1, got {max_batch}.")
+        manifest = read_manifest(bundle)
+        self.bundle, self.bundle_id, self.config = bundle, manifest.bundle_id, manifest.config
+        self.max_batch = max_batch
+        self.max_seq_len = max_seq_len or self.config.max_position_embeddings
+        self.capacity = 0
+        compute = DType.FP16 if manifest.precision is DType.FP16 else DType.FP32
+        self.compute_precision: str = compute
+        self._cache_dtype = np.dtype(compute.numpy_name)
+        self._session: Any = _open(bundle, threads)
+        self._caches: dict[str, NDArray[Any]] = {}  # past name -> (B, K, T, D)
+        self._bindings: dict[tuple[int, int], Any] = {}  # (first row, rows) -> IO binding
+        self._buffers: dict[tuple[str, tuple[int, ...]], tuple[NDArray[Any], Any]] = {}
+        self.bind(1)
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Path,
+        *,
+        max_batch: int = 1,
+        max_seq_len: int | None = None,
+        threads: int | None = None,
+    ) -> Self:
+        """Open a bundle.
+
+        Args:
+            bundle: folder that `nemo-trt export` wrote.
+            max_batch: rows of the cache.
+            max_seq_len: tokens a row at most; by default the model's context length. Memory is
+                taken as it is needed, up to this.
+            threads: ONNX Runtime's compute threads; by default one per physical core.
+
+        Raises:
+            BundleError: the bundle is damaged.
+            MachineError: ONNX Runtime cannot run it here.
+        """
+        return cls(bundle, max_batch=max_batch, max_seq_len=max_seq_len, threads=threads)
+
+    def bind(self, capacity: int) -> None:
+        """Make the cache hold at least `capacity` tokens a row. See `Session.bind`."""
+        self._require_open()
+        if capacity > self.max_seq_len:
+            raise CapacityError(
+                f"The cache must hold at most {self.max_seq_len} tokens a row, got {capacity}. "
+                "Open the session with a larger max_seq_len."
+            )
+        if capacity <= self.capacity:
+            return
+        wanted = max(capacity, self.capacity + self.capacity // 8)
+        grown = min(-(-wanted // _GROWTH_TOKENS) * _GROWTH_TOKENS, self.max_seq_len)
+        shape = (self.max_batch, self.config.num_kv_heads, grown, self.config.head_dim)
+        self._bindings.clear()  # they hold the old caches
+        for name, _ in contract.cache_names(self.config.num_layers):
+            cache = np.zeros(shape, self._cache_dtype)  # zeros: a masked NaN would still spread
+            if name in self._caches:
+                cache[:, :, : self.capacity] = self._caches[name]
+            self._caches[name] = cache
+        self.capacity = grown
+
+    def step(
+        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int = 0
+    ) -> Logits:
+        """Run B rows from `first_row` on. See `Session.step`."""
+        self._require_open()
+        rows, new_tokens = input_ids.shape
+        if first_row < 0 or first_row + rows > self.max_batch:
+            raise RequestError(
+                f"Rows must lie in 0 to {self.max_batch - 1}, got {first_row} to "
+                f"{first_row + rows - 1}."
+            )
+        if write_indices.min() < 0 or write_indices.max() + new_tokens > self.capacity:
+            raise CapacityError(
+                f"write_indices + S must be at most the bound {self.capacity} tokens, got "
+                f"{write_indices.max() + new_tokens}. Call bind first."
+            )
+        binding = self._binding(first_row, rows)
+        for name, array in (
+            (contract.INPUT_IDS, input_ids),
+            (contract.WRITE_INDICES, write_indices),
+            (contract.LOGIT_INDICES, logit_indices),
+        ):
+            buffer, value = self._buffer(name, array.shape, np.int64)
+            buffer[...] = array
+            binding.bind_ortvalue_input(name, value)
+        shape = (rows, logit_indices.shape[1], self.config.vocab_size)
+        logits, value = self._buffer(contract.LOGITS, shape, np.float32)
+        binding.bind_ortvalue_output(contract.LOGITS, value)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            raise MachineError(f"ONNX Runtime failed in a step: {error}") from error
+        return logits
+
+    def read_cache(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
+        """Copy a block out of the cache. See `Session.read_cache`."""
+        self._require_open()
+        cache = self._caches[contract.past_name(layer, kind)]
+        return cache[row, :, start:stop].astype(np.float32)
+
+    def write_cache(self, layer: int, kind: str, row: int, start: int, block: CacheBlock) -> None:
+        """Overwrite a block of the cache. See `Session.write_cache`."""
+        self._require_open()
+        stop = start + block.shape[1]
+        if stop > self.capacity:
+            raise CapacityError(f"A block must end by token {self.capacity}, got {stop}.")
+        self._caches[contract.past_name(layer, kind)][row, :, start:stop] = block
+
+    def close(self) -> None:
+        """Free session and cache; a second call does nothing."""
+        self._session = None
+        self._bindings.clear()
+        self._buffers.clear()
+        self._caches.clear()
+        self.capacity = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _require_open(self) -> None:
+        if self._session is None:
+            raise StateError("Cannot use a session that has been closed.")
+
+    def _binding(self, first_row: int, rows: int) -> Any:
+        """The IO binding whose past and present are the same rows of the same memory."""
+        key = (first_row, rows)
+        if key not in self._bindings:
+            binding = self._session.io_binding()
+            for past, present in contract.cache_names(self.config.num_layers):
+                view = self._caches[past][first_row : first_row + rows]
+                value = ort.OrtValue.ortvalue_from_numpy(view)
+                binding.bind_ortvalue_input(past, value)
+                binding.bind_ortvalue_output(present, value)
+            self._bindings[key] = binding
+        return self._bindings[key]
+
+    def _buffer(
+        self, name: str, shape: tuple[int, ...], dtype: type[np.generic]
+    ) -> tuple[NDArray[Any], Any]:
+        """A kept array and its OrtValue: a decode step finds its own and allocates nothing."""
+        key = (name, shape)
+        if key not in self._buffers:
+            for stale in [k for k in self._buffers if k[0] == name and k[1][1:2] != (1,)]:
+                del self._buffers[stale]  # shapes of prefills; those of decode steps stay
+            array = np.zeros(shape, dtype)
+            self._buffers[key] = array, ort.OrtValue.ortvalue_from_numpy(array)
+        return self._buffers[key]
+
+
+def _open(bundle: Path, threads: int | None) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        if threads < 1:
+            raise RequestError(f"threads must be at least 1, got {threads}.")
+        options.intra_op_num_threads = threads
+    graph, weights = lower(bundle, GRAPH_FILE)
+    values = [
+        ort.OrtValue.ortvalue_from_numpy_with_onnx_type(weight.array, weight.onnx_type)
+        for weight in weights
+    ]
+    options.add_external_initializers([weight.name for weight in weights], values)
+    try:
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        raise BundleError(f"ONNX Runtime refuses the graph of {bundle}: {error}") from error

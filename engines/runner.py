@@ -1,0 +1,306 @@
+"""The Runner: rows of tokens over a session's cache, prefill, decode, rewind and generation."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from nemo_trt.config import ModelConfig
+from nemo_trt.errors import CapacityError, RequestError, StateError
+from nemo_trt.manifest import read_manifest
+
+from .generation import Generation, TokenEvent
+from .ort_session import OrtSession
+from .sampling import SamplingParams
+from .session import Logits, Session
+from .tokenizers import Message, Tokenizer, open_tokenizer
+
+Prompt = str | Sequence[int]
+
+
+class Runner:
+    """Runs a bundle: rows of tokens that grow, are read on, and are rewound.
+
+    A row is one sequence; its cache holds what was appended to it and not rewound. Errors are
+    raised before anything is written. Not thread-safe: use a Runner from one thread at a time; two
+    Runners share nothing and may run in two threads.
+
+        with Runner.open(Path("bundle")) as runner:
+            for event in runner.generate("The capital of France is"):
+                print(event.text, end="")
+    """
+
+    def __init__(self, session: Session, tokenizer: Tokenizer | None = None) -> None:
+        self._session: Session | None = session
+        self._tokenizer = tokenizer
+        self._rows: list[list[int]] = [[] for _ in range(session.max_batch)]
+
+    @classmethod
+    def open(
+        cls,
+        bundle: Path,
+        *,
+        max_batch: int = 1,
+        max_seq_len: int | None = None,
+        threads: int | None = None,
+    ) -> Self:
+        """Open a bundle on this machine's CPU, with the bundle's own tokenizer if it has one.
+
+        Args:
+            bundle: folder that `nemo-trt export` wrote.
+            max_batch: rows.
+            max_seq_len: tokens a row at most, by default the model's context length; memory is
+                taken as rows grow.
+            threads: compute threads, by default one per physical core.
+
+        Raises:
+            BundleError: the bundle is missing or damaged.
+        """
+        manifest = read_manifest(bundle, verify_weights=False)  # the session verifies
+        folder = manifest.tokenizer_folder(bundle)
+        tokenizer = open_tokenizer(folder) if folder else None
+        session = OrtSession.open(
+            bundle, max_batch=max_batch, max_seq_len=max_seq_len, threads=threads
+        )
+        return cls(session, tokenizer)
+
+    @property
+    def session(self) -> Session:
+        """The open session.
+
+        Raises:
+            StateError: the runner has been closed.
+        """
+        if self._session is None:
+            raise StateError("Cannot use a runner that has been closed.")
+        return self._session
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's shape."""
+        return self.session.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The bundle's tokenizer.
+
+        Raises:
+            RequestError: the bundle has none.
+        """
+        if self._tokenizer is None:
+            raise RequestError(
+                "This bundle has no tokenizer. Pass token ids, or export a checkpoint that has one."
+            )
+        return self._tokenizer
+
+    @property
+    def max_seq_len(self) -> int:
+        """Tokens that a row can hold."""
+        return self.session.max_seq_len
+
+    @property
+    def max_batch(self) -> int:
+        """Rows."""
+        return self.session.max_batch
+
+    def tokens(self, row: int) -> tuple[int, ...]:
+        """The tokens that a row's cache holds."""
+        return tuple(self._rows[self._checked_row(row)])
+
+    def rewind(self, row: int, length: int = 0) -> None:
+        """Drop a row's tokens from `length` on. No memory moves.
+
+        Raises:
+            RequestError: `length` is not between 0 and what the row holds.
+        """
+        tokens = self._rows[self._checked_row(row)]
+        if not 0 <= length <= len(tokens):
+            raise RequestError(f"length must be 0 to {len(tokens)} for row {row}, got {length}.")
+        del tokens[length:]
+
+    def prefill(self, rows: Mapping[int, Sequence[int]], *, chunk: int | None = None) -> Logits:
+        """Append tokens to rows, which may differ in length, and return what follows each.
+
+        Args:
+            rows: row -> new tokens, at least one each.
+            chunk: tokens a row to run at once; by default all.
+
+        Returns:
+            (len(rows), V) float32 logits after each row's last token, in the order of `rows`.
+
+        Raises:
+            CapacityError: a row would exceed `max_seq_len`; nothing was written.
+            RequestError: a row or a token does not exist.
+        """
+        if chunk is not None and chunk < 1:
+            raise RequestError(f"chunk must be at least 1, got {chunk}.")
+        self._require_fit(rows)
+        order = {row: index for index, row in enumerate(rows)}
+        result = np.empty((len(rows), self.config.vocab_size), np.float32)
+        rest = {row: list(tokens) for row, tokens in rows.items()}
+        while rest:
+            piece = {row: tokens[:chunk] for row, tokens in rest.items()}
+            for row, logits in self._append(piece):
+                rest[row] = rest[row][len(piece[row]) :]
+                if not rest[row]:
+                    result[order[row]] = logits
+                    del rest[row]
+        return result
+
+    def decode(self, rows: Mapping[int, int]) -> Logits:
+        """Append one token to each row: `prefill` of one token a row."""
+        return self.prefill({row: (token,) for row, token in rows.items()})
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        chunk: int | None = None,
+    ) -> Iterator[TokenEvent]:
+        """Continue one prompt, or several side by side in the rows 0, 1, ...
+
+        What a row holds already of its prompt is not computed again.
+
+        Args:
+            prompts: text (BOS is put before it), or token ids as they are; or several of those.
+            params: for all prompts, or one each; by default `SamplingParams()`.
+            chunk: tokens of a prompt to run at once.
+
+        Yields:
+            A `TokenEvent` for each token, rows in turn. A row ends with a `finish_reason`: "stop"
+            (an end token or stop string) or "length" (max_tokens, or the row is full).
+
+        Raises:
+            CapacityError: a prompt does not leave room for one token.
+            RequestError: no prompt, an empty one, or more prompts than rows.
+        """
+        batch = [prompts] if _is_one(prompts) else list(prompts)
+        every = [self._token_ids(prompt) for prompt in batch]
+        if not 1 <= len(every) <= self.max_batch:
+            raise RequestError(f"prompts must number 1 to {self.max_batch}, got {len(every)}.")
+        if params is None or isinstance(params, SamplingParams):
+            params = [params or SamplingParams()] * len(every)
+        if len(params) != len(every):
+            raise RequestError(f"params must be one per prompt, {len(every)}, got {len(params)}.")
+        for row, tokens in enumerate(every):
+            if not tokens:
+                raise RequestError(f"Prompt {row} must hold at least one token.")
+            if len(tokens) >= self.max_seq_len:
+                raise CapacityError(
+                    f"Prompt {row} must be shorter than max_seq_len, {self.max_seq_len} tokens, "
+                    f"got {len(tokens)}."
+                )
+        rows = [
+            Generation(row, tokens, one, self.config, self._tokenizer)
+            for row, (tokens, one) in enumerate(zip(every, params, strict=True))
+        ]
+        return self._generate(rows, chunk)
+
+    def chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None
+    ) -> Iterator[TokenEvent]:
+        """Answer a conversation, in the model's own chat format, in row 0."""
+        return self.generate(self.tokenizer.chat(messages), params)
+
+    def close(self) -> None:
+        """Free the session; a second call does nothing."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _generate(self, rows: list[Generation], chunk: int | None) -> Iterator[TokenEvent]:
+        pending: dict[int, Sequence[int]] = {}
+        for generation in rows:
+            kept = _common_prefix(self._rows[generation.row], generation.prompt)
+            self.rewind(generation.row, kept)
+            pending[generation.row] = generation.prompt[kept:]
+        active = {generation.row: generation for generation in rows}
+        while active:
+            logits = self.prefill(pending, chunk=chunk)
+            pending = {}
+            for index, row in enumerate(list(active)):
+                full = len(self._rows[row]) + 1 >= self.max_seq_len
+                event = active[row].next(logits[index], last=full)
+                if event.finish_reason:
+                    del active[row]
+                else:
+                    pending[row] = (event.token_id,)
+                yield event
+
+    def _token_ids(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, bos=True)
+        return list(prompt)
+
+    def _checked_row(self, row: int) -> int:
+        if not 0 <= row < self.max_batch:
+            raise RequestError(f"row must be 0 to {self.max_batch - 1}, got {row}.")
+        return row
+
+    def _require_fit(self, rows: Mapping[int, Sequence[int]]) -> None:
+        if not rows:
+            raise RequestError("At least one row must be given.")
+        for row, tokens in rows.items():
+            length = len(self._rows[self._checked_row(row)])
+            if not len(tokens):
+                raise RequestError(f"Row {row} must be given at least one token.")
+            if length + len(tokens) > self.max_seq_len:
+                raise CapacityError(
+                    f"Row {row} must hold at most {self.max_seq_len} tokens, got "
+                    f"{length} + {len(tokens)}. Rewind it, or open with a larger max_seq_len."
+                )
+            if min(tokens) < 0 or max(tokens) >= self.config.vocab_size:
+                raise RequestError(
+                    f"Tokens must be 0 to {self.config.vocab_size - 1}, got "
+                    f"{min(tokens)} to {max(tokens)} in row {row}."
+                )
+
+    def _append(self, rows: Mapping[int, Sequence[int]]) -> Iterator[tuple[int, Logits]]:
+        """Run one step for each span of neighbouring rows; yield each row's last logits, (V,)."""
+        for span in self._spans(rows):
+            new_tokens = max(len(rows.get(row, ())) for row in span)
+            input_ids = np.zeros((len(span), new_tokens), np.int64)
+            logit_indices = np.zeros((len(span), 1), np.int64)
+            write_indices = np.array([len(self._rows[row]) for row in span], np.int64)
+            for index, row in enumerate(span):
+                tokens = rows.get(row, ())
+                input_ids[index, : len(tokens)] = tokens
+                logit_indices[index] = max(len(tokens) - 1, 0)
+            self.session.bind(int(write_indices.max()) + new_tokens)
+            logits = self.session.step(input_ids, write_indices, logit_indices, span[0])
+            for index, row in enumerate(span):
+                if row in rows:
+                    self._rows[row].extend(rows[row])
+                    yield row, logits[index, 0]
+
+    def _spans(self, rows: Mapping[int, Sequence[int]]) -> list[range]:
+        """Ranges of rows to run together. Padding and idle rows are written past their end, so a
+        row without room for that runs alone."""
+        new_tokens = max(map(len, rows.values()))
+        first, last = min(rows), max(rows)
+        whole = range(first, last + 1)
+        fits = all(len(self._rows[row]) + new_tokens <= self.max_seq_len for row in whole)
+        if fits and (len(rows) == len(whole) or new_tokens == 1):
+            return [whole]
+        return [range(row, row + 1) for row in rows]
+
+
+def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
+    return isinstance(prompts, str) or all(isinstance(item, int | np.integer) for item in prompts)
+
+
+def _common_prefix(held: Sequence[int], prompt: Sequence[int]) -> int:
+    """Tokens that both begin with, but for the prompt's last, whose logits are needed."""
+    limit = min(len(held), len(prompt) - 1)
+    for index in range(limit):
+        if held[index] != prompt[index]:
+            return index
+    return limit

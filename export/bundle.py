@@ -1,0 +1,293 @@
+"""Writes a bundle, atomically: trace, place the weights, attach them, check, manifest."""
+
+import importlib.metadata
+import shutil
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import onnx
+import onnx.checker
+import onnx.shape_inference
+import onnx_ir as ir
+
+from nemo_trt import __version__, atomic, contract
+from nemo_trt.config import ModelConfig
+from nemo_trt.digest import quick_digest, sha256_file
+from nemo_trt.errors import ExportError
+from nemo_trt.manifest import (
+    GRAPH_FILE,
+    MANIFEST_FILE,
+    NEXT_MANIFEST_FILE,
+    TOKENIZER_FOLDER,
+    WEIGHTS_FOLDER,
+    Manifest,
+    WeightFile,
+    is_bundle,
+)
+from nemo_trt.precision import PRECISIONS, DType
+from nemo_trt.progress import Progress, Silent
+
+from .checkpoints import Checkpoint, open_checkpoint
+from .trace import trace_decoder
+from .weights import attach_weights, copy_file, require_free_disk, stored_precision
+
+WeightsMode = Literal["copy", "in-place"]
+_GRAPH_BYTES = 64 * 2**20  # a generous bound of graph, manifest and tokenizer
+_TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript")
+
+
+def export_bundle(
+    source: Path,
+    bundle: Path,
+    *,
+    precision: DType | None = None,
+    weights: WeightsMode = "copy",
+    sha256: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Export a checkpoint to a bundle.
+
+    Memory: the graph alone; no weight is allocated, and a copy happens inside the kernel.
+
+    Args:
+        source: a checkpoint that `open_checkpoint` reads.
+        bundle: the folder to write. For `weights="in-place"` it is the folder that holds the
+            checkpoint's weight files, or one above it: external data cannot lie outside.
+        precision: compute precision; by default the one that the weights are stored in. Another
+            one is cast in the graph, the bytes stay.
+        weights: "copy" them into the bundle, or leave them "in-place".
+        sha256: digest the weight files whole (reads every byte) and not only in samples.
+        force: replace an existing bundle.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or not supported.
+        ExportError: the target exists, the disk is full, or the target does not suit `weights`.
+    """
+    progress = progress or Silent()
+    progress.phase("read checkpoint headers")
+    checkpoint = open_checkpoint(source)
+    chosen = precision or stored_precision(checkpoint.tensors)
+    if chosen not in PRECISIONS:
+        stored = ", ".join(checkpoint.stored_dtypes)
+        raise ExportError(
+            f"--precision must be named for a checkpoint of mixed dtypes ({stored}). "
+            f"Choose one of {', '.join(PRECISIONS)}."
+        )
+    _require_target(bundle, weights, force)
+    require_free_disk(
+        bundle, _GRAPH_BYTES + (checkpoint.num_file_bytes if weights == "copy" else 0)
+    )
+    locations = _locations(checkpoint, bundle, weights)
+    progress.phase("trace the decoder")
+    model = trace_decoder(checkpoint.config, chosen)
+    attach_weights(model, checkpoint.tensors, locations)
+    _describe(model, checkpoint)
+    if weights == "in-place":
+        return _write_in_place(model, checkpoint, chosen, bundle, locations, sha256, progress)
+    with atomic.new_directory(bundle) as folder:
+        (folder / WEIGHTS_FOLDER).mkdir()
+        progress.phase("copy the weights", checkpoint.num_file_bytes, "bytes")
+        for path, location in locations.items():
+            copy_file(path, folder / location, progress)
+        if checkpoint.tokenizer_files:
+            (folder / TOKENIZER_FOLDER).mkdir()
+        for file in checkpoint.tokenizer_files:
+            shutil.copyfile(file, folder / TOKENIZER_FOLDER / file.name)
+        progress.phase("write and check the graph")
+        _save_graph(model, folder / GRAPH_FILE, checkpoint.config, chosen)
+        manifest = _manifest(
+            checkpoint,
+            precision=chosen,
+            weights_mode="copy",
+            graph_sha256=sha256_file(folder / GRAPH_FILE),
+            weights=_digests(folder, locations, sha256, progress),
+            tokenizer_files=tuple(
+                f"{TOKENIZER_FOLDER}/{file.name}" for file in checkpoint.tokenizer_files
+            ),
+        )
+        (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def _write_in_place(
+    model: ir.Model,
+    checkpoint: Checkpoint,
+    precision: DType,
+    bundle: Path,
+    locations: Mapping[Path, PurePosixPath],
+    sha256: bool,
+    progress: Progress,
+) -> Manifest:
+    """Add graph and manifest to the folder that holds the weights already."""
+    graph = atomic.temporary_sibling(bundle / GRAPH_FILE)
+    try:
+        progress.phase("write and check the graph")
+        _save_graph(model, graph, checkpoint.config, precision)
+        manifest = _manifest(
+            checkpoint,
+            precision=precision,
+            weights_mode="in-place",
+            graph_sha256=sha256_file(graph),
+            weights=_digests(bundle, locations, sha256, progress),
+            tokenizer_files=tuple(
+                _relative(file, bundle).as_posix() for file in checkpoint.tokenizer_files
+            ),
+        )
+        atomic.write_text(bundle / NEXT_MANIFEST_FILE, manifest.to_json())
+        graph.replace(bundle / GRAPH_FILE)  # from here on the new bundle is the one that counts
+        (bundle / NEXT_MANIFEST_FILE).replace(bundle / MANIFEST_FILE)
+    finally:
+        graph.unlink(missing_ok=True)
+    return manifest
+
+
+def _digests(
+    root: Path, locations: Mapping[Path, PurePosixPath], sha256: bool, progress: Progress
+) -> tuple[WeightFile, ...]:
+    progress.phase("digest the weights", len(locations))
+    digests = []
+    for location in locations.values():
+        path = root / location
+        digests.append(
+            WeightFile(
+                file=str(location),
+                num_bytes=path.stat().st_size,
+                quick_digest=quick_digest(path),
+                sha256=sha256_file(path) if sha256 else None,
+            )
+        )
+        progress.advance()
+    return tuple(digests)
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    *,
+    precision: DType,
+    weights_mode: WeightsMode,
+    graph_sha256: str,
+    weights: tuple[WeightFile, ...],
+    tokenizer_files: tuple[str, ...],
+) -> Manifest:
+    return Manifest(
+        config=checkpoint.config,
+        precision=precision,
+        stored_dtypes=checkpoint.stored_dtypes,
+        weights_mode=weights_mode,
+        graph_sha256=graph_sha256,
+        weights=weights,
+        tokenizer_files=tokenizer_files,
+        source={
+            "path": str(checkpoint.path.resolve()),
+            "format": checkpoint.format,
+            "architecture": checkpoint.config.architecture,
+        },
+        tools={
+            "nemo-trt": __version__,
+            **{name: importlib.metadata.version(name) for name in _TOOLS},
+        },
+    )
+
+
+def _require_target(bundle: Path, weights: WeightsMode, force: bool) -> None:
+    if weights == "in-place":
+        if is_bundle(bundle) and not force:
+            raise ExportError(f"{bundle} must not hold a bundle yet. Use --force to replace it.")
+    elif bundle.exists() or bundle.is_symlink():
+        if not force:
+            raise ExportError(f"{bundle} must not exist yet. Use --force to replace it.")
+        if not is_bundle(bundle):
+            raise ExportError(
+                f"{bundle} must be a bundle for --force to replace it, got something else. "
+                "Choose another folder."
+            )
+        if _is_in_place(bundle):
+            raise ExportError(
+                f"{bundle} holds a bundle made in place, beside its checkpoint. "
+                "Choose another folder, so that the checkpoint stays."
+            )
+
+
+def _is_in_place(bundle: Path) -> bool:
+    """Whether an existing bundle's weights are a checkpoint's own files."""
+    text = (bundle / MANIFEST_FILE).read_text(encoding="utf-8")
+    return Manifest.from_json(text).weights_mode == "in-place"
+
+
+def _locations(
+    checkpoint: Checkpoint, bundle: Path, weights: WeightsMode
+) -> dict[Path, PurePosixPath]:
+    """Weight file -> its path relative to the bundle."""
+    if weights == "copy":
+        return {path: PurePosixPath(WEIGHTS_FOLDER, path.name) for path in checkpoint.weight_files}
+    found = {}
+    for path in checkpoint.weight_files:
+        if path.is_symlink():
+            raise ExportError(
+                f"{path} is a symbolic link, which ONNX Runtime refuses for weights. "
+                "Use --weights copy."
+            )
+        found[path] = _relative(path, bundle)
+    return found
+
+
+def _relative(path: Path, bundle: Path) -> PurePosixPath:
+    try:
+        return PurePosixPath(path.resolve().relative_to(bundle.resolve()).as_posix())
+    except ValueError as error:
+        raise ExportError(
+            f"With --weights in-place BUNDLE must be {path.parent} or a folder above it, got "
+            f"{bundle}: a graph cannot point outside its folder."
+        ) from error
+
+
+def _describe(model: ir.Model, checkpoint: Checkpoint) -> None:
+    """Say in the graph itself what it is."""
+    model.producer_name, model.producer_version = "nemo-trt", __version__
+    model.graph.name = checkpoint.config.architecture
+    model.graph.doc_string = (
+        f"{checkpoint.config.architecture} decoder with in-place KV cache. B batch rows, S new "
+        "tokens, T cache capacity, N logit positions. Query i of a row sees key j when "
+        "j <= write_indices + i."
+    )
+    model.metadata_props.update(
+        {
+            "nemo_trt.contract_version": str(contract.CONTRACT_VERSION),
+            "nemo_trt.source": checkpoint.path.name,
+            "nemo_trt.source_format": checkpoint.format,
+        }
+    )
+
+
+def _save_graph(model: ir.Model, path: Path, config: ModelConfig, precision: DType) -> None:
+    """Write the graph and prove that it is the contract's and a valid one.
+
+    Raises:
+        ExportError: it is not; a fault of ours.
+    """
+    ir.save(model, path)
+    for found, specs in (
+        (model.graph.inputs, contract.inputs(config, precision)),
+        (model.graph.outputs, contract.outputs(config, precision)),
+    ):
+        have = [(v.name, int(v.dtype or 0), _dimensions(v.shape)) for v in found]
+        want = [(spec.name, spec.dtype.onnx_code, spec.shape) for spec in specs]
+        if have != want:
+            odd = next((pair for pair in zip(have, want, strict=False) if pair[0] != pair[1]), None)
+            raise ExportError(f"The graph must follow the contract, first difference: {odd}.")
+    domains = {node.domain for node in model.graph}
+    if domains != {""}:
+        raise ExportError(f"The graph must use standard operators alone, got domains {domains}.")
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"The ONNX checker refuses the graph: {error}") from error
+
+
+def _dimensions(shape: ir.Shape | None) -> tuple[int | str, ...]:
+    return tuple(dim if isinstance(dim, int) else str(dim.value) for dim in shape or ())

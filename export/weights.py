@@ -1,0 +1,120 @@
+"""Places a checkpoint's weight files in a bundle and points the graph's initializers into them."""
+
+import errno
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+import onnx_ir as ir
+
+from nemo_trt.errors import ExportError
+from nemo_trt.precision import DType
+from nemo_trt.progress import Progress
+from nemo_trt.safetensors import TensorRef
+
+_COPY_BYTES = 64 * 2**20
+_NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
+
+
+def require_free_disk(folder: Path, num_bytes: int) -> None:
+    """Raise an ExportError unless the file system of `folder`'s nearest parent has room.
+
+    Raises:
+        ExportError: less than `num_bytes` are free.
+    """
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < num_bytes:
+        raise ExportError(
+            f"{existing} must have {num_bytes / 1e9:.2f} GB free for the bundle, got "
+            f"{free / 1e9:.2f} GB. Free some, choose another disk, or use --weights in-place."
+        )
+
+
+def copy_file(source: Path, target: Path, progress: Progress) -> None:
+    """Copy a file inside the kernel (a reflink where the file system has it)."""
+    remaining = source.stat().st_size
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while remaining:
+            try:
+                copied = os.copy_file_range(
+                    reader.fileno(), writer.fileno(), min(remaining, _COPY_BYTES)
+                )
+            except (OSError, AttributeError) as error:
+                if isinstance(error, OSError) and error.errno not in _NO_KERNEL_COPY:
+                    raise
+                copied = _copy_through_memory(reader.fileno(), writer.fileno())
+            if not copied:
+                raise ExportError(f"{source} became shorter while it was copied. Export again.")
+            remaining -= copied
+            progress.advance(copied)
+
+
+def _copy_through_memory(reader: int, writer: int) -> int:
+    """One piece of a copy where the kernel cannot: both offsets advance."""
+    chunk = memoryview(os.read(reader, 4 * 2**20))
+    copied = 0
+    while copied < len(chunk):
+        copied += os.write(writer, chunk[copied:])
+    return copied
+
+
+def attach_weights(
+    model: ir.Model,
+    tensors: Mapping[str, TensorRef],
+    locations: Mapping[Path, PurePosixPath],
+) -> None:
+    """Point every weight at its bytes; a weight stored in another dtype is cast in the graph.
+
+    Args:
+        model: the traced graph, its weight initializers named like `tensors`.
+        tensors: every weight as it is stored.
+        locations: weight file -> its path relative to the bundle.
+    """
+    graph = model.graph
+    for name, ref in tensors.items():
+        value = graph.initializers[name]
+        wanted, stored = value.dtype, ir.DataType(ref.dtype.onnx_code)
+        value.const_value = ir.ExternalTensor(
+            str(locations[ref.path]),
+            ref.offset,
+            ref.num_bytes,
+            stored,
+            shape=ir.Shape(ref.shape),
+            name=name,
+        )
+        assert wanted is not None
+        if stored != wanted:
+            value.dtype = stored
+            _cast_readers(graph, value, wanted)
+
+
+def _cast_readers(graph: ir.Graph, weight: ir.Value, wanted: ir.DataType) -> None:
+    """Cast a weight where it is read: after a Gather (the rows alone), else before the reader."""
+    whole: ir.Node | None = None
+    for node, index in list(weight.uses()):
+        if node.op_type == "Gather":
+            rows = node.outputs[0]
+            readers = list(rows.uses())
+            rows.dtype = weight.dtype
+            cast = _cast(rows, wanted, f"{node.name}.Cast")
+            graph.insert_after(node, cast)
+            for reader, position in readers:
+                reader.replace_input_with(position, cast.outputs[0])
+        else:
+            if whole is None:
+                whole = _cast(weight, wanted, f"{weight.name}.Cast")
+                graph.insert_before(node, whole)
+            node.replace_input_with(index, whole.outputs[0])
+
+
+def _cast(value: ir.Value, wanted: ir.DataType, name: str) -> ir.Node:
+    output = ir.Value(name=name, shape=value.shape, type=ir.TensorType(wanted))
+    return ir.node("Cast", [value], attributes={"to": wanted.value}, outputs=[output], name=name)
+
+
+def stored_precision(tensors: Mapping[str, TensorRef]) -> DType | None:
+    """The dtype that all matrices share, or None. (Norms of another dtype are common.)"""
+    dtypes = {ref.dtype for ref in tensors.values() if len(ref.shape) == 2}
+    return dtypes.pop() if len(dtypes) == 1 else None
