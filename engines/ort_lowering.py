@@ -65,7 +65,7 @@ def lower(bundle: Path, graph_file: str) -> tuple[bytes, list[Weight]]:
         if initializer.name in transposed:
             array = np.ascontiguousarray(array.T)
         if array.dtype == np.uint16 and initializer.name not in tables:
-            array = bfloat16.to_float32(array)
+            array = bfloat16.to_float32(array.view(np.uint16))
         weights.append(Weight(initializer.name, array, initializer.data_type))
     return model.SerializeToString(), weights
 

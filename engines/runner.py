@@ -176,8 +176,7 @@ class Runner:
             CapacityError: a prompt does not leave room for one token.
             RequestError: no prompt, an empty one, or more prompts than rows.
         """
-        batch = [prompts] if _is_one(prompts) else list(prompts)
-        every = [self._token_ids(prompt) for prompt in batch]
+        every = [self._token_ids(prompt) for prompt in _as_batch(prompts)]
         if not 1 <= len(every) <= self.max_batch:
             raise RequestError(f"prompts must number 1 to {self.max_batch}, got {len(every)}.")
         if params is None or isinstance(params, SamplingParams):
@@ -293,8 +292,14 @@ class Runner:
         return [range(row, row + 1) for row in rows]
 
 
-def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
-    return isinstance(prompts, str) or all(isinstance(item, int | np.integer) for item in prompts)
+def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    one = [item for item in prompts if isinstance(item, int | np.integer)]
+    many = [item for item in prompts if not isinstance(item, int | np.integer)]
+    if one and many:
+        raise RequestError("prompts must be one prompt or several, got token ids among prompts.")
+    return [one] if one else many
 
 
 def _common_prefix(held: Sequence[int], prompt: Sequence[int]) -> int:

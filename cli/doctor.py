@@ -1,0 +1,35 @@
+"""`nemo-trt doctor`."""
+
+import json
+from dataclasses import asdict
+
+import click
+
+
+@click.command(epilog="Example: nemo-trt doctor --json")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(as_json: bool) -> None:
+    """Tell what this machine can do, and what to install for the rest."""
+    from nemo_trt.engines.machine import examine
+
+    machine = examine()
+    if as_json:
+        click.echo(json.dumps(asdict(machine), indent=2))
+        return
+    import rich.table
+    from rich.markup import escape
+
+    from .console import OUT
+
+    for title, findings in (
+        ("This machine", machine.system),
+        ("Packages", machine.packages),
+        ("It can", machine.can),
+    ):
+        table = rich.table.Table(title=title, title_justify="left", box=None, show_header=False)
+        for finding in findings:
+            mark = "[green]✓[/]" if finding.present else "[yellow]–[/]"
+            remedy = escape(finding.remedy)  # "nemo-trt[gpu]" is no markup
+            table.add_row(mark, escape(finding.name), escape(finding.value), f"[dim]{remedy}[/]")
+        OUT.print(table)
+        OUT.print()

@@ -1,0 +1,131 @@
+"""`nemo-trt inspect`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nemo_trt.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from nemo_trt.config import ModelConfig
+    from nemo_trt.precision import DType
+
+
+@click.command(epilog="Example: nemo-trt inspect ./bundle --json")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--tensors", is_flag=True, help="List every tensor.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(path: Path, tensors: bool, as_json: bool) -> None:
+    """Show what PATH, a checkpoint or a bundle, holds. Reads headers, never weights."""
+    from nemo_trt.manifest import is_bundle
+
+    if not path.exists():
+        raise CheckpointError(f"{path} must exist, got nothing there. Check the spelling.")
+    facts = _bundle(path) if is_bundle(path) else _checkpoint(path)
+    listing = facts.pop("tensors")
+    if as_json:
+        click.echo(json.dumps({**facts, **({"tensors": listing} if tensors else {})}, indent=2))
+        return
+    import rich.table
+    from rich.markup import escape
+
+    from .console import OUT
+
+    table = rich.table.Table(box=None, show_header=False, title=str(path), title_justify="left")
+    for name, value in _rows(facts):
+        table.add_row(f"[bold]{name}[/]", escape(value))
+    OUT.print(table)
+    if tensors:
+        listed = rich.table.Table("tensor", "dtype", "shape", "file", "offset", "bytes", box=None)
+        for row in listing:
+            listed.add_row(*(str(value) for value in row.values()))
+        OUT.print(listed)
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    from nemo_trt.export.checkpoints import open_checkpoint
+
+    checkpoint = open_checkpoint(path)
+    dtypes = checkpoint.stored_dtypes
+    return {
+        "kind": f"checkpoint ({checkpoint.format})",
+        **_model(checkpoint.config, dtypes[0]),
+        "stored": list(dtypes),
+        "weight_bytes": checkpoint.num_bytes,
+        "weight_files": [str(file.name) for file in checkpoint.weight_files],
+        "tokenizer": [file.name for file in checkpoint.tokenizer_files],
+        "tensors": [_tensor(ref) for ref in checkpoint.tensors.values()],
+    }
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    from nemo_trt.manifest import VALIDATION_FILE, read_manifest
+    from nemo_trt.safetensors import read_layout
+
+    manifest = read_manifest(path)
+    refs = [ref for w in manifest.weights for ref in read_layout(path / w.file).values()]
+    verdict = "none yet: nemo-trt validate"
+    if (path / VALIDATION_FILE).is_file():
+        found = json.loads((path / VALIDATION_FILE).read_text(encoding="utf-8"))
+        current = found.get("bundle_id") == manifest.bundle_id
+        verdict = found.get("verdict", "unreadable") if current else "stale: of another bundle"
+    return {
+        "kind": "bundle",
+        **_model(manifest.config, manifest.precision),
+        "precision": manifest.precision,
+        "stored": list(manifest.stored_dtypes),
+        "weight_bytes": manifest.weight_bytes,
+        "weight_files": [weight.file for weight in manifest.weights],
+        "weights_mode": manifest.weights_mode,
+        "tokenizer": list(manifest.tokenizer_files),
+        "bundle_id": manifest.bundle_id,
+        "contract_version": manifest.contract_version,
+        "validation": verdict,
+        "source": manifest.source,
+        "tools": manifest.tools,
+        "tensors": [_tensor(ref) for ref in refs],
+    }
+
+
+def _model(config: "ModelConfig", cache: "DType") -> dict[str, Any]:
+    return {
+        "config": config.to_dict(),
+        "num_parameters": config.num_parameters,
+        "kv_bytes_per_token": config.kv_bytes_per_token(cache),
+    }
+
+
+def _tensor(ref: Any) -> dict[str, Any]:
+    return {
+        "name": ref.name,
+        "dtype": ref.dtype,
+        "shape": list(ref.shape),
+        "file": ref.path.name,
+        "offset": ref.offset,
+        "num_bytes": ref.num_bytes,
+    }
+
+
+def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """The facts as people read them."""
+    from .console import num_bytes
+
+    rows = []
+    for name, value in facts.items():
+        if name == "config":
+            rows += [(key, str(item)) for key, item in value.items()]
+        elif name == "num_parameters":
+            rows.append(("parameters", f"{value:,}"))
+        elif name == "weight_bytes":
+            rows.append(("weights", num_bytes(value)))
+        elif name == "kv_bytes_per_token":
+            rows.append(("KV cache", f"{value / 1024:.1f} KiB a token"))
+        elif isinstance(value, dict):
+            rows.append((name, ", ".join(f"{key} {item}" for key, item in value.items())))
+        elif isinstance(value, list):
+            rows.append((name, ", ".join(map(str, value)) or "none"))
+        else:
+            rows.append((name.replace("_", " "), str(value)))
+    return rows

@@ -1,0 +1,125 @@
+"""The `nemo-trt` command: its sub-commands load when they are called, and errors become exit codes.
+
+Exit codes: 0 done, 1 negative verdict, 2 usage or bad input, 3 something this machine lacks.
+"""
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from nemo_trt import __version__
+from nemo_trt.errors import MachineError, NemoTrtError
+
+# Command -> its line in `nemo-trt --help`; the module of the same name holds its `command`.
+COMMANDS = {
+    "demo": "Sample model to a chat answer, every step shown.",
+    "sample": "Write a checkpoint to try things on.",
+    "export": "Export a checkpoint to a bundle.",
+    "validate": "Compare a bundle with the PyTorch reference.",
+    "run": "Continue a prompt.",
+    "chat": "Talk with a bundle.",
+    "bench": "Measure a bundle on this machine.",
+    "inspect": "Show what a checkpoint or bundle holds.",
+    "doctor": "Tell what this machine can do.",
+}
+EXIT_VERDICT, EXIT_INPUT, EXIT_MACHINE = 1, 2, 3
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when the command is asked for, so that `--help` is instant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands, in the order in which people meet them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now, or None."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"nemo_trt.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table above, importing none."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Example: nemo-trt demo",
+)
+@click.version_option(__version__, prog_name="nemo-trt")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Mistral-NeMo-12B and its family: checkpoint to a checked ONNX bundle, and text from it."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line and return its exit code; one sentence on stderr for an error."""
+    debug = "--debug" in arguments
+    try:
+        result: Any = cli.main(
+            args=[argument for argument in arguments if argument != "--debug"],
+            prog_name="nemo-trt",
+            standalone_mode=False,
+        )
+    except click.exceptions.Abort:
+        click.echo("Stopped.", err=True)
+        return 130
+    except KeyboardInterrupt:
+        click.echo("Stopped.", err=True)
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return EXIT_INPUT
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except NemoTrtError as error:
+        if debug:
+            raise
+        click.echo(f"nemo-trt: {error}", err=True)
+        return EXIT_MACHINE if isinstance(error, MachineError) else EXIT_INPUT
+    except ImportError as error:
+        if debug:
+            raise
+        click.echo(f"nemo-trt: {error.name or error} is not installed. {_remedy(error)}", err=True)
+        return EXIT_MACHINE
+    except OSError as error:
+        if debug:
+            raise
+        click.echo(f"nemo-trt: {error.strerror or error}: {error.filename}.", err=True)
+        return EXIT_INPUT
+    return result if isinstance(result, int) else 0
+
+
+_EXTRAS = {
+    "torch": "export",
+    "onnxscript": "export",
+    "onnx_ir": "export",
+    "safetensors": "export",
+    "onnxruntime": "cpu",
+    "transformers": "validate",
+    "gguf": "demo",
+}
+
+
+def _remedy(error: ImportError) -> str:
+    extra = _EXTRAS.get((error.name or "").split(".")[0])
+    return f"Install it: pip install 'nemo-trt[{extra}]'." if extra else "Install it with pip."
+
+
+if __name__ == "__main__":
+    main()

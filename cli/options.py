@@ -1,0 +1,53 @@
+"""Options that several commands share: where a bundle runs, and how tokens are chosen."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from nemo_trt.engines.sampling import SamplingParams
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_SESSION = (
+    click.option("--max-seq-len", type=click.IntRange(1), help="Tokens a row can hold at most."),
+    click.option("--threads", type=click.IntRange(1), help="Compute threads."),
+)
+_SAMPLING = (
+    click.option(
+        "--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Stop after."
+    ),
+    click.option(
+        "--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest."
+    ),
+    click.option("--top-k", type=int, default=0, help="Keep the k likeliest tokens; 0 keeps all."),
+    click.option("--top-p", type=float, default=1.0, help="Keep the likeliest of this mass."),
+    click.option("--min-p", type=float, default=0.0, help="Keep those of this share of the best."),
+    click.option("--repetition-penalty", type=float, default=1.0, help="Above 1: repeat less."),
+    click.option("--seed", type=int, help="Makes sampling repeatable."),
+    click.option("--stop", multiple=True, help="Text that ends the answer; may be repeated."),
+)
+
+
+def session_options(command: Command) -> Command:
+    """Add --max-seq-len and --threads."""
+    return _add(command, _SESSION)
+
+
+def sampling_options(command: Command) -> Command:
+    """Add the sampling options, which `sampling_params` takes."""
+    return _add(command, _SAMPLING)
+
+
+def sampling_params(options: dict[str, Any]) -> "SamplingParams":
+    """The `SamplingParams` of a command that has `sampling_options`."""
+    from nemo_trt.engines.sampling import SamplingParams
+
+    return SamplingParams(**options)
+
+
+def _add(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command

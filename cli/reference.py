@@ -1,0 +1,35 @@
+"""Writes docs/cli.md from the commands themselves: `python -m nemo_trt.cli.reference FILE`."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from .main import COMMANDS, cli
+
+_HEAD = """# Command line
+
+Written from the commands themselves by `make docs`; a test keeps it true.
+
+Exit codes: 0 done, 1 negative verdict, 2 usage or bad input, 3 something this machine lacks.
+`--debug` before or after a command shows the traceback of an error.
+"""
+
+
+def reference() -> str:
+    """The text of docs/cli.md."""
+    parts = [_HEAD]
+    group = click.Context(cli, info_name="nemo-trt", max_content_width=100, terminal_width=100)
+    parts.append(f"```text\n{cli.get_help(group)}\n```\n")
+    for name in COMMANDS:
+        command = cli.get_command(group, name)
+        assert command is not None  # COMMANDS names modules of this folder
+        context = click.Context(
+            command, info_name=name, parent=group, max_content_width=100, terminal_width=100
+        )
+        parts.append(f"## nemo-trt {name}\n\n```text\n{command.get_help(context)}\n```\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(reference(), encoding="utf-8")

@@ -1,0 +1,51 @@
+"""Fixtures: a seeded Nemo-shaped tiny model and the real sample model, each exported once."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A checkpoint and the bundle made from it."""
+
+    checkpoint: Path
+    bundle: Path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers of Nemo's awkward ratios (head_dim != dim / heads), seeded, vocabulary 512."""
+    from nemo_trt.export.samples import SHAPES, write_seeded
+
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    write_seeded(folder, SHAPES["nemo-tiny"].with_vocab(512), seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_checkpoint: Path) -> Exported:
+    """The tiny model in fp32, so that comparisons can be tight."""
+    from nemo_trt.export.bundle import export_bundle
+    from nemo_trt.precision import DType
+
+    bundle = tiny_checkpoint.parent / "bundle-fp32"
+    export_bundle(tiny_checkpoint, bundle, precision=DType.FP32)
+    return Exported(tiny_checkpoint, bundle)
+
+
+@pytest.fixture(scope="session")
+def sample_bundle(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """SmolLM2-135M-Instruct, a real language model, and its BF16 bundle."""
+    from nemo_trt.export.bundle import export_bundle
+    from nemo_trt.export.samples import write_smollm2
+
+    folder = tmp_path_factory.mktemp("sample")
+    write_smollm2(folder / "checkpoint")
+    export_bundle(folder / "checkpoint", folder / "bundle")
+    return Exported(folder / "checkpoint", folder / "bundle")
