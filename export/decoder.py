@@ -29,7 +29,8 @@ class Norm(nn.Module):
         self.eps = config.rms_norm_eps
 
     def forward(self, x: Tensor) -> Tensor:  # (B, S, C)
-        return ops.rms_norm(x, self.weight, self.eps)
+        normal: Tensor = ops.rms_norm(x, self.weight, self.eps)
+        return normal
 
 
 class Linear(nn.Module):

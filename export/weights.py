@@ -76,6 +76,7 @@ def attach_weights(
     for name, ref in tensors.items():
         value = graph.initializers[name]
         wanted, stored = value.dtype, ir.DataType(ref.dtype.onnx_code)
+        assert wanted is not None
         value.const_value = ir.ExternalTensor(
             str(locations[ref.path]),
             ref.offset,
@@ -84,7 +85,6 @@ def attach_weights(
             shape=ir.Shape(ref.shape),
             name=name,
         )
-        assert wanted is not None
         if stored != wanted:
             value.dtype = stored
             _cast_readers(graph, value, wanted)
@@ -97,7 +97,7 @@ def _cast_readers(graph: ir.Graph, weight: ir.Value, wanted: ir.DataType) -> Non
         if node.op_type == "Gather":
             rows = node.outputs[0]
             readers = list(rows.uses())
-            rows.dtype = weight.dtype
+            rows.type = weight.type
             cast = _cast(rows, wanted, f"{node.name}.Cast")
             graph.insert_after(node, cast)
             for reader, position in readers:

@@ -132,6 +132,22 @@ def _tensor_ref(name: str, entry: object, data_start: int, path: Path) -> Tensor
     )
 
 
+def encode_header(layout: Iterable[tuple[str, DType, tuple[int, ...]]]) -> tuple[bytes, int]:
+    """The first bytes of a safetensors file, and how many bytes of tensors must follow them."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, dtype, shape in layout:
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {
+            "dtype": _CODES[dtype],
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text, end
+
+
 def write_stream(
     path: Path,
     layout: Iterable[tuple[str, DType, tuple[int, ...]]],
@@ -144,21 +160,11 @@ def write_stream(
     Raises:
         ValueError: the pieces do not add up to what the layout states.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, dtype, shape in layout:
-        start, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {
-            "dtype": _CODES[dtype],
-            "shape": list(shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    header, num_bytes = encode_header(layout)
     written = 0
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(header)
         for chunk in chunks:
             written += file.write(chunk)
-    if written != end:
-        raise ValueError(f"{path} needs {end} bytes of tensors, got {written}")
+    if written != num_bytes:
+        raise ValueError(f"{path} needs {num_bytes} bytes of tensors, got {written}")

@@ -1,0 +1,136 @@
+"""Export at Mistral-NeMo's full shape: time, peak RSS, and the bytes that were read and written.
+
+    python benchmarks/export.py [--layers 40] [--weights in-place|copy] [--folder DIR] [--json FILE]
+
+The checkpoint's files are sparse by default: true headers of the true size over holes, 24.5 GB that
+take no disk. `--real` writes seeded weights (24.5 GB of disk; twice that with `--weights copy`), and
+a copy is then set beside the disk's own: the same files copied by `cp`, in the same run.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from nemo_trt.config import ModelConfig
+from nemo_trt.precision import DType
+from nemo_trt.safetensors import encode_header
+
+CHILD = """
+import json, resource, sys, time
+from pathlib import Path
+
+def calls():
+    lines = (line.split(": ") for line in open("/proc/self/io"))
+    return {key: int(value) for key, value in lines}
+
+start, before = time.perf_counter(), calls()
+from nemo_trt.export.bundle import export_bundle
+imported, loaded = time.perf_counter() - start, calls()
+export_bundle(Path(sys.argv[1]), Path(sys.argv[2]), weights=sys.argv[3])
+after = calls()
+print(json.dumps({
+    "seconds": time.perf_counter() - start,
+    "of which imports": imported,
+    "peak RSS MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
+    "MB read after imports": (after["rchar"] - loaded["rchar"]) / 1e6,
+    "MB written": (after["wchar"] - before["wchar"]) / 1e6,
+}))
+"""
+
+
+def write_sparse(folder: Path, num_layers: int) -> None:
+    """A checkpoint of Nemo's shape, in one file whose weights are a hole."""
+    folder.mkdir(parents=True)
+    config = {
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "num_hidden_layers": num_layers,
+        "hidden_size": 5120,
+        "intermediate_size": 14336,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "max_position_embeddings": 131072,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "hidden_act": "silu",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    shape = ModelConfig(
+        architecture="MistralForCausalLM",
+        num_layers=num_layers,
+        hidden_size=5120,
+        intermediate_size=14336,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        vocab_size=131072,
+        rms_norm_eps=1e-5,
+        rope_theta=1e6,
+        max_position_embeddings=131072,
+        tied_head=False,
+        bos_token_id=1,
+        eos_token_ids=(2,),
+    )
+    layout = ((name, DType.BF16, dims) for name, dims in shape.tensors())
+    header, num_bytes = encode_header(layout)
+    path = folder / "model.safetensors"
+    path.write_bytes(header)
+    os.truncate(path, len(header) + num_bytes)
+
+
+def copy_seconds(source: Path, target: Path) -> float:
+    """How long the disk's own copy of the weight files takes."""
+    target.mkdir()
+    start = time.perf_counter()
+    subprocess.run(
+        ["cp", "--reflink=auto", *map(str, source.glob("*.safetensors")), str(target)], check=True
+    )
+    elapsed = time.perf_counter() - start
+    shutil.rmtree(target)
+    return elapsed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=40)
+    parser.add_argument("--weights", choices=("in-place", "copy"), default="in-place")
+    parser.add_argument("--real", action="store_true", help="write real seeded weights first")
+    parser.add_argument("--folder", type=Path, help="where to work, by default a temporary folder")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        checkpoint = Path(name) / "checkpoint"
+        if arguments.real:
+            from nemo_trt.export.samples import SHAPES, write_seeded
+
+            write_seeded(checkpoint, SHAPES["nemo-12b"], num_layers=arguments.layers)
+        else:
+            write_sparse(checkpoint, arguments.layers)
+        bundle = checkpoint if arguments.weights == "in-place" else Path(name) / "bundle"
+        command = [sys.executable, "-c", CHILD, str(checkpoint), str(bundle), arguments.weights]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        figures = {"layers": arguments.layers, "weights": arguments.weights, "real": arguments.real}
+        figures |= json.loads(output.splitlines()[-1])
+        if arguments.weights == "copy" and arguments.real:
+            shutil.rmtree(bundle)
+            figures["seconds that cp takes"] = copy_seconds(checkpoint, Path(name) / "copy")
+        for key, value in figures.items():
+            print(f"{key:24} {value:.2f}" if isinstance(value, float) else f"{key:24} {value}")
+        if arguments.json:
+            arguments.json.write_text(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""A Hugging Face config.json as a `ModelConfig`, or a refusal in words.
+
+What a field means when it is absent is what transformers 5 makes of it. Where that would be a guess
+(a RoPE base of 10000, an eps of 1e-6, a sliding window of 4096), the field must be there.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from nemo_trt.config import ModelConfig
+from nemo_trt.errors import CheckpointError
+
+ARCHITECTURES = ("MistralForCausalLM", "LlamaForCausalLM")
+
+
+def parse_config(raw: dict[str, Any], generation: dict[str, Any], path: Path) -> ModelConfig:
+    """Turn config.json (and generation_config.json, for its end tokens) into a `ModelConfig`.
+
+    An absent `head_dim` means hidden_size / num_attention_heads; where that is wrong, the tensors'
+    shapes refuse it.
+
+    Raises:
+        CheckpointError: a field is missing, of a wrong type, or asks for what is not supported.
+    """
+    fields = _Fields(raw, path)
+    architecture = _architecture(fields)
+    _refuse_unsupported(fields, architecture)
+    num_heads = fields.integer("num_attention_heads")
+    hidden_size = fields.integer("hidden_size")
+    num_kv_heads = (
+        num_heads
+        if architecture == "LlamaForCausalLM" and raw.get("num_key_value_heads") is None
+        else fields.integer("num_key_value_heads")
+    )
+    if raw.get("head_dim") is not None:
+        head_dim = fields.integer("head_dim")
+    elif hidden_size % num_heads:
+        raise fields.error(
+            "head_dim", f"must be given, since {hidden_size} / {num_heads} is broken"
+        )
+    else:
+        head_dim = hidden_size // num_heads
+    return ModelConfig(
+        architecture=architecture,
+        num_layers=fields.integer("num_hidden_layers"),
+        hidden_size=hidden_size,
+        intermediate_size=fields.integer("intermediate_size"),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        vocab_size=fields.integer("vocab_size"),
+        rms_norm_eps=fields.number("rms_norm_eps"),
+        rope_theta=_rope_theta(fields),
+        max_position_embeddings=fields.integer("max_position_embeddings"),
+        tied_head=fields.flag("tie_word_embeddings"),
+        bos_token_id=next(iter(_token_ids(fields, raw, "bos_token_id", most=1)), None),
+        eos_token_ids=_end_tokens(fields, raw, generation),
+    )
+
+
+class _Fields:
+    """Typed access to a raw config, with errors that name file and field."""
+
+    def __init__(self, raw: dict[str, Any], path: Path) -> None:
+        self.raw, self.path = raw, path
+
+    def error(self, name: str, condition: str) -> CheckpointError:
+        got = repr(self.raw[name]) if name in self.raw else "nothing"
+        return CheckpointError(f"{name} in {self.path} {condition}, got {got}.")
+
+    def integer(self, name: str) -> int:
+        value = self.raw.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self.error(name, "must be a positive integer")
+        return value
+
+    def number(self, name: str) -> float:
+        value = self.raw.get(name)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+            raise self.error(name, "must be a positive number")
+        return float(value)
+
+    def flag(self, name: str) -> bool:
+        """A boolean; absent means false."""
+        value = self.raw.get(name)
+        if value not in (None, True, False):
+            raise self.error(name, "must be true or false")
+        return bool(value)
+
+
+def _architecture(fields: _Fields) -> str:
+    found = fields.raw.get("architectures")
+    if not isinstance(found, list) or len(found) != 1 or found[0] not in ARCHITECTURES:
+        raise fields.error("architectures", f"must be one of {', '.join(ARCHITECTURES)}")
+    return str(found[0])
+
+
+def _refuse_unsupported(fields: _Fields, architecture: str) -> None:
+    raw = fields.raw
+    quantised = raw.get("quantization_config")
+    if quantised is not None:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise CheckpointError(
+            f"quantization_config in {fields.path} names the method {method!r}, which is not read. "
+            "Use the unquantised (BF16) checkpoint."
+        )
+    for name in ("attention_bias", "mlp_bias"):
+        if fields.flag(name):
+            raise fields.error(name, "must be false: biases are not supported")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise fields.error("hidden_act", "must be 'silu'")
+    if architecture == "MistralForCausalLM" and "sliding_window" not in raw:
+        raise fields.error(
+            "sliding_window", "must be stated, since absent means 4096; null means none"
+        )
+    window = raw.get("sliding_window")
+    if window is not None:
+        limit = fields.integer("max_position_embeddings")
+        if not isinstance(window, int) or isinstance(window, bool) or window < limit:
+            raise fields.error(
+                "sliding_window",
+                f"must be null or at least max_position_embeddings ({limit}): an active window is "
+                "not supported",
+            )
+
+
+def _rope_theta(fields: _Fields) -> float:
+    """The RoPE base, top-level (transformers 4) or in rope_parameters (transformers 5)."""
+    for name in ("rope_scaling", "rope_parameters"):
+        value = fields.raw.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, dict):
+            raise fields.error(name, "must be an object")
+        kind = value.get("rope_type", value.get("type", "default"))
+        if kind != "default":
+            raise fields.error(name, "must be of type 'default': RoPE scaling is not supported")
+    inner = fields.raw.get("rope_parameters") or {}
+    found = {
+        float(value)
+        for value in (inner.get("rope_theta"), fields.raw.get("rope_theta"))
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    if len(found) > 1:
+        raise fields.error("rope_theta", f"must agree with rope_parameters, which says {inner}")
+    if not found:
+        raise fields.error("rope_theta", "must be a positive number, here or in rope_parameters")
+    return found.pop()
+
+
+def _token_ids(fields: _Fields, raw: dict[str, Any], name: str, most: int) -> tuple[int, ...]:
+    value = raw.get(name)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if len(ids) > most or not all(
+        isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in ids
+    ):
+        raise fields.error(name, "must be a token id")
+    return tuple(ids)
+
+
+def _end_tokens(
+    fields: _Fields, raw: dict[str, Any], generation: dict[str, Any]
+) -> tuple[int, ...]:
+    """End tokens of config.json and generation_config.json, which may name more."""
+    both = (
+        *_token_ids(fields, raw, "eos_token_id", most=100),
+        *_token_ids(fields, generation, "eos_token_id", most=100),
+    )
+    return tuple(dict.fromkeys(both))

@@ -1,0 +1,118 @@
+"""Reads a Hugging Face checkpoint: config.json beside one safetensors file or sharded ones."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nemo_trt.errors import CheckpointError
+from nemo_trt.safetensors import TensorRef, read_layout
+
+from .checkpoint import Checkpoint
+from .hf_config import parse_config
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_TOKENIZER_FILES = (
+    "tekken.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+# Buffers that old checkpoints carry and everybody computes anew.
+_IGNORED_SUFFIX = ".rotary_emb.inv_freq"
+
+
+def recognises(path: Path) -> bool:
+    """Whether `path` is a folder with a config.json."""
+    return path.is_dir() and (path / CONFIG).is_file()
+
+
+def read(path: Path) -> Checkpoint:
+    """Read headers and config; the index, where there is one, says which files count.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or not supported.
+    """
+    raw = read_json(path / CONFIG)
+    generation: dict[str, Any] = {}
+    if (path / GENERATION_CONFIG).is_file():
+        generation = read_json(path / GENERATION_CONFIG)
+    config = parse_config(raw, generation, path / CONFIG)
+    if (path / INDEX).is_file():
+        tensors = _read_shards(path)
+    elif (path / SINGLE).is_file():
+        tensors = read_layout(path / SINGLE)
+    else:
+        pickled = sorted(file.name for file in path.glob("*.bin"))
+        raise CheckpointError(
+            f"{path} must hold {SINGLE} or {INDEX}, got neither"
+            + (
+                f" but {pickled[0]}, a pickle, which is not read. Convert it: load the model with "
+                "transformers and save_pretrained it."
+                if pickled
+                else ". Fetch the checkpoint again."
+            )
+        )
+    return Checkpoint(
+        path=path,
+        format="hf",
+        config=config,
+        tensors={n: ref for n, ref in tensors.items() if not n.endswith(_IGNORED_SUFFIX)},
+        tokenizer_files=tuple(path / name for name in _TOKENIZER_FILES if (path / name).is_file()),
+    )
+
+
+def _read_shards(path: Path) -> dict[str, TensorRef]:
+    weight_map = read_json(path / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path / INDEX} must map tensors to files under weight_map.")
+    tensors: dict[str, TensorRef] = {}
+    for shard in sorted({str(file) for file in weight_map.values()}):
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{path / INDEX} must name safetensors files of its own folder, got {shard!r}."
+            )
+        if not (path / shard).is_file():
+            raise CheckpointError(
+                f"{path / INDEX} names {shard}, which {path} lacks. Fetch that file."
+            )
+        for name, ref in read_layout(path / shard).items():
+            if weight_map.get(name) != shard:
+                raise CheckpointError(
+                    f"{path / shard} holds {name}, which {INDEX} "
+                    + (f"places in {weight_map[name]}." if name in weight_map else "does not name.")
+                )
+            tensors[name] = ref
+    for name, shard in weight_map.items():
+        if name not in tensors:
+            raise CheckpointError(f"{path / shard} must hold {name} by {INDEX}, got none.")
+    return tensors
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: the file is no UTF-8, no JSON, no object, or names a key twice.
+    """
+    try:
+        data = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_unique)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} must be JSON in UTF-8: {error}.") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(data).__name__}.")
+    return data
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key {key!r} stands twice")
+        found[key] = value
+    return found
