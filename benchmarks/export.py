@@ -2,9 +2,9 @@
 
     python benchmarks/export.py [--layers 40] [--weights in-place|copy] [--folder DIR] [--json FILE]
 
-The checkpoint's files are sparse by default: true headers of the true size over holes, 24.5 GB that
-take no disk. `--real` writes seeded weights (24.5 GB of disk; twice that with `--weights copy`), and
-a copy is then set beside the disk's own: the same files copied by `cp`, in the same run.
+The checkpoint's files are sparse by default: true headers of the true size over holes, 24.5 GB
+that take no disk. `--real` writes seeded weights (24.5 GB of disk; twice that with
+`--weights copy`), and a copy is set beside the disk's own: the same files copied by `cp`.
 """
 
 import argparse

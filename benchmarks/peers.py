@@ -2,9 +2,9 @@
 
     python benchmarks/peers.py [--checkpoint DIR] [--rounds 3] [--json FILE]
 
-Needs the extras demo, validate, cpu, and `pip install onnxruntime-genai`. Every figure is taken in a
-process of its own, the three peers in turn, round after round, so that a machine whose speed drifts
-does not favour one. What is compared: medians over the rounds.
+Needs the extras demo, validate, cpu, and `pip install onnxruntime-genai`. Every figure is taken in
+a process of its own, the three peers in turn, round after round, so that a machine whose speed
+drifts does not favour one. What is compared: medians over the rounds.
 """
 
 import argparse
@@ -159,7 +159,10 @@ def measured(command: list[str]) -> tuple[str, float, int]:
 
 def with_peak(code: str) -> list[str]:
     """A python command that also tells its own peak RSS."""
-    tail = "import resource; print(f'PEAK_RSS_KB={resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}')"
+    tail = (
+        "import resource\n"
+        "print(f'PEAK_RSS_KB={resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}')"
+    )
     return [sys.executable, "-c", f"{code}\n{tail}"]
 
 
@@ -169,7 +172,8 @@ def export_commands(folder: Path) -> dict[str, list[str]]:
         "nemo-trt": with_peak(
             "from pathlib import Path\n"
             "from nemo_trt.export.bundle import export_bundle\n"
-            f"export_bundle(Path({str(checkpoint)!r}), Path({str(folder / 'bundle')!r}), force=True)"
+            f"export_bundle(Path({str(checkpoint)!r}), Path({str(folder / 'bundle')!r}), "
+            "force=True)"
         ),
         "onnxruntime-genai": with_peak(
             "from onnxruntime_genai.models.builder import create_model\n"

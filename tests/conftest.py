@@ -1,7 +1,7 @@
 """Fixtures: a seeded Nemo-shaped tiny model and the real sample model, each exported once."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from nemo_trt.export.samples import SHAPES, write_seeded
 
     folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
-    write_seeded(folder, SHAPES["nemo-tiny"].with_vocab(512), seed=1)
+    write_seeded(folder, replace(SHAPES["nemo-tiny"], vocab_size=512), seed=1)
     return folder
 
 

@@ -42,9 +42,7 @@ def test_chunked_prefill_equals_whole(session: OrtSession) -> None:
     for start in range(0, 20, 7):
         piece = TOKENS[:, start : start + 7]
         found = session.step(piece, START + start, every_position(piece))
-        np.testing.assert_allclose(
-            found, expected[:, start : start + 7], rtol=1e-4, atol=1e-5
-        )
+        np.testing.assert_allclose(found, expected[:, start : start + 7], rtol=1e-4, atol=1e-5)
 
 
 def test_one_row_runs_alone_and_leaves_the_other_untouched(session: OrtSession) -> None:
