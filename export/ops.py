@@ -76,13 +76,13 @@ def attention(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> Ten
 @custom_op(f"{NAMESPACE}::split_heads", mutates_args=())
 def split_heads(x: Tensor, num_heads: int, head_dim: int) -> Tensor:
     """(B, S, heads * D) to (B, heads, S, D)."""
-    return x.reshape(*x.shape[:2], num_heads, head_dim).transpose(1, 2).contiguous()
+    return x.reshape(*x.shape[:2], num_heads, head_dim).transpose(1, 2).clone()
 
 
 @custom_op(f"{NAMESPACE}::merge_heads", mutates_args=())
 def merge_heads(x: Tensor) -> Tensor:
     """(B, heads, S, D) to (B, S, heads * D)."""
-    return x.transpose(1, 2).flatten(2).contiguous()
+    return x.transpose(1, 2).flatten(2).clone()
 
 
 @custom_op(f"{NAMESPACE}::take_positions", mutates_args=())

@@ -86,7 +86,7 @@ def attach_weights(
             name=name,
         )
         if stored != wanted:
-            value.dtype = stored
+            value.type = ir.TensorType(stored)  # a new one: repeated layers share theirs
             _cast_readers(graph, value, wanted)
 
 
