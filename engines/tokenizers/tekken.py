@@ -1,0 +1,57 @@
+"""Tekken, Mistral-NeMo's tokeniser, and its chat format: mistral-common's, the original."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nemo_trt.errors import BundleError, RequestError
+
+from .tokenizer import Message
+
+
+class TekkenTokenizer:
+    """The `Tokenizer` of a tekken.json. Special tokens in a text stay text."""
+
+    def __init__(self, path: Path) -> None:
+        from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
+        from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+        try:
+            self._mistral: Any = MistralTokenizer.from_file(str(path))
+        except Exception as error:  # its parser raises whatever a damaged file leads to
+            raise BundleError(f"{path} is no readable Tekken file: {error}.") from error
+        self._tekken: Any = self._mistral.instruct_tokenizer.tokenizer
+        self._leave_out = SpecialTokenPolicy.IGNORE
+        self.bos_id: int | None = self._tekken.bos_id
+        self.eos_ids: tuple[int, ...] = (self._tekken.eos_id,)
+        self.vocab_size: int = self._tekken.n_words
+
+    def encode(self, text: str, *, bos: bool) -> list[int]:
+        """See `Tokenizer.encode`."""
+        return list(self._tekken.encode(text, bos=bos, eos=False))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer.decode`."""
+        return str(self._tekken.decode(list(ids), special_token_policy=self._leave_out))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """See `Tokenizer.token_bytes`."""
+        if token_id < self._tekken.num_special_tokens:
+            return b""
+        return bytes(self._tekken.id_to_byte_piece(token_id, self._leave_out))
+
+    def chat(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, object]] | None = None
+    ) -> list[int]:
+        """See `Tokenizer.chat`; messages and tools have OpenAI's form."""
+        from mistral_common.exceptions import MistralCommonException
+        from mistral_common.protocol.instruct.request import ChatCompletionRequest
+
+        try:
+            request = ChatCompletionRequest.from_openai(
+                messages=[dict(message) for message in messages],
+                tools=[dict(tool) for tool in tools] if tools else None,
+            )
+            return list(self._mistral.encode_chat_completion(request).tokens)
+        except (MistralCommonException, ValueError, KeyError, TypeError) as error:
+            raise RequestError(f"The conversation must follow Mistral's format: {error}") from error

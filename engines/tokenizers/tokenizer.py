@@ -1,0 +1,33 @@
+"""What the Runner needs of a tokeniser."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+Message = Mapping[str, object]
+"""One turn of a conversation in OpenAI's form: {"role": "user", "content": "..."} and so on."""
+
+
+class Tokenizer(Protocol):
+    """Text to tokens and back."""
+
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    vocab_size: int
+
+    def encode(self, text: str, *, bos: bool) -> list[int]:
+        """Tokens of a text; with `bos` the tokeniser's own start token is put before them."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, special tokens left out, invalid UTF-8 as U+FFFD."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token adds to a text; none for a special token."""
+
+    def chat(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, object]] | None = None
+    ) -> list[int]:
+        """Tokens of a conversation in the model's own format, ready for the answer.
+
+        Raises:
+            RequestError: the conversation is not one that the format allows.
+        """
