@@ -1,5 +1,6 @@
 """The `Session` on ONNX Runtime's CPU provider, with the cache bound in place."""
 
+import os
 from pathlib import Path
 from typing import Any, Self
 
@@ -8,6 +9,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from nemo_trt import contract
+from nemo_trt.config import ModelConfig
 from nemo_trt.errors import BundleError, CapacityError, MachineError, RequestError, StateError
 from nemo_trt.manifest import GRAPH_FILE, read_manifest
 from nemo_trt.precision import DType
@@ -198,3 +200,20 @@ def _open(bundle: Path, threads: int | None) -> Any:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise BundleError(f"ONNX Runtime refuses the graph of {bundle}: {error}") from error
+
+
+def describe_engine() -> dict[str, str]:
+    """What runs a bundle here, for reports."""
+    return {
+        "backend": "onnxruntime",
+        "provider": "CPUExecutionProvider",
+        "version": ort.__version__,
+    }
+
+
+def affordable_seq_len(config: ModelConfig, max_batch: int, *, share: float) -> int:
+    """Tokens a row, up to the model's context, whose fp32 cache takes `share` of this machine's
+    memory at the most."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    per_token = max_batch * config.kv_bytes_per_token(DType.FP32)
+    return max(1, min(config.max_position_embeddings, int(share * memory / per_token)))

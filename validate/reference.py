@@ -1,0 +1,163 @@
+"""Reference logits: transformers' own modules, fed layer by layer through our readers.
+
+The model class, its RoPE and (for Hugging Face checkpoints) the reading of config.json are theirs,
+so that a fault of ours cannot cancel out. Memory: one layer, and the embedding in blocks of rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nemo_trt.errors import CheckpointError
+from nemo_trt.export.checkpoints import Checkpoint
+from nemo_trt.precision import DType
+from nemo_trt.progress import Progress, Silent
+from nemo_trt.safetensors import TensorRef
+
+from .cases import TokenSequence, synthetic_block
+
+_PROBE_TOKENS = 16
+_HEAD_ROWS = 16384
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """Logits to compare with.
+
+    Attributes:
+        logits: sequence name -> (S, V) float32.
+        noise: largest difference, on a probe, between these and the same in float64.
+        dtype: in which they were computed.
+    """
+
+    logits: dict[str, NDArray[np.float32]]
+    noise: float
+    dtype: str = "float32"
+    transformers_version: str = field(default_factory=lambda: str(transformers.__version__))
+
+
+@torch.no_grad()
+def compute_reference(
+    checkpoint: Checkpoint, sequences: Sequence[TokenSequence], progress: Progress | None = None
+) -> Reference:
+    """Compute the logits of every token of `sequences` in fp32.
+
+    All sequences go through a layer before the next is read. A probe goes along in float64: what it
+    differs by is the reference's own noise, within which two tokens are tied.
+
+    Raises:
+        CheckpointError: transformers refuses the checkpoint's config.
+    """
+    progress = progress or Silent()
+    config = checkpoint.config
+    model = _empty_model(checkpoint)
+    first = sequences[0]
+    probe = TokenSequence(name="", tokens=first.tokens[:_PROBE_TOKENS])
+    runs = [_Run(one, model, checkpoint, torch.float32) for one in sequences]
+    double = _Run(probe, model, checkpoint, torch.float64)
+    progress.phase("reference: layers", config.num_layers)
+    for index, layer in enumerate(model.model.layers):
+        prefix = f"model.layers.{index}."
+        state = {
+            name.removeprefix(prefix): load(ref)
+            for name, ref in checkpoint.tensors.items()
+            if name.startswith(prefix)
+        }
+        layer.load_state_dict(state, assign=True)
+        for run in runs:
+            run.through(layer, index, config)
+        double.through(layer.double(), index, config)
+        layer.to("meta")
+        progress.advance()
+    progress.phase("reference: head")
+    norm = model.model.norm
+    norm.load_state_dict({"weight": load(checkpoint.tensors["model.norm.weight"])}, assign=True)
+    head = "model.embed_tokens.weight" if config.tied_head else "lm_head.weight"
+    logits = _head([norm(run.hidden[0]) for run in runs], checkpoint.tensors[head])
+    exact = _head([norm.double()(double.hidden[0])], checkpoint.tensors[head])[0]
+    compared = logits[0][: len(probe.tokens)].double()
+    noise = float((compared - exact).abs().max()) if first.start == 0 else 0.0
+    return Reference(
+        logits={
+            sequence.name: one.float().numpy()
+            for sequence, one in zip(sequences, logits, strict=True)
+        },
+        noise=noise,
+    )
+
+
+def load(ref: TensorRef) -> Tensor:
+    """A weight in fp32, copied from its file."""
+    return _tensor(ref.read(), ref.dtype).float()
+
+
+def _tensor(array: NDArray[Any], dtype: DType) -> Tensor:
+    """A copy of an array as PyTorch has it; BF16 bits as BF16."""
+    copy = np.array(array)
+    if dtype is DType.BF16:
+        return torch.from_numpy(copy.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(copy)
+
+
+class _Run:
+    """One sequence on its way through the layers: (1, S, C) hidden states, angles and mask."""
+
+    def __init__(
+        self, sequence: TokenSequence, model: Any, checkpoint: Checkpoint, dtype: torch.dtype
+    ) -> None:
+        self.sequence, self.dtype = sequence, dtype
+        table = checkpoint.tensors["model.embed_tokens.weight"]
+        self.hidden = _tensor(table.read()[list(sequence.tokens)], table.dtype).to(dtype)[None]
+        positions = torch.arange(sequence.start, sequence.start + len(sequence.tokens))
+        rotary = type(model.model.rotary_emb)(config=model.config)  # the empty model's has no data
+        self.angles = rotary(self.hidden, positions[None])
+        keys = torch.arange(sequence.start + len(sequence.tokens))
+        hidden = torch.full((len(positions), len(keys)), torch.finfo(dtype).min, dtype=dtype)
+        self.mask = hidden.masked_fill(keys <= positions[:, None], 0)[None, None]  # (1, 1, S, T)
+
+    def through(self, layer: Any, index: int, config: Any) -> None:
+        """Go through one layer, behind the sequence's synthetic keys and values if it has any."""
+        cache = transformers.DynamicCache()
+        if self.sequence.start:
+            blocks = (
+                torch.from_numpy(synthetic_block(config, self.sequence, index, kind))[None]
+                for kind in ("key", "value")
+            )
+            cache.update(*(block.to(self.dtype) for block in blocks), index)
+        self.hidden = layer(
+            self.hidden,
+            attention_mask=self.mask,
+            past_key_values=cache,
+            use_cache=True,
+            position_embeddings=self.angles,
+        )
+
+
+def _empty_model(checkpoint: Checkpoint) -> Any:
+    """transformers' model of the checkpoint, on the meta device."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(checkpoint.path, local_files_only=True)
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(
+                config, attn_implementation="eager"
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"transformers refuses {checkpoint.path}: {error}") from error
+    return model.eval()
+
+
+def _head(hidden: list[Tensor], ref: TensorRef) -> list[Tensor]:
+    """Logits (S, V) of each (S, C), the head read in blocks of rows."""
+    joined = torch.cat(hidden)  # (sum of S, C)
+    logits = torch.empty(len(joined), ref.shape[0], dtype=joined.dtype)
+    table = ref.read()
+    for start in range(0, ref.shape[0], _HEAD_ROWS):
+        rows = _tensor(table[start : start + _HEAD_ROWS], ref.dtype)
+        logits[:, start : start + _HEAD_ROWS] = joined @ rows.to(joined.dtype).t()
+    return list(logits.split([len(one) for one in hidden]))

@@ -1,0 +1,74 @@
+"""What a validation found, as data; `validation.json` is its text."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+SCHEMA_VERSION = 1
+Verdict = Literal["pass", "fail"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseReport:
+    """One case: worst and mean numbers over its positions, and what it failed, in words.
+
+    Attributes:
+        positions: (sequence, position) of every compared token, in the order of `per_position`.
+        per_position: metric -> one number a position.
+    """
+
+    name: str
+    max_abs: float
+    mean_abs: float
+    max_relative_l2: float
+    min_cosine: float
+    max_kl: float
+    mean_kl: float
+    top1: float
+    top5: float
+    failures: tuple[str, ...]
+    positions: tuple[tuple[str, int], ...]
+    per_position: dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The verdict and everything it rests on.
+
+    Attributes:
+        bundle_id: of the bundle that was run (`nemo_trt.manifest.Manifest.bundle_id`).
+        engine: what ran it: backend, compute precision, versions.
+        reference: what it was compared with: path, format, dtype, versions, weight digests.
+        perplexity: of "engine" and "reference" on the validation texts.
+    """
+
+    bundle_id: str
+    engine: dict[str, str]
+    reference: dict[str, Any]
+    settings: dict[str, Any]
+    limits: dict[str, float]
+    perplexity: dict[str, float]
+    cases: tuple[CaseReport, ...]
+    failures: tuple[str, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """ "pass" when neither a case nor the whole failed anything."""
+        return "fail" if self.failures or any(case.failures for case in self.cases) else "pass"
+
+    def to_json(self) -> str:
+        """The text of `validation.json`. Numbers that JSON lacks stand as text ("inf", "nan")."""
+        data = {"schema_version": SCHEMA_VERSION, "verdict": self.verdict, **asdict(self)}
+        return json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        if value != value or value in (float("inf"), float("-inf")):
+            return str(value)
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,71 @@
+"""The one table of limits, by the precision that an engine's arithmetic really has.
+
+docs/validation.md says where each number comes from.
+"""
+
+from dataclasses import dataclass
+
+from nemo_trt.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """Limits of a case. Each `max_` holds at every position, each `min_` for the case's mean.
+
+    Attributes:
+        max_relative_l2, max_kl, min_cosine: at every position.
+        mean_kl, min_top1, min_top5: over the case's positions.
+        max_perplexity_ratio: the engine's perplexity over the reference's, either way round.
+    """
+
+    max_relative_l2: float
+    min_cosine: float
+    max_kl: float
+    mean_kl: float
+    min_top1: float
+    min_top5: float
+    max_perplexity_ratio: float
+
+
+TOLERANCES = {
+    "fp32": Tolerance(
+        max_relative_l2=3e-4,
+        min_cosine=0.9999999,
+        max_kl=1e-7,
+        mean_kl=1e-8,
+        min_top1=1.0,
+        min_top5=1.0,
+        max_perplexity_ratio=1.0001,
+    ),
+    "fp16": Tolerance(
+        max_relative_l2=2e-2,
+        min_cosine=0.9998,
+        max_kl=2e-3,
+        mean_kl=2e-4,
+        min_top1=0.97,
+        min_top5=0.97,
+        max_perplexity_ratio=1.005,
+    ),
+    "bf16": Tolerance(
+        max_relative_l2=1e-1,
+        min_cosine=0.995,
+        max_kl=5e-2,
+        mean_kl=5e-3,
+        min_top1=0.93,
+        min_top5=0.93,
+        max_perplexity_ratio=1.02,
+    ),
+}
+
+
+def tolerance_of(compute_precision: str) -> Tolerance:
+    """The limits of a compute precision.
+
+    Raises:
+        RequestError: there are none: nothing is judged by a guess.
+    """
+    if compute_precision not in TOLERANCES:
+        raise RequestError(
+            f"Tolerances must exist for {compute_precision}, got only {', '.join(TOLERANCES)}."
+        )
+    return TOLERANCES[compute_precision]
