@@ -1,6 +1,7 @@
 """What a validation found, as data; `validation.json` is its text."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -29,6 +30,25 @@ class CaseReport:
     failures: tuple[str, ...]
     positions: tuple[tuple[str, int], ...]
     per_position: dict[str, tuple[float, ...]]
+
+
+def broken_case(name: str, error: str) -> CaseReport:
+    """The report of a case in which the engine raised an error instead of giving logits."""
+    inf = math.inf
+    return CaseReport(
+        name=name,
+        max_abs=inf,
+        mean_abs=inf,
+        max_relative_l2=inf,
+        min_cosine=0.0,
+        max_kl=inf,
+        mean_kl=inf,
+        top1=0.0,
+        top5=0.0,
+        failures=(f"the engine must give logits, got an error: {error}",),
+        positions=(),
+        per_position={},
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +84,7 @@ class Report:
 
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
-        if value != value or value in (float("inf"), float("-inf")):
-            return str(value)
-        return float(f"{value:.6g}")
+        return float(f"{value:.6g}") if math.isfinite(value) else str(value)
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,5 +1,6 @@
 """Runs every case on a session in lockstep with the reference, and judges."""
 
+import math
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -11,7 +12,7 @@ from nemo_trt import __version__
 from nemo_trt.digest import quick_digest
 from nemo_trt.engines.session import Session
 from nemo_trt.engines.tokenizers import Tokenizer
-from nemo_trt.errors import RequestError
+from nemo_trt.errors import MachineError, RequestError
 from nemo_trt.export.checkpoints import Checkpoint
 from nemo_trt.progress import Progress, Silent
 
@@ -19,7 +20,7 @@ from . import cases
 from .cases import Observation, TokenSequence
 from .metrics import Metrics, compare, negative_log_likelihood
 from .reference import Reference, compute_reference
-from .report import CaseReport, Report
+from .report import CaseReport, Report, broken_case
 from .texts import PROMPTS
 from .tolerances import Tolerance, tolerance_of
 
@@ -48,7 +49,8 @@ def make_sequences(
     for index, tokens in enumerate(every):
         if len(tokens) < MIN_PROMPT_TOKENS:
             raise RequestError(
-                f"Prompt {index + 1} must have {MIN_PROMPT_TOKENS} tokens or more, got {len(tokens)}."
+                f"Prompt {index + 1} must have at least {MIN_PROMPT_TOKENS} tokens, "
+                f"got {len(tokens)}."
             )
     limit = min(MAX_PROMPT_TOKENS, session.max_seq_len - cases.DECODE_STEPS)
     sequences = [
@@ -103,13 +105,19 @@ def validate(
         ((name, case(session, near)) for name, case in cases.CASES.items()),
         ((cases.LONG_POSITION, cases.long_position(session, far)),),
     ):
-        seen = list(observations)
-        reports.append(_judge(name, seen, reference, limits))
-        if not likelihoods:
-            likelihoods = list(_likelihoods(seen, reference))
+        try:
+            seen = list(observations)
+        except MachineError as error:  # an engine that breaks in a case has failed it
+            reports.append(broken_case(name, str(error)))
+        else:
+            reports.append(_judge(name, seen, reference, limits))
+            if not likelihoods:
+                likelihoods = list(_likelihoods(seen, reference))
         progress.advance()
     perplexity = {
         who: float(np.exp(np.concatenate([pair[index] for pair in likelihoods]).mean()))
+        if likelihoods
+        else math.inf
         for index, who in enumerate(("engine", "reference"))
     }
     return Report(
@@ -193,7 +201,7 @@ def _likelihoods(
 
 
 def _judge_perplexity(perplexity: dict[str, float], limits: Tolerance) -> tuple[str, ...]:
-    ratio = perplexity["engine"] / perplexity["reference"]
+    ratio = perplexity["engine"] / perplexity["reference"]  # NaN where no case gave logits
     limit = limits.max_perplexity_ratio
     if 1 / limit <= ratio <= limit:
         return ()

@@ -1,0 +1,128 @@
+"""The validator fails every seeded fault, on the tiny model and on the real one."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_trt.engines.ort_session import OrtSession, describe_engine
+from nemo_trt.engines.tokenizers import open_tokenizer
+from nemo_trt.export.checkpoints import open_checkpoint
+from nemo_trt.validate.reference import Reference, compute_reference
+from nemo_trt.validate.report import Report
+from nemo_trt.validate.validator import make_sequences, validate
+
+from . import faults
+
+CAPACITY = 256
+Fault = Callable[[Path, Path], Path]
+
+
+def graph(edit: faults.GraphEdit) -> Fault:
+    return lambda bundle, target: faults.copy_with(bundle, target, graph=edit)
+
+
+def weights(edit: faults.WeightEdit) -> Fault:
+    return lambda bundle, target: faults.copy_with(bundle, target, weights=edit)
+
+
+def faults_of(head_dim: int) -> dict[str, Fault]:
+    return {
+        "rope theta off by a factor 1.01": graph(faults.theta_off_by_one_percent),
+        "q and k rows permuted": weights(partial(faults.q_and_k_rows_permuted, head_dim=head_dim)),
+        "two layers swapped": graph(faults.two_layers_swapped),
+        "one weight tensor zeroed": weights(faults.one_tensor_zeroed),
+        "norm eps 1e-3": graph(faults.norm_eps_of_a_thousandth),
+        "cache write off by one": graph(faults.cache_write_off_by_one),
+        "causal mask off by one": graph(faults.causal_mask_off_by_one),
+        "kv heads rolled": graph(faults.kv_heads_rolled),
+        "logits of the wrong position": graph(faults.logits_of_the_position_before),
+    }
+
+
+TINY = {
+    **faults_of(head_dim=16),
+    "head_dim = dim / heads": graph(partial(faults.head_dim_by_division, wrong=20, right=16)),
+}
+SAMPLE = faults_of(head_dim=64)  # there dim / heads is head_dim
+
+
+class Judge:
+    """Validates bundles made from one checkpoint against one reference."""
+
+    def __init__(self, exported: Any) -> None:
+        self.checkpoint = open_checkpoint(exported.checkpoint)
+        tokenizer = None
+        if self.checkpoint.tokenizer_files:
+            tokenizer = open_tokenizer(exported.checkpoint)
+        with OrtSession.open(exported.bundle, max_seq_len=CAPACITY) as session:
+            self.sequences = make_sequences(session, tokenizer)
+        self.reference: Reference = compute_reference(self.checkpoint, self.sequences)
+
+    def __call__(self, bundle: Path) -> Report:
+        with OrtSession.open(bundle, max_batch=3, max_seq_len=CAPACITY) as session:
+            return validate(
+                session,
+                self.checkpoint,
+                self.sequences,
+                bundle_id="",
+                engine=describe_engine(),
+                reference=self.reference,
+            )
+
+
+@pytest.fixture(scope="module")
+def judge_tiny(tiny: Any) -> Judge:
+    return Judge(tiny)
+
+
+@pytest.fixture(scope="module")
+def judge_sample(sample_bundle: Any) -> Judge:
+    return Judge(sample_bundle)
+
+
+def failed(report: Report) -> set[str]:
+    return {case.name for case in report.cases if case.failures}
+
+
+# The cases that must see a fault; faults of the cache alone are seen where the cache is read back.
+SEEN_IN = {
+    "cache write off by one": {"stepwise decode", "chunked prefill"},
+    "causal mask off by one": {"whole prefill", "stepwise decode"},
+    # In a step of one token there is no position before.
+    "logits of the wrong position": {"whole prefill", "ragged batch"},
+}
+
+
+def test_the_bundle_without_a_fault_passes(tiny: Any, judge_tiny: Judge) -> None:
+    assert judge_tiny(tiny.bundle).verdict == "pass"
+
+
+def test_a_copied_bundle_without_a_fault_passes(
+    tiny: Any, judge_tiny: Judge, tmp_path: Path
+) -> None:
+    assert judge_tiny(faults.copy_with(tiny.bundle, tmp_path / "copy")).verdict == "pass"
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_fault_in_the_tiny_model_fails(
+    name: str, tiny: Any, judge_tiny: Judge, tmp_path: Path
+) -> None:
+    report = judge_tiny(TINY[name](tiny.bundle, tmp_path / "faulty"))
+    assert report.verdict == "fail"
+    assert SEEN_IN.get(name, {"whole prefill", "stepwise decode", "ragged batch"}) <= failed(report)
+
+
+def test_the_real_model_without_a_fault_passes(sample_bundle: Any, judge_sample: Judge) -> None:
+    assert judge_sample(sample_bundle.bundle).verdict == "pass"
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_fault_in_the_real_model_fails(
+    name: str, sample_bundle: Any, judge_sample: Judge, tmp_path: Path
+) -> None:
+    report = judge_sample(SAMPLE[name](sample_bundle.bundle, tmp_path / "faulty"))
+    assert report.verdict == "fail"
+    assert SEEN_IN.get(name, {"whole prefill", "stepwise decode", "ragged batch"}) <= failed(report)
