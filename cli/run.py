@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,7 @@ def command(
         for event in runner.generate(prompt, params):
             count += 1
             if as_json:
-                data = {name: getattr(event, name) for name in event.__slots__}
-                click.echo(json.dumps(data, ensure_ascii=False))
+                click.echo(json.dumps(asdict(event), ensure_ascii=False))
             else:
                 click.echo(event.text, nl=False)
     if not as_json:

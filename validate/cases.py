@@ -155,4 +155,5 @@ def _run(
     where = sequence.start + start
     session.bind(where + tokens.shape[1])
     every = np.arange(tokens.shape[1])[None]
-    return session.step(tokens, np.array([where]), every)[0].copy()
+    logits: Logits = session.step(tokens, np.array([where]), every)[0].copy()
+    return logits

@@ -39,7 +39,7 @@ def compare(
     A position whose engine logits are not finite gets infinite errors and no agreement.
     """
     engine64, reference64 = engine.astype(np.float64), reference.astype(np.float64)
-    finite = np.isfinite(engine64).all(axis=-1)
+    finite = np.asarray(np.isfinite(engine64).all(axis=-1))
     engine64 = np.where(finite[:, None], engine64, 0.0)
     error = engine64 - reference64
     norms = np.linalg.norm(engine64, axis=-1), np.linalg.norm(reference64, axis=-1)

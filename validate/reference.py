@@ -160,4 +160,4 @@ def _head(hidden: list[Tensor], ref: TensorRef) -> list[Tensor]:
     for start in range(0, ref.shape[0], _HEAD_ROWS):
         rows = _tensor(table[start : start + _HEAD_ROWS], ref.dtype)
         logits[:, start : start + _HEAD_ROWS] = joined @ rows.to(joined.dtype).t()
-    return list(logits.split([len(one) for one in hidden]))
+    return list(torch.split(logits, [len(one) for one in hidden]))

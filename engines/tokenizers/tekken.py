@@ -47,11 +47,10 @@ class TekkenTokenizer:
         from mistral_common.exceptions import MistralCommonException
         from mistral_common.protocol.instruct.request import ChatCompletionRequest
 
+        turns: list[Any] = [dict(message) for message in messages]
+        offered: list[Any] | None = [dict(tool) for tool in tools] if tools else None
         try:
-            request = ChatCompletionRequest.from_openai(
-                messages=[dict(message) for message in messages],
-                tools=[dict(tool) for tool in tools] if tools else None,
-            )
+            request: Any = ChatCompletionRequest.from_openai(messages=turns, tools=offered)
             return list(self._mistral.encode_chat_completion(request).tokens)
         except (MistralCommonException, ValueError, KeyError, TypeError) as error:
             raise RequestError(f"The conversation must follow Mistral's format: {error}") from error

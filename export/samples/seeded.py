@@ -149,7 +149,7 @@ def _pieces(
 def _finished(piece: "Future[NDArray[np.uint16]]", progress: Progress) -> memoryview:
     array = piece.result()
     progress.advance(array.nbytes)
-    return memoryview(array).cast("B")
+    return array.data.cast("B")
 
 
 def _draw(
