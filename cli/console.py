@@ -7,7 +7,8 @@ from typing import Literal, Self
 import rich.console
 import rich.progress
 
-OUT = rich.console.Console(highlight=False)
+# A pipe has no width: tables that are kept in a file are not cut at 80 columns.
+OUT = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 ERR = rich.console.Console(stderr=True, highlight=False)
 
 

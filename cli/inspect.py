@@ -38,7 +38,10 @@ def command(path: Path, tensors: bool, as_json: bool) -> None:
         table.add_row(f"[bold]{name}[/]", escape(value))
     OUT.print(table)
     if tensors:
-        listed = rich.table.Table("tensor", "dtype", "shape", "file", "offset", "bytes", box=None)
+        listed = rich.table.Table(box=None)
+        listed.add_column("tensor", overflow="fold")
+        for heading in ("dtype", "shape", "file", "offset", "bytes"):
+            listed.add_column(heading, overflow="fold")
         for row in listing:
             listed.add_row(*(str(value) for value in row.values()))
         OUT.print(listed)

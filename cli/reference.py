@@ -3,8 +3,6 @@
 import sys
 from pathlib import Path
 
-import click
-
 from .main import COMMANDS, cli
 
 _HEAD = """# Command line
@@ -19,13 +17,13 @@ Exit codes: 0 done, 1 negative verdict, 2 usage or bad input, 3 something this m
 def reference() -> str:
     """The text of docs/cli.md."""
     parts = [_HEAD]
-    group = click.Context(cli, info_name="nemo-trt", max_content_width=100, terminal_width=100)
+    group = cli.make_context("nemo-trt", [], resilient_parsing=True, terminal_width=100)
     parts.append(f"```text\n{cli.get_help(group)}\n```\n")
     for name in COMMANDS:
         command = cli.get_command(group, name)
         assert command is not None  # COMMANDS names modules of this folder
-        context = click.Context(
-            command, info_name=name, parent=group, max_content_width=100, terminal_width=100
+        context = command.make_context(
+            name, [], parent=group, resilient_parsing=True, terminal_width=100
         )
         parts.append(f"## nemo-trt {name}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)

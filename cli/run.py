@@ -1,6 +1,7 @@
 """`nemo-trt run`."""
 
 import json
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +31,7 @@ def command(
     from nemo_trt.engines.runner import Runner
 
     if prompt == "-":
-        prompt = click.get_text_stream("stdin").read()
+        prompt = sys.stdin.read()
     params = sampling_params(sampling)
     with Runner.open(bundle, max_seq_len=max_seq_len, threads=threads) as runner:
         start, count = time.perf_counter(), 0
