@@ -139,48 +139,29 @@ RUN = {"nemo-trt": run_nemo_trt, "transformers": run_transformers, "onnxruntime-
 
 
 def measured(command: list[str]) -> tuple[str, float, int]:
-    """Run a command: its standard output, seconds, and peak RSS of that process in bytes."""
-    start = time.perf_counter()
+    """Run a command: its standard output, seconds, and peak RSS of its process in bytes."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        output, errors = process.communicate()
-        code = process.returncode
-    elapsed = time.perf_counter() - start
-    if code:
-        raise SystemExit(f"{' '.join(command)} failed:\n{errors[-2000:]}")
-    peak = 0
-    for line in (*output.splitlines(), *errors.splitlines()):
-        if line.startswith("PEAK_RSS_KB="):
-            peak = int(line.removeprefix("PEAK_RSS_KB=")) * 1024
-    return output, elapsed, peak
-
-
-def with_peak(code: str) -> list[str]:
-    """A python command that also tells its own peak RSS."""
-    tail = (
-        "import resource\n"
-        "print(f'PEAK_RSS_KB={resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}')"
-    )
-    return [sys.executable, "-c", f"{code}\n{tail}"]
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment)
+        _, status, usage = os.wait4(process.pid, 0)
+        elapsed = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        for file in (output, errors):
+            file.seek(0)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{errors.read()[-2000:]}")
+        return output.read(), elapsed, usage.ru_maxrss * 1024
 
 
 def export_commands(folder: Path) -> dict[str, list[str]]:
-    checkpoint = folder / "checkpoint"
-    return {
-        "nemo-trt": with_peak(
-            "from pathlib import Path\n"
-            "from nemo_trt.export.bundle import export_bundle\n"
-            f"export_bundle(Path({str(checkpoint)!r}), Path({str(folder / 'bundle')!r}), "
-            "force=True)"
-        ),
-        "onnxruntime-genai": with_peak(
-            "from onnxruntime_genai.models.builder import create_model\n"
-            f"create_model(None, {str(checkpoint)!r}, {str(folder / 'genai')!r}, 'fp32', 'cpu', "
-            f"{str(folder / 'cache')!r})"
-        ),
-    }
+    """Each peer's own command line; transformers runs the checkpoint as it is."""
+    python, checkpoint = [sys.executable, "-m"], str(folder / "checkpoint")
+    ours = [*python, "nemo_trt.cli.main", "export", checkpoint, str(folder / "bundle"), "--force"]
+    theirs = [*python, "onnxruntime_genai.models.builder", "-m", checkpoint]
+    theirs += ["-o", str(folder / "genai"), "-p", "fp32", "-e", "cpu"]
+    theirs += ["-c", str(folder / "cache")]
+    return {"nemo-trt": ours, "onnxruntime-genai": theirs}
 
 
 def main() -> None:

@@ -1,20 +1,18 @@
 """The cases: how each drives a session, and which logits it says belong to which tokens."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nemo_trt import bfloat16
-from nemo_trt.config import ModelConfig
 from nemo_trt.engines.session import CacheBlock, Logits, Session
 
 DECODE_STEPS = 12
 CHUNK = 7
 POISON = 1e4  # finite in every compute precision
 NUM_ROWS = 3
-_SYNTHETIC_STD = {"key": np.float32(0.5), "value": np.float32(0.25)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,14 +22,12 @@ class TokenSequence:
     Attributes:
         name: unique in a run.
         tokens: the tokens that are computed.
-        start: position of the first one. Before it stand synthetic keys and values, not tokens.
-        seed: of the synthetic keys and values.
+        start: position of the first one. Before it stands a `Context`, repeated.
     """
 
     name: str
     tokens: tuple[int, ...]
     start: int = 0
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +39,37 @@ class Observation:
     logits: Logits
 
 
-def synthetic_block(
-    config: ModelConfig, sequence: TokenSequence, layer: int, kind: str
-) -> NDArray[np.float32]:
-    """Seeded (K, start, D) keys or values before a sequence: normal, exact in BF16.
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Keys and values of a short text, from which those of a long context are made.
 
-    Their scale is below that of real ones: at standard deviation 1 the sample model amplifies
-    fp32's own rounding a hundredfold, and the case would say more of the model than of the engine.
+    Attributes:
+        blocks: (layer, "key" or "value") -> (K, n, D) float32, keys rotated to 0 to n - 1.
+        rope_theta: with which they were rotated.
     """
-    key = (sequence.seed, layer, int(kind == "value"))
-    shape = (config.num_kv_heads, sequence.start, config.head_dim)
-    drawn = np.random.default_rng(key).standard_normal(shape, np.float32)
-    return bfloat16.to_float32(bfloat16.from_float32(drawn)) * _SYNTHETIC_STD[kind]
+
+    blocks: Mapping[tuple[int, str], NDArray[np.float32]]
+    rope_theta: float
+
+    def repeated(self, layer: int, kind: str, length: int) -> NDArray[np.float32]:
+        """(K, length, D): the text again and again, its keys turned to where they now stand.
+
+        Real keys and values keep the model where it is stable; random ones would make it amplify
+        rounding, and the case would say more of the model than of the engine. Exact in BF16.
+        """
+        block = self.blocks[layer, kind]
+        heads, tokens, width = block.shape
+        copies = -(-length // tokens)
+        whole = np.tile(block, (1, copies, 1))[:, :length]
+        if kind == "key":
+            shifts = np.arange(length) // tokens * tokens  # (length,)
+            frequencies = self.rope_theta ** -(np.arange(0, width, 2) / width)
+            angles = shifts[:, None] * frequencies  # (length, D/2)
+            cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+            first, second = whole[..., : width // 2], whole[..., width // 2 :]
+            turned = (first * cos - second * sin, second * cos + first * sin)
+            whole = np.concatenate(turned, axis=-1)
+        return bfloat16.to_float32(bfloat16.from_float32(whole)).reshape(heads, length, width)
 
 
 def whole_prefill(session: Session, sequences: list[TokenSequence]) -> Iterator[Observation]:
@@ -123,13 +138,14 @@ def reused_slot(session: Session, sequences: list[TokenSequence]) -> Iterator[Ob
     yield Observation(ordered[0], 0, _run(session, ordered[0]))
 
 
-def long_position(session: Session, sequence: TokenSequence) -> Iterator[Observation]:
-    """Tokens near the context limit, behind synthetic keys and values."""
+def long_position(
+    session: Session, sequence: TokenSequence, context: Context
+) -> Iterator[Observation]:
+    """Tokens near the context limit, behind keys and values that are written there."""
     session.bind(sequence.start + len(sequence.tokens))
     for layer in range(session.config.num_layers):
         for kind in ("key", "value"):
-            block = synthetic_block(session.config, sequence, layer, kind)
-            session.write_cache(layer, kind, 0, 0, block)
+            session.write_cache(layer, kind, 0, 0, context.repeated(layer, kind, sequence.start))
     half = len(sequence.tokens) // 2
     yield Observation(sequence, 0, _run(session, sequence, 0, half))
     for index in range(half, len(sequence.tokens)):

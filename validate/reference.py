@@ -20,7 +20,7 @@ from nemo_trt.precision import DType
 from nemo_trt.progress import Progress, Silent
 from nemo_trt.safetensors import TensorRef
 
-from .cases import TokenSequence, synthetic_block
+from .cases import Context, TokenSequence
 
 _PROBE_TOKENS = 16
 _HEAD_ROWS = 16384
@@ -33,11 +33,13 @@ class Reference:
     Attributes:
         logits: sequence name -> (S, V) float32.
         noise: largest difference, on a probe, between these and the same in float64.
+        context: keys and values of the first sequence, before which others may stand.
         dtype: in which they were computed.
     """
 
     logits: dict[str, NDArray[np.float32]]
     noise: float
+    context: Context
     dtype: str = "float32"
     transformers_version: str = field(default_factory=lambda: str(transformers.__version__))
 
@@ -48,8 +50,8 @@ def compute_reference(
 ) -> Reference:
     """Compute the logits of every token of `sequences` in fp32.
 
-    All sequences go through a layer before the next is read. A probe goes along in float64: what it
-    differs by is the reference's own noise, within which two tokens are tied.
+    The first sequence must start at 0. All go through a layer before the next is read. A probe goes
+    along in float64: what it differs by is the reference's own noise, within which tokens are tied.
 
     Raises:
         CheckpointError: transformers refuses the checkpoint's config.
@@ -60,6 +62,8 @@ def compute_reference(
     first = sequences[0]
     probe = TokenSequence(name="", tokens=first.tokens[:_PROBE_TOKENS])
     runs = [_Run(one, model, checkpoint, torch.float32) for one in sequences]
+    blocks: dict[tuple[int, str], NDArray[np.float32]] = {}
+    context = Context(blocks, config.rope_theta)
     double = _Run(probe, model, checkpoint, torch.float64)
     progress.phase("reference: layers", config.num_layers)
     for index, layer in enumerate(model.model.layers):
@@ -71,8 +75,10 @@ def compute_reference(
         }
         layer.load_state_dict(state, assign=True)
         for run in runs:
-            run.through(layer, index, config)
-        double.through(layer.double(), index, config)
+            keys, values = run.through(layer, index, context)
+            if run is runs[0]:
+                blocks[index, "key"], blocks[index, "value"] = keys, values
+        double.through(layer.double(), index, context)
         layer.to("meta")
         progress.advance()
     progress.phase("reference: head")
@@ -82,13 +88,13 @@ def compute_reference(
     logits = _head([norm(run.hidden[0]) for run in runs], checkpoint.tensors[head])
     exact = _head([norm.double()(double.hidden[0])], checkpoint.tensors[head])[0]
     compared = logits[0][: len(probe.tokens)].double()
-    noise = float((compared - exact).abs().max()) if first.start == 0 else 0.0
     return Reference(
         logits={
             sequence.name: one.float().numpy()
             for sequence, one in zip(sequences, logits, strict=True)
         },
-        noise=noise,
+        noise=float((compared - exact).abs().max()),
+        context=context,
     )
 
 
@@ -121,12 +127,17 @@ class _Run:
         hidden = torch.full((len(positions), len(keys)), torch.finfo(dtype).min, dtype=dtype)
         self.mask = hidden.masked_fill(keys <= positions[:, None], 0)[None, None]  # (1, 1, S, T)
 
-    def through(self, layer: Any, index: int, config: Any) -> None:
-        """Go through one layer, behind the sequence's synthetic keys and values if it has any."""
+    def through(
+        self, layer: Any, index: int, context: Context
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Go through one layer, behind the context if the sequence does not start at 0.
+
+        Returns keys and values, (K, T, D) each, of all that the sequence saw.
+        """
         cache = transformers.DynamicCache()
         if self.sequence.start:
             blocks = (
-                torch.from_numpy(synthetic_block(config, self.sequence, index, kind))[None]
+                torch.from_numpy(context.repeated(index, kind, self.sequence.start))[None]
                 for kind in ("key", "value")
             )
             cache.update(*(block.to(self.dtype) for block in blocks), index)
@@ -137,6 +148,8 @@ class _Run:
             use_cache=True,
             position_embeddings=self.angles,
         )
+        held = cache.layers[index]
+        return held.keys[0].float().numpy(), held.values[0].float().numpy()
 
 
 def _empty_model(checkpoint: Checkpoint) -> Any:

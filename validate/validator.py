@@ -59,7 +59,7 @@ def make_sequences(
     ]
     far = sequences[0].tokens[:LONG_TOKENS]
     end = min(session.max_seq_len, session.config.max_position_embeddings)
-    sequences.append(TokenSequence(name="far", tokens=far, start=end - len(far), seed=7))
+    sequences.append(TokenSequence(name="far", tokens=far, start=end - len(far)))
     return sequences
 
 
@@ -87,10 +87,7 @@ def validate(
         RequestError: checkpoint and session are not of one shape.
     """
     progress = progress or Silent()
-    if (checkpoint.config.num_layers, checkpoint.config.vocab_size) != (
-        session.config.num_layers,
-        session.config.vocab_size,
-    ):
+    if dict(checkpoint.config.tensors()) != dict(session.config.tensors()):
         raise RequestError(
             f"{checkpoint.path} must be the model that the bundle was made from, got one of "
             "another shape. Name it with --reference."
@@ -103,7 +100,7 @@ def validate(
     likelihoods: list[tuple[np.ndarray, np.ndarray]] = []
     for name, observations in chain(
         ((name, case(session, near)) for name, case in cases.CASES.items()),
-        ((cases.LONG_POSITION, cases.long_position(session, far)),),
+        ((cases.LONG_POSITION, cases.long_position(session, far, reference.context)),),
     ):
         try:
             seen = list(observations)
@@ -173,6 +170,8 @@ def _judge(
     for figure, value in figures.items():
         limit_name = f"min_{figure}" if figure in ("top1", "top5") else figure
         limit = getattr(limits, limit_name)
+        if figure in ("top1", "top5"):  # of few positions a share of one is allowed to miss
+            limit = math.floor(limit * len(positions)) / len(positions)
         if not (value >= limit if limit_name.startswith("min") else value <= limit):
             words = "at least" if limit_name.startswith("min") else "at most"
             failures.append(f"{figure} must be {words} {limit:g}, got {value:.6g}")

@@ -84,6 +84,20 @@ def theta_off_by_one_percent(graph: onnx.GraphProto) -> None:
     attribute.floats[:] = np.array(attribute.floats) * 1.01**-exponents
 
 
+def positions_in_bf16(graph: onnx.GraphProto) -> None:
+    """Exact up to position 256, so that only positions far out show it."""
+    multiply = next(n for n in graph.node if n.op_type == "Cos").input[0]
+    node = next(n for n in graph.node if n.output[0] == multiply)
+    source = node.input[0]
+    insert(
+        graph,
+        node,
+        helper.make_node("Cast", [source], ["fault.bf16"], to=TensorProto.BFLOAT16),
+        helper.make_node("Cast", ["fault.bf16"], ["fault.fp32"], to=TensorProto.FLOAT),
+    )
+    node.input[0] = "fault.fp32"
+
+
 def norm_eps_of_a_thousandth(graph: onnx.GraphProto) -> None:
     for node in nodes(graph, "RMSNormalization"):
         next(a for a in node.attribute if a.name == "epsilon").f = 1e-3

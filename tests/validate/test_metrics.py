@@ -1,5 +1,6 @@
 """Metrics against their literal formulas, and what they say of ties and of broken logits."""
 
+import itertools
 import math
 
 import numpy as np
@@ -23,7 +24,7 @@ def test_every_metric_is_its_literal_formula() -> None:
         p = [math.exp(x) / sum(math.exp(y) for y in r) for x in r]
         q = [math.exp(x) / sum(math.exp(y) for y in e) for x in e]
         dot = sum(a * b for a, b in zip(e, r, strict=True))
-        best, theirs = (sorted(range(40), key=lambda i: -x[i])[:5] for x in (r, e))  # noqa: B023
+        best, theirs = (sorted(range(40), key=lambda i: -x[i])[:5] for x in (r, e))
         assert metrics.max_abs[index] == pytest.approx(max(errors))
         assert metrics.mean_abs[index] == pytest.approx(sum(errors) / 40)
         assert metrics.relative_l2[index] == pytest.approx(
@@ -69,7 +70,7 @@ def test_nothing_is_judged_by_a_guess() -> None:
 
 def test_a_looser_precision_has_looser_limits() -> None:
     order = [TOLERANCES[name] for name in ("fp32", "fp16", "bf16")]
-    for tight, loose in zip(order, order[1:], strict=False):
+    for tight, loose in itertools.pairwise(order):
         assert tight.max_relative_l2 < loose.max_relative_l2
         assert tight.max_kl < loose.max_kl and tight.mean_kl < loose.mean_kl
         assert tight.min_top1 >= loose.min_top1

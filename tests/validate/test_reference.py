@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from nemo_trt.export.checkpoints import open_checkpoint
-from nemo_trt.validate.cases import TokenSequence, synthetic_block
+from nemo_trt.validate.cases import TokenSequence
 from nemo_trt.validate.reference import compute_reference
 
 TOKENS = tuple(np.random.default_rng(2).integers(0, 512, 20).tolist())
@@ -28,19 +28,19 @@ def test_layer_by_layer_equals_the_whole_model(tiny_checkpoint: Path) -> None:
     assert 0 < reference.noise < 1e-4
 
 
-def test_synthetic_keys_stand_where_tokens_would(tiny_checkpoint: Path) -> None:
+def test_a_repeated_context_stands_where_tokens_would(tiny_checkpoint: Path) -> None:
     """transformers' own model over a cache that holds the same blocks."""
     from transformers import AutoModelForCausalLM, DynamicCache
 
     checkpoint = open_checkpoint(tiny_checkpoint)
     near = TokenSequence(name="near", tokens=TOKENS)
-    far = TokenSequence(name="far", tokens=TOKENS[:6], start=100, seed=7)
+    far = TokenSequence(name="far", tokens=TOKENS[:6], start=100)
     reference = compute_reference(checkpoint, [near, far])
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
     cache = DynamicCache()
     for layer in range(checkpoint.config.num_layers):
         key, value = (
-            torch.from_numpy(synthetic_block(checkpoint.config, far, layer, kind))[None]
+            torch.from_numpy(reference.context.repeated(layer, kind, 100))[None]
             for kind in ("key", "value")
         )
         cache.update(key, value, layer)
@@ -55,11 +55,20 @@ def test_synthetic_keys_stand_where_tokens_would(tiny_checkpoint: Path) -> None:
     )
 
 
-def test_synthetic_blocks_are_seeded_and_exact_in_bf16(tiny_checkpoint: Path) -> None:
-    config = open_checkpoint(tiny_checkpoint).config
-    far = TokenSequence(name="far", tokens=TOKENS[:2], start=50, seed=7)
-    block = synthetic_block(config, far, 0, "key")
-    assert block.shape == (config.num_kv_heads, 50, config.head_dim)
-    np.testing.assert_array_equal(block, synthetic_block(config, far, 0, "key"))
-    assert not np.array_equal(block, synthetic_block(config, far, 1, "key"))
-    assert not (block.view(np.uint32) & 0xFFFF).any()
+def test_a_repeated_context_is_what_the_tokens_themselves_leave_at_that_place(
+    tiny_checkpoint: Path,
+) -> None:
+    """The first layer's keys know nothing but token and position: there it can be compared."""
+    from transformers import AutoModelForCausalLM
+
+    near = TokenSequence(name="near", tokens=TOKENS)
+    context = compute_reference(open_checkpoint(tiny_checkpoint), [near]).context
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    with torch.no_grad():
+        output = model(torch.tensor([TOKENS * 3]), use_cache=True)
+    held = output.past_key_values.layers[0]
+    for kind, expected in (("key", held.keys), ("value", held.values)):
+        found = context.repeated(0, kind, 60)
+        assert found.shape == expected[0].shape
+        np.testing.assert_allclose(found, expected[0].numpy(), rtol=1e-2, atol=1e-2)
+        assert not (found.view(np.uint32) & 0xFFFF).any()  # exact in BF16

@@ -1,6 +1,7 @@
 """The validator fails every seeded fault, on the tiny model and on the real one."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ import pytest
 
 from nemo_trt.engines.ort_session import OrtSession, describe_engine
 from nemo_trt.engines.tokenizers import open_tokenizer
+from nemo_trt.errors import MachineError, RequestError
 from nemo_trt.export.checkpoints import open_checkpoint
+from nemo_trt.export.samples import write_seeded
 from nemo_trt.validate.reference import Reference, compute_reference
 from nemo_trt.validate.report import Report
 from nemo_trt.validate.validator import make_sequences, validate
@@ -52,17 +55,18 @@ SAMPLE = faults_of(head_dim=64)  # there dim / heads is head_dim
 class Judge:
     """Validates bundles made from one checkpoint against one reference."""
 
-    def __init__(self, exported: Any) -> None:
+    def __init__(self, exported: Any, capacity: int = CAPACITY) -> None:
+        self.capacity = capacity
         self.checkpoint = open_checkpoint(exported.checkpoint)
         tokenizer = None
         if self.checkpoint.tokenizer_files:
             tokenizer = open_tokenizer(exported.checkpoint)
-        with OrtSession.open(exported.bundle, max_seq_len=CAPACITY) as session:
+        with OrtSession.open(exported.bundle, max_seq_len=capacity) as session:
             self.sequences = make_sequences(session, tokenizer)
         self.reference: Reference = compute_reference(self.checkpoint, self.sequences)
 
     def __call__(self, bundle: Path) -> Report:
-        with OrtSession.open(bundle, max_batch=3, max_seq_len=CAPACITY) as session:
+        with OrtSession.open(bundle, max_batch=3, max_seq_len=self.capacity) as session:
             return validate(
                 session,
                 self.checkpoint,
@@ -113,6 +117,40 @@ def test_a_fault_in_the_tiny_model_fails(
     report = judge_tiny(TINY[name](tiny.bundle, tmp_path / "faulty"))
     assert report.verdict == "fail"
     assert SEEN_IN.get(name, {"whole prefill", "stepwise decode", "ragged batch"}) <= failed(report)
+
+
+def test_only_positions_far_out_show_positions_in_bf16(tiny: Any, tmp_path: Path) -> None:
+    judge = Judge(tiny, capacity=3000)
+    assert judge(tiny.bundle).verdict == "pass"
+    faulty = faults.copy_with(tiny.bundle, tmp_path / "faulty", graph=faults.positions_in_bf16)
+    assert failed(judge(faulty)) == {"long position"}
+
+
+def test_an_engine_that_breaks_has_failed_the_case(
+    tiny: Any, judge_tiny: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(self: OrtSession, *arguments: Any) -> Any:
+        if self.max_batch > 1 and arguments[0].shape[0] > 1:
+            raise MachineError("out of memory")
+        return step(self, *arguments)
+
+    step = OrtSession.step
+    monkeypatch.setattr(OrtSession, "step", breaks)
+    report = judge_tiny(tiny.bundle)
+    assert report.verdict == "fail" and failed(report) == {"ragged batch"}
+    assert "out of memory" in report.to_json()
+
+
+def test_a_checkpoint_of_another_shape_is_refused(
+    tiny: Any, judge_tiny: Judge, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    write_seeded(other, replace(judge_tiny.checkpoint.config, intermediate_size=224))
+    with (
+        OrtSession.open(tiny.bundle, max_seq_len=CAPACITY) as session,
+        pytest.raises(RequestError, match="another shape"),
+    ):
+        validate(session, open_checkpoint(other), judge_tiny.sequences, bundle_id="", engine={})
 
 
 def test_the_real_model_without_a_fault_passes(sample_bundle: Any, judge_sample: Judge) -> None:
