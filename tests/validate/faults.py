@@ -84,16 +84,16 @@ def theta_off_by_one_percent(graph: onnx.GraphProto) -> None:
     attribute.floats[:] = np.array(attribute.floats) * 1.01**-exponents
 
 
-def positions_in_bf16(graph: onnx.GraphProto) -> None:
-    """Exact up to position 256, so that only positions far out show it."""
+def positions_in_fp16(graph: onnx.GraphProto) -> None:
+    """Exact up to position 2048, so that only positions far out show it."""
     multiply = next(n for n in graph.node if n.op_type == "Cos").input[0]
     node = next(n for n in graph.node if n.output[0] == multiply)
     source = node.input[0]
     insert(
         graph,
         node,
-        helper.make_node("Cast", [source], ["fault.bf16"], to=TensorProto.BFLOAT16),
-        helper.make_node("Cast", ["fault.bf16"], ["fault.fp32"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", [source], ["fault.fp16"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", ["fault.fp16"], ["fault.fp32"], to=TensorProto.FLOAT),
     )
     node.input[0] = "fault.fp32"
 

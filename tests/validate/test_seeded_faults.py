@@ -119,10 +119,10 @@ def test_a_fault_in_the_tiny_model_fails(
     assert SEEN_IN.get(name, {"whole prefill", "stepwise decode", "ragged batch"}) <= failed(report)
 
 
-def test_only_positions_far_out_show_positions_in_bf16(tiny: Any, tmp_path: Path) -> None:
+def test_only_positions_far_out_show_positions_in_fp16(tiny: Any, tmp_path: Path) -> None:
     judge = Judge(tiny, capacity=3000)
     assert judge(tiny.bundle).verdict == "pass"
-    faulty = faults.copy_with(tiny.bundle, tmp_path / "faulty", graph=faults.positions_in_bf16)
+    faulty = faults.copy_with(tiny.bundle, tmp_path / "faulty", graph=faults.positions_in_fp16)
     assert failed(judge(faulty)) == {"long position"}
 
 
