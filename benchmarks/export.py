@@ -15,9 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from nemo_trt.config import ModelConfig
+from nemo_trt.export.samples import SHAPES, write_seeded
+from nemo_trt.export.samples.seeded import hf_config
 from nemo_trt.precision import DType
 from nemo_trt.safetensors import encode_header
 
@@ -47,42 +49,8 @@ print(json.dumps({
 def write_sparse(folder: Path, num_layers: int) -> None:
     """A checkpoint of Nemo's shape, in one file whose weights are a hole."""
     folder.mkdir(parents=True)
-    config = {
-        "architectures": ["MistralForCausalLM"],
-        "model_type": "mistral",
-        "num_hidden_layers": num_layers,
-        "hidden_size": 5120,
-        "intermediate_size": 14336,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 131072,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 1e6,
-        "max_position_embeddings": 131072,
-        "sliding_window": None,
-        "tie_word_embeddings": False,
-        "hidden_act": "silu",
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    shape = ModelConfig(
-        architecture="MistralForCausalLM",
-        num_layers=num_layers,
-        hidden_size=5120,
-        intermediate_size=14336,
-        num_heads=32,
-        num_kv_heads=8,
-        head_dim=128,
-        vocab_size=131072,
-        rms_norm_eps=1e-5,
-        rope_theta=1e6,
-        max_position_embeddings=131072,
-        tied_head=False,
-        bos_token_id=1,
-        eos_token_ids=(2,),
-    )
+    shape = replace(SHAPES["nemo-12b"], num_layers=num_layers)
+    (folder / "config.json").write_text(json.dumps(hf_config(shape)))
     layout = ((name, DType.BF16, dims) for name, dims in shape.tensors())
     header, num_bytes = encode_header(layout)
     path = folder / "model.safetensors"
@@ -114,8 +82,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         checkpoint = Path(name) / "checkpoint"
         if arguments.real:
-            from nemo_trt.export.samples import SHAPES, write_seeded
-
             write_seeded(checkpoint, SHAPES["nemo-12b"], num_layers=arguments.layers)
         else:
             write_sparse(checkpoint, arguments.layers)

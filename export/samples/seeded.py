@@ -102,7 +102,7 @@ def write_seeded(
         if len(shards) > 1:
             index_data = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
             _write_json(folder / "model.safetensors.index.json", index_data)
-        _write_json(folder / "config.json", _hf_config(config))
+        _write_json(folder / "config.json", hf_config(config))
         if config.vocab_size == _TEKKEN_VOCAB:
             (folder / "tekken.json").write_bytes(_tekken().read_bytes())
 
@@ -188,7 +188,8 @@ def _distribution(name: str, dims: tuple[int, ...], config: ModelConfig) -> tupl
     return 0.0, std
 
 
-def _hf_config(config: ModelConfig) -> dict[str, Any]:
+def hf_config(config: ModelConfig) -> dict[str, Any]:
+    """The config.json of a checkpoint of this shape."""
     return {
         "architectures": [config.architecture],
         "model_type": config.architecture.removesuffix("ForCausalLM").lower(),
