@@ -191,3 +191,28 @@ def test_a_parameter_out_of_range_is_refused_by_name(name: str, value: Any) -> N
 def test_a_biased_token_must_exist() -> None:
     with pytest.raises(RequestError, match="logit_bias"):
         Sampler(SamplingParams(logit_bias={10: 1.0}), 10)
+
+
+@pytest.mark.parametrize(
+    ("logits", "params", "expected"),
+    [
+        ([-1.0, -1.1], SamplingParams(repetition_penalty=1.3), 1),  # -1.3: below, not above
+        ([1.0, 0.9], SamplingParams(repetition_penalty=1.3), 1),
+        ([1.0, 0.9], SamplingParams(repetition_penalty=1.05), 0),
+        ([1.0, 0.9], SamplingParams(presence_penalty=5.0), 0),  # a prompt is not the answer
+        ([1.0, 0.9], SamplingParams(logit_bias={1: 0.2}), 1),
+    ],
+)
+def test_penalties_move_the_likeliest_token(
+    logits: list[float], params: SamplingParams, expected: int
+) -> None:
+    sampler = Sampler(params, 2, [0])
+    assert sampler.sample(np.array(logits, np.float32)).token_id == expected
+
+
+def test_presence_counts_once_and_frequency_every_time() -> None:
+    logits = np.array([1.0, 0.0], np.float32)
+    once = Sampler(SamplingParams(presence_penalty=0.6), 2)
+    assert [once.sample(logits).token_id for _ in range(4)] == [0, 0, 0, 0]
+    each = Sampler(SamplingParams(frequency_penalty=0.6), 2)
+    assert [each.sample(logits).token_id for _ in range(4)] == [0, 0, 1, 0]

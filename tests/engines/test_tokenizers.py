@@ -106,8 +106,8 @@ def test_a_template_renders_as_transformers_renders_it(
 
 
 TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}\n  {%- if m.role == 'poet' %}"
-    "{{ raise_exception('no poets') }}{% endif %}[{{ m.role }}] {{ m.content | tojson }}\n"
+    "{{ bos_token }}\n{% for m in messages %}\n    {% if m.role == 'poet' %}\n"
+    "{{ raise_exception('no poets') }}{% endif %}\n[{{ m.role }}] {{ m.content | tojson }}\n"
     "{% endfor %}{% if tools %}{{ tools | tojson(indent=1) }}{% endif %}"
     "{% if add_generation_prompt %}>{% endif %}"
 )

@@ -126,6 +126,21 @@ def test_only_positions_far_out_show_positions_in_fp16(tiny: Any, tmp_path: Path
     assert failed(judge(faulty)) == {"long position"}
 
 
+def test_only_a_poisoned_tail_shows_an_engine_that_leaks_a_little_of_it(
+    tiny: Any, judge_tiny: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leaks(self: OrtSession, *arguments: Any) -> Any:
+        logits = step(self, *arguments)
+        end = int(arguments[1][0]) + arguments[0].shape[1]
+        tail = self.read_cache(0, "value", 0, end, end + 1)
+        return logits + 1e-6 * tail.mean() if tail.size else logits
+
+    step = OrtSession.step
+    monkeypatch.setattr(OrtSession, "step", leaks)
+    # What was poisoned still stands behind the tokens of the last case.
+    assert failed(judge_tiny(tiny.bundle)) == {"poisoned tail", "long position"}
+
+
 def test_an_engine_that_breaks_has_failed_the_case(
     tiny: Any, judge_tiny: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
