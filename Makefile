@@ -43,6 +43,7 @@ docs: install
 
 bench: install
 	$(BIN)/python benchmarks/export.py
+	$(BIN)/python benchmarks/sampling.py
 
 peers: install
 	$(PIP) onnxruntime-genai

@@ -100,7 +100,8 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         if debug:
             raise
-        click.echo(f"nemo-trt: {error.strerror or error}: {error.filename}.", err=True)
+        where = f": {error.filename}" if error.filename else ""
+        click.echo(f"nemo-trt: {error.strerror or error}{where}.", err=True)
         return EXIT_INPUT
     return result if isinstance(result, int) else 0
 

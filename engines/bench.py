@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nemo_trt.errors import RequestError
+from nemo_trt.manifest import read_manifest
 from nemo_trt.progress import Progress, Silent
 
 from .ort_session import OrtSession
@@ -62,8 +64,16 @@ def measure(
 
     Raises:
         BundleError: the bundle is damaged.
+        RequestError: a length goes past the model's context.
     """
     progress = progress or Silent()
+    limit = read_manifest(bundle).config.max_position_embeddings
+    longest = max(*prefill_lengths, *(length + num_decode_steps for length in decode_lengths))
+    if longest > limit:
+        raise RequestError(
+            f"Lengths must end within the model's context of {limit} tokens, got {longest}. "
+            "Measure shorter ones."
+        )
     progress.phase("measure copy bandwidth")
     num_threads = threads or os.cpu_count() or 1
     bandwidth = copy_bandwidth(num_threads)
@@ -72,7 +82,6 @@ def measure(
     session = OrtSession.open(bundle, threads=threads)
     load_s = time.perf_counter() - start
     with session:
-        limit = session.max_seq_len
         rng = np.random.default_rng(0)
 
         def step(length: int, first: int) -> None:
@@ -81,14 +90,12 @@ def measure(
             session.step(ids, np.array([first]), np.array([[length - 1]]))
 
         first_token = {}
-        prefill_lengths = [length for length in prefill_lengths if length <= limit]
         progress.phase("prefill", len(prefill_lengths) * _ROUNDS)
         for length in prefill_lengths:
             step(length, 0)  # warm-up: buffers of this shape
             times = [_timed(lambda n=length: step(n, 0), progress) for _ in range(_ROUNDS)]  # type: ignore[misc]
             first_token[length] = statistics.median(times)
         decode = {}
-        decode_lengths = [n for n in decode_lengths if n + num_decode_steps <= limit]
         progress.phase("decode", len(decode_lengths) * num_decode_steps)
         for cached in decode_lengths:
             step(cached, 0)

@@ -165,6 +165,11 @@ def test_bench_measures_and_prints_json(bundle: Path, capsys: Output) -> None:
     assert "tokens/s" in capsys.readouterr().out
 
 
+def test_bench_refuses_a_length_past_the_context(sample_bundle: Any, capsys: Output) -> None:
+    assert run(["bench", str(sample_bundle.bundle), "--decode", "8192"]) == 2
+    assert "8192 tokens" in capsys.readouterr().err
+
+
 def test_doctor_knows_this_machine(capsys: Output) -> None:
     assert run(["doctor", "--json"]) == 0
     machine = json.loads(capsys.readouterr().out)
