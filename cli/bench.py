@@ -67,5 +67,7 @@ def command(
     table.add_row("cache a token", num_bytes(figures.kv_bytes_per_token))
     table.add_row("copy bandwidth here", f"{num_bytes(int(figures.copy_bytes_per_s))}/s")
     table.add_row("decode's share of it", f"{figures.bandwidth_share:.0%}")
-    table.add_row("computes in", f"{figures.compute_precision}, {figures.threads} threads")
+    table.add_row(
+        "computes in", f"{figures.compute_precision}, {figures.threads or 'default'} threads"
+    )
     OUT.print(table)

@@ -36,6 +36,7 @@ class Figures:
         copy_bytes_per_s: of this machine, all threads, bytes read plus bytes written.
         bandwidth_share: bytes that decode moves a second over `copy_bytes_per_s`, at the first
             decode length.
+        threads: given to ONNX Runtime; None leaves it to take one per physical core.
     """
 
     load_s: float
@@ -48,7 +49,7 @@ class Figures:
     copy_bytes_per_s: float
     bandwidth_share: float
     compute_precision: str
-    threads: int
+    threads: int | None
 
 
 def measure(
@@ -75,8 +76,7 @@ def measure(
             "Measure shorter ones."
         )
     progress.phase("measure copy bandwidth")
-    num_threads = threads or os.cpu_count() or 1
-    bandwidth = copy_bandwidth(num_threads)
+    bandwidth = copy_bandwidth(threads or os.cpu_count() or 1)
     progress.phase("load")
     start = time.perf_counter()
     session = OrtSession.open(bundle, threads=threads)
@@ -121,7 +121,7 @@ def measure(
             copy_bytes_per_s=bandwidth,
             bandwidth_share=moved / bandwidth,
             compute_precision=session.compute_precision,
-            threads=num_threads,
+            threads=threads,
         )
 
 
