@@ -116,6 +116,9 @@ def test_a_fault_in_the_tiny_model_fails(
 ) -> None:
     report = judge_tiny(TINY[name](tiny.bundle, tmp_path / "faulty"))
     assert report.verdict == "fail"
+    if name == "rope theta off by a factor 1.01":  # random attention hardly looks at positions
+        assert failed(report) >= {"long position"}
+        return
     assert SEEN_IN.get(name, {"whole prefill", "stepwise decode", "ragged batch"}) <= failed(report)
 
 
