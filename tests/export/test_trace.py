@@ -87,8 +87,8 @@ def test_inputs_and_outputs_follow_the_contract(precision: DType) -> None:
 def test_only_the_contracts_operators_occur(model: ir.Model) -> None:
     assert {node.domain for node in model.graph} == {""}
     assert {node.op_type for node in model.graph} == {
-        "Add", "Attention", "Cast", "Constant", "Cos", "Gather", "GatherND", "MatMul", "Mul",
-        "RMSNormalization", "Range", "Reshape", "RotaryEmbedding", "Shape", "Sigmoid", "Sin",
+        "Add", "Attention", "Cast", "Concat", "Constant", "Cos", "Gather", "GatherND", "MatMul", "Mul",
+        "RMSNormalization", "Range", "Reshape", "RotaryEmbedding", "Shape", "Sigmoid", "Sin", "Slice",
         "Squeeze", "TensorScatter", "Transpose", "Unsqueeze",
     }  # fmt: skip
     assert model.opset_imports == {"": contract.OPSET}
