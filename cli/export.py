@@ -1,10 +1,62 @@
 """`nemo-trt export`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from nemo_trt.errors import RequestError
 from nemo_trt.precision import PRECISIONS, DType
+
+if TYPE_CHECKING:
+    from nemo_trt.progress import Progress
+    from nemo_trt.quantization import Quantization
+
+MAX_KL = 0.0025
+_FP8_OPTIONS = (
+    click.option(
+        "--calibration",
+        type=click.Path(path_type=Path, dir_okay=False, exists=True),
+        help="FP8: samples to calibrate on, JSON lines or one text a line; by default built-in.",
+    ),
+    click.option("--samples", type=click.IntRange(1), help="FP8: take only the first N samples."),
+    click.option(
+        "--scales",
+        type=click.Path(path_type=Path, exists=True),
+        help="FP8: take the scales of this FP8 bundle, or of its manifest.json; no calibration.",
+    ),
+    click.option(
+        "--clip",
+        type=click.Choice(["amax", "percentile", "mse"]),
+        default="amax",
+        show_default=True,
+        help="FP8: the magnitude that an activation's scale is made for.",
+    ),
+    click.option(
+        "--max-kl",
+        type=click.FloatRange(0),
+        default=MAX_KL,
+        show_default=True,
+        help="FP8: products stay in BF16 until the rest costs less than this, in nats; 100 makes "
+        "all FP8.",
+    ),
+    click.option(
+        "--fp8-weights",
+        type=click.Choice(["per-tensor", "per-channel"]),
+        default="per-tensor",
+        show_default=True,
+        help="FP8: a weight scale for each merged product, or for each output channel.",
+    ),
+    click.option("--fp8-lm-head", is_flag=True, help="FP8: the head too."),
+    click.option("--device", default="cpu", show_default=True, help="FP8: where to calibrate."),
+)
+
+
+def fp8_options(command: Any) -> Any:
+    """Add the options that only FP8 reads."""
+    for option in reversed(_FP8_OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.command(epilog="Example: nemo-trt export ./Mistral-Nemo-Instruct-2407 ./nemo-bf16")
@@ -25,7 +77,11 @@ from nemo_trt.precision import PRECISIONS, DType
 @click.option("--sha256", is_flag=True, help="Digest the weight files whole; reads every byte.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
+@fp8_options
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     checkpoint: Path,
     bundle: Path,
     precision: str | None,
@@ -33,24 +89,33 @@ def command(
     sha256: bool,
     force: bool,
     as_json: bool,
+    **fp8: Any,
 ) -> None:
     """Export CHECKPOINT to BUNDLE: an ONNX graph with KV-cache inputs beside its weights.
 
     The decoder is traced without allocating a weight. With --weights in-place, BUNDLE is the folder
-    that holds the checkpoint's weight files, and not a byte of them is copied.
+    that holds the checkpoint's weight files, and not a byte of them is copied. With --precision fp8
+    the checkpoint is calibrated first, one layer in memory at a time.
     """
-    from nemo_trt.export.bundle import export_bundle
+    from nemo_trt.export.bundle import WeightsMode, export_bundle, require_target
 
     from .console import OUT, Bar, num_bytes
 
+    _require_fp8(context, precision, fp8)
+    mode: WeightsMode = "in-place" if weights == "in-place" else "copy"
     with Bar() as bar:
+        quantization = None
+        if precision == DType.FP8:
+            require_target(bundle, mode, force)  # before minutes of calibration
+            quantization = quantize(checkpoint, bar, **fp8)
         manifest = export_bundle(
             checkpoint,
             bundle,
             precision=DType(precision) if precision else None,
-            weights="in-place" if weights == "in-place" else "copy",
+            weights=mode,
             sha256=sha256,
             force=force,
+            quantization=quantization,
             progress=bar,
         )
     if as_json:
@@ -62,4 +127,68 @@ def command(
         f"parameters, {manifest.precision}, weights {num_bytes(manifest.weight_bytes)} "
         f"({manifest.weights_mode})"
     )
+    if quantization:
+        measured = len(quantization.activations)
+        OUT.print(
+            f"{measured - len(quantization.kept)} of {measured} groups of products in FP8; all of "
+            f"them would cost KL {quantization.kl:.2g}, at most {quantization.max_kl:g} is allowed"
+        )
     OUT.print(f"Next: nemo-trt validate {bundle}")
+
+
+def quantize(
+    checkpoint: Path,
+    progress: "Progress",
+    *,
+    calibration: Path | None = None,
+    samples: int | None = None,
+    scales: Path | None = None,
+    clip: str = "amax",
+    max_kl: float = MAX_KL,
+    fp8_weights: str = "per-tensor",
+    fp8_lm_head: bool = False,
+    device: str = "cpu",
+) -> "Quantization":
+    """Calibrate a checkpoint, or take the scales of an earlier calibration."""
+    from nemo_trt.engines.tokenizers import open_tokenizer
+    from nemo_trt.export.checkpoints import open_checkpoint
+    from nemo_trt.export.quantization.calibrate import calibrate
+    from nemo_trt.export.quantization.texts import read_calibration_set
+    from nemo_trt.manifest import MANIFEST_FILE, Manifest
+
+    if scales:
+        file = scales / MANIFEST_FILE if scales.is_dir() else scales
+        found = Manifest.from_json(file.read_text(encoding="utf-8")).quantization
+        if found is None:
+            raise RequestError(f"{scales} must be of an FP8 bundle, got one without scales.")
+        return found
+    opened = open_checkpoint(checkpoint)
+    chosen = read_calibration_set(calibration, samples)
+    tokenizer = open_tokenizer(checkpoint) if opened.tokenizer_files else None
+    return calibrate(
+        opened,
+        chosen.tokens(tokenizer, opened.config.vocab_size),
+        calibration=chosen.describe(),
+        method=clip,  # type: ignore[arg-type]  # click has checked them
+        weight_scales=fp8_weights,  # type: ignore[arg-type]
+        max_kl=max_kl,
+        fp8_lm_head=fp8_lm_head,
+        device=device,
+        progress=progress,
+    )
+
+
+def _require_fp8(context: click.Context, precision: str | None, fp8: dict[str, Any]) -> None:
+    """Refuse options that would be ignored."""
+    given = [
+        name
+        for name in fp8
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given and precision != DType.FP8:
+        raise click.UsageError(f"--{given[0].replace('_', '-')} needs --precision fp8.")
+    others = [name for name in given if name != "scales"]
+    if "scales" in given and others:
+        raise click.UsageError(
+            f"--scales stands for a calibration; leave --{others[0].replace('_', '-')} out."
+        )

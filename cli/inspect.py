@@ -11,6 +11,7 @@ from nemo_trt.errors import CheckpointError
 if TYPE_CHECKING:
     from nemo_trt.config import ModelConfig
     from nemo_trt.precision import DType
+    from nemo_trt.quantization import Quantization
 
 
 @click.command(epilog="Example: nemo-trt inspect ./bundle --json")
@@ -85,10 +86,27 @@ def _bundle(path: Path) -> dict[str, Any]:
         "tokenizer": list(manifest.tokenizer_files),
         "bundle_id": manifest.bundle_id,
         "contract_version": manifest.contract_version,
+        **_quantization(manifest.quantization),
         "validation": verdict,
         "source": manifest.source,
         "tools": manifest.tools,
         "tensors": [_tensor(ref) for ref in refs],
+    }
+
+
+def _quantization(found: "Quantization | None") -> dict[str, Any]:
+    if found is None:
+        return {}
+    measured = len(found.activations)
+    return {
+        "fp8": {
+            "groups": f"{measured - len(found.kept)} of {measured}",
+            "weights": found.weight_scales,
+            "clip": found.method,
+            "kl_of_all": f"{found.kl:.3g}",
+            "max_kl": f"{found.max_kl:g}",
+            **found.calibration,
+        }
     }
 
 

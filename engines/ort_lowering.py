@@ -1,4 +1,4 @@
-"""Lowers a bundle's graph in memory for ONNX Runtime's CPU provider: BF16 becomes fp32.
+"""Lowers a bundle's graph in memory for ONNX Runtime's CPU provider: BF16 and FP8 become fp32.
 
 The bundle on disk is not touched: the artifact that ships is the artifact that is run.
 """
@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from nemo_trt import bfloat16
+from nemo_trt import bfloat16, e4m3
 from nemo_trt.errors import BundleError
 from nemo_trt.precision import DType
 
-_BF16, _FP32 = DType.BF16.onnx_code, DType.FP32.onnx_code
+_BF16, _FP32, _FP8 = (dtype.onnx_code for dtype in (DType.BF16, DType.FP32, DType.FP8))
 _NUMPY = {dtype.onnx_code: np.dtype(dtype.numpy_name) for dtype in DType}
 
 
@@ -31,6 +31,7 @@ def lower(bundle: Path, graph_file: str) -> tuple[bytes, list[Weight]]:
     """Read a bundle's graph and weights for a provider without BF16 kernels.
 
     - Everything that computes in BF16 computes in FP32.
+    - FP8 weights are dequantised here, once; activations are rounded to FP8 by the graph.
     - A weight behind a Transpose is transposed here, once: ONNX Runtime would do it with a second
       copy in hand.
     - A table that only a Gather reads stays as it is stored, mapped from the file; the gathered
@@ -54,6 +55,7 @@ def lower(bundle: Path, graph_file: str) -> tuple[bytes, list[Weight]]:
         for initializer in graph.initializer
         if initializer.data_location == onnx.TensorProto.EXTERNAL
     }
+    scales = _split_off_weight_scales(graph, stored)
     transposed = _split_off_transposes(graph, stored)
     tables = _keep_tables(graph, stored)
     _promote_types(model, tables)
@@ -61,7 +63,10 @@ def lower(bundle: Path, graph_file: str) -> tuple[bytes, list[Weight]]:
     for initializer in graph.initializer:
         if initializer.data_location != onnx.TensorProto.EXTERNAL:
             continue
-        array = _read(stored[transposed.get(initializer.name, initializer.name)], bundle)
+        name = transposed.get(initializer.name, initializer.name)
+        array = _read(stored[name], bundle)
+        if name in scales:
+            array = e4m3.to_float32(array.view(np.uint8), scales[name])
         if initializer.name in transposed:
             array = np.ascontiguousarray(array.T)
         if array.dtype == np.uint16 and initializer.name not in tables:
@@ -70,11 +75,40 @@ def lower(bundle: Path, graph_file: str) -> tuple[bytes, list[Weight]]:
     return model.SerializeToString(), weights
 
 
+def _split_off_weight_scales(
+    graph: onnx.GraphProto, stored: dict[str, onnx.TensorProto]
+) -> dict[str, NDArray[np.float32]]:
+    """Let readers of `DequantizeLinear(FP8 weight)` read the weight, as FP32; return its scale.
+
+    A scale is () or (N, 1).
+    """
+    fp8 = {name for name, tensor in stored.items() if tensor.data_type == _FP8}
+    constants = {initializer.name: initializer for initializer in graph.initializer}
+    scales, renamed, nodes = {}, {}, []
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in fp8:
+            weight, scale = node.input[:2]
+            value = onnx.numpy_helper.to_array(constants[scale]).astype(np.float32)
+            scales[weight] = value if value.ndim == 0 else value[:, None]
+            renamed[node.output[0]] = weight
+        else:
+            nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+    for node in nodes:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for name in scales:
+        stored[name] = onnx.TensorProto.FromString(constants[name].SerializeToString())
+        constants[name].data_type = _FP32
+    return scales
+
+
 def _split_off_transposes(
     graph: onnx.GraphProto, stored: dict[str, onnx.TensorProto]
 ) -> dict[str, str]:
     """Replace `Transpose(weight)` by an initializer of its own; return it -> the weight's name."""
     transposed: dict[str, str] = {}
+    constants = {initializer.name: initializer for initializer in graph.initializer}
     kept = []
     for node in graph.node:
         if node.op_type == "Transpose" and node.input[0] in stored:
@@ -85,7 +119,7 @@ def _split_off_transposes(
     initializers = [i for i in graph.initializer if i.name not in stored or i.name in still_read]
     for name, weight in transposed.items():
         copy = onnx.TensorProto()
-        copy.CopyFrom(stored[weight])
+        copy.CopyFrom(constants[weight])
         copy.name = name
         copy.dims[:] = reversed(copy.dims)
         initializers.append(copy)

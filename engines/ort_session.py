@@ -23,8 +23,9 @@ _GROWTH_TOKENS = 256
 class OrtSession:
     """Runs a bundle on the CPU. See `Session` for the meaning of its attributes and methods.
 
-    BF16 bundles compute in fp32, so do fp32 ones; fp16 bundles compute in fp16. The cache grows in
-    steps, because attention's cost grows with what is bound.
+    BF16 bundles compute in fp32, so do fp32 ones; fp16 bundles compute in fp16; FP8 bundles round
+    where their graph says so and compute in fp32 between. The cache grows in steps, because
+    attention's cost grows with what is bound.
     """
 
     def __init__(
@@ -38,7 +39,8 @@ class OrtSession:
         self.max_seq_len = max_seq_len or self.config.max_position_embeddings
         self.capacity = 0
         compute = DType.FP16 if manifest.precision is DType.FP16 else DType.FP32
-        self.compute_precision: str = compute
+        fp8 = manifest.precision is DType.FP8  # rounds to FP8 where the graph says so
+        self.compute_precision: str = DType.FP8 if fp8 else compute
         self._cache_dtype = np.dtype(compute.numpy_name)
         self._session: Any = _open(bundle, threads)
         self._caches: dict[str, NDArray[Any]] = {}  # past name -> (B, K, T, D)

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -27,12 +27,17 @@ from nemo_trt.manifest import (
 )
 from nemo_trt.precision import PRECISIONS, DType
 from nemo_trt.progress import Progress, Silent
+from nemo_trt.quantization import LM_HEAD, Quantization, groups
+from nemo_trt.safetensors import read_layout
 
 from .checkpoints import Checkpoint, open_checkpoint
-from .trace import trace_decoder
+from .quantization.graph import set_scales
+from .quantization.weights import num_fp8_bytes, scales_of, write_fp8_weights
+from .trace import numerics_of, trace_decoder
 from .weights import attach_weights, copy_file, require_free_disk, stored_precision
 
 WeightsMode = Literal["copy", "in-place"]
+_FP8_FILE = "model.safetensors"
 _GRAPH_BYTES = 64 * 2**20  # a generous bound of graph, manifest and tokenizer
 _TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript")
 
@@ -45,11 +50,13 @@ def export_bundle(
     weights: WeightsMode = "copy",
     sha256: bool = False,
     force: bool = False,
+    quantization: Quantization | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Export a checkpoint to a bundle.
 
-    Memory: the graph alone; no weight is allocated, and a copy happens inside the kernel.
+    Memory: the graph alone; no weight is allocated, and a copy happens inside the kernel. FP8
+    weights are quantised in pieces of 8 MB.
 
     Args:
         source: a checkpoint that `open_checkpoint` reads.
@@ -60,6 +67,8 @@ def export_bundle(
         weights: "copy" them into the bundle, or leave them "in-place".
         sha256: digest the weight files whole (reads every byte) and not only in samples.
         force: replace an existing bundle.
+        quantization: scales of FP8, from `export.quantization.calibrate` or an FP8 bundle's
+            manifest. Needed for FP8, and for nothing else.
 
     Returns:
         The manifest that was written.
@@ -78,15 +87,18 @@ def export_bundle(
             f"--precision must be named for a checkpoint of mixed dtypes ({stored}). "
             f"Choose one of {', '.join(PRECISIONS)}."
         )
-    _require_target(bundle, weights, force)
-    require_free_disk(
-        bundle, _GRAPH_BYTES + (checkpoint.num_file_bytes if weights == "copy" else 0)
-    )
-    locations = _locations(checkpoint, bundle, weights)
+    _require_quantization(chosen, quantization, checkpoint, weights)
+    require_target(bundle, weights, force)
+    require_free_disk(bundle, _GRAPH_BYTES + _new_bytes(checkpoint, weights, quantization))
     progress.phase("trace the decoder")
-    model = trace_decoder(checkpoint.config, chosen)
-    attach_weights(model, checkpoint.tensors, locations)
+    model = trace_decoder(
+        checkpoint.config, chosen, numerics_of(checkpoint.config, chosen, quantization)
+    )
     _describe(model, checkpoint)
+    if quantization:
+        return _write_fp8(model, checkpoint, quantization, bundle, sha256, progress)
+    locations = _locations(checkpoint, bundle, weights)
+    attach_weights(model, checkpoint.tensors, locations)
     if weights == "in-place":
         return _write_in_place(model, checkpoint, chosen, bundle, locations, sha256, progress)
     with atomic.new_directory(bundle) as folder:
@@ -94,23 +106,60 @@ def export_bundle(
         progress.phase("copy the weights", checkpoint.num_file_bytes, "bytes")
         for path, location in locations.items():
             copy_file(path, folder / location, progress)
-        if checkpoint.tokenizer_files:
-            (folder / TOKENIZER_FOLDER).mkdir()
-        for file in checkpoint.tokenizer_files:
-            shutil.copyfile(file, folder / TOKENIZER_FOLDER / file.name)
-        progress.phase("write and check the graph")
-        _save_graph(model, folder / GRAPH_FILE, checkpoint.config, chosen)
-        manifest = _manifest(
-            checkpoint,
-            precision=chosen,
-            weights_mode="copy",
-            graph_sha256=sha256_file(folder / GRAPH_FILE),
-            weights=_digests(folder, locations, sha256, progress),
-            tokenizer_files=tuple(
-                f"{TOKENIZER_FOLDER}/{file.name}" for file in checkpoint.tokenizer_files
-            ),
+        return _finish(model, checkpoint, chosen, folder, locations.values(), sha256, progress)
+
+
+def _write_fp8(
+    model: ir.Model,
+    checkpoint: Checkpoint,
+    quantization: Quantization,
+    bundle: Path,
+    sha256: bool,
+    progress: Progress,
+) -> Manifest:
+    """Write new weights, and point the graph at them."""
+    location = PurePosixPath(WEIGHTS_FOLDER, _FP8_FILE)
+    scales = scales_of(checkpoint, quantization)
+    set_scales(model.graph, scales)
+    with atomic.new_directory(bundle) as folder:
+        path = folder / location
+        path.parent.mkdir()
+        write_fp8_weights(checkpoint, quantization, scales, path, progress)
+        attach_weights(model, read_layout(path), {path: location})
+        return _finish(
+            model, checkpoint, DType.FP8, folder, [location], sha256, progress, quantization
         )
-        (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _finish(
+    model: ir.Model,
+    checkpoint: Checkpoint,
+    precision: DType,
+    folder: Path,
+    locations: Iterable[PurePosixPath],
+    sha256: bool,
+    progress: Progress,
+    quantization: Quantization | None = None,
+) -> Manifest:
+    """Complete a new bundle whose weights are written: tokenizer, graph, manifest."""
+    if checkpoint.tokenizer_files:
+        (folder / TOKENIZER_FOLDER).mkdir()
+    for file in checkpoint.tokenizer_files:
+        shutil.copyfile(file, folder / TOKENIZER_FOLDER / file.name)
+    progress.phase("write and check the graph")
+    _save_graph(model, folder / GRAPH_FILE, checkpoint.config, precision)
+    manifest = _manifest(
+        checkpoint,
+        precision=precision,
+        weights_mode="copy",
+        graph_sha256=sha256_file(folder / GRAPH_FILE),
+        weights=_digests(folder, locations, sha256, progress),
+        tokenizer_files=tuple(
+            f"{TOKENIZER_FOLDER}/{file.name}" for file in checkpoint.tokenizer_files
+        ),
+        quantization=quantization,
+    )
+    (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
 
@@ -133,7 +182,7 @@ def _write_in_place(
             precision=precision,
             weights_mode="in-place",
             graph_sha256=sha256_file(graph),
-            weights=_digests(bundle, locations, sha256, progress),
+            weights=_digests(bundle, locations.values(), sha256, progress),
             tokenizer_files=tuple(
                 _relative(file, bundle).as_posix() for file in checkpoint.tokenizer_files
             ),
@@ -147,11 +196,11 @@ def _write_in_place(
 
 
 def _digests(
-    root: Path, locations: Mapping[Path, PurePosixPath], sha256: bool, progress: Progress
+    root: Path, locations: Iterable[PurePosixPath], sha256: bool, progress: Progress
 ) -> tuple[WeightFile, ...]:
-    progress.phase("digest the weights", len(locations))
+    progress.phase("digest the weights")
     digests = []
-    for location in locations.values():
+    for location in locations:
         path = root / location
         digests.append(
             WeightFile(
@@ -161,7 +210,6 @@ def _digests(
                 sha256=sha256_file(path) if sha256 else None,
             )
         )
-        progress.advance()
     return tuple(digests)
 
 
@@ -173,11 +221,13 @@ def _manifest(
     graph_sha256: str,
     weights: tuple[WeightFile, ...],
     tokenizer_files: tuple[str, ...],
+    quantization: Quantization | None = None,
 ) -> Manifest:
+    stored = checkpoint.stored_dtypes
     return Manifest(
         config=checkpoint.config,
         precision=precision,
-        stored_dtypes=checkpoint.stored_dtypes,
+        stored_dtypes=(*stored, DType.FP8) if quantization else stored,
         weights_mode=weights_mode,
         graph_sha256=graph_sha256,
         weights=weights,
@@ -191,10 +241,53 @@ def _manifest(
             "nemo-trt": __version__,
             **{name: importlib.metadata.version(name) for name in _TOOLS},
         },
+        quantization=quantization,
     )
 
 
-def _require_target(bundle: Path, weights: WeightsMode, force: bool) -> None:
+def _require_quantization(
+    precision: DType,
+    quantization: Quantization | None,
+    checkpoint: Checkpoint,
+    weights: WeightsMode,
+) -> None:
+    """FP8 and a quantisation of this very model go together."""
+    if (precision is DType.FP8) != (quantization is not None):
+        raise ExportError("A quantisation must be given for FP8 and for nothing else. Calibrate.")
+    if quantization is None:
+        return
+    if weights == "in-place":
+        raise ExportError("--weights must be copy for FP8: the weights are written anew.")
+    every = dict(groups(checkpoint.config))
+    needed = {group for group in every if group != LM_HEAD}
+    if not needed <= set(quantization.activations) <= set(every):
+        odd = sorted(set(quantization.activations).symmetric_difference(needed))[:3]
+        raise ExportError(
+            f"The scales must be of this model's groups, got others, for example {odd}. "
+            "Calibrate this checkpoint."
+        )
+    missing = [
+        name
+        for group, names in every.items()
+        if quantization.is_fp8(group)
+        for name in names
+        if name not in quantization.weight_amax
+    ]
+    if missing:
+        raise ExportError(f"The scales must tell the amax of {missing[0]}. Calibrate anew.")
+
+
+def _new_bytes(
+    checkpoint: Checkpoint, weights: WeightsMode, quantization: Quantization | None
+) -> int:
+    """Bytes of weights that an export writes."""
+    if quantization:
+        return num_fp8_bytes(checkpoint, quantization)
+    return checkpoint.num_file_bytes if weights == "copy" else 0
+
+
+def require_target(bundle: Path, weights: WeightsMode, force: bool) -> None:
+    """Raise an ExportError unless a bundle may be written there."""
     if weights == "in-place":
         if is_bundle(bundle) and not force:
             raise ExportError(f"{bundle} must not hold a bundle yet. Use --force to replace it.")

@@ -1,12 +1,14 @@
 """The traceable decoder: one definition for every precision, its parameters named canonically."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from nemo_trt.config import ModelConfig
+from nemo_trt.quantization import LM_HEAD
 
 from . import ops
 
@@ -44,21 +46,80 @@ class Linear(nn.Module):
         return torch.matmul(x, self.weight.t())
 
 
+class Fp8Linear(nn.Module):
+    """A projection whose weight is E4M3: W8A8 behind the `Quantizer` of its input.
+
+    It computes what an FP8 product with fp32 accumulation does, rounding for rounding.
+    """
+
+    def __init__(
+        self, in_size: int, out_size: int, dtype: torch.dtype, *, per_channel: bool
+    ) -> None:
+        super().__init__()
+        weight = torch.empty(out_size, in_size, dtype=torch.float8_e4m3fn)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.weight_scale = nn.Parameter(torch.empty((out_size,) * per_channel, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.matmul(x, ops.dequantize(self.weight, self.weight_scale).t())
+
+
+class Quantizer(nn.Module):
+    """Rounds a group's input to E4M3 with a static scale."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty((), dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rounded: Tensor = ops.quantize_dequantize(x, self.scale)
+        return rounded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numerics:
+    """Which products compute in what.
+
+    Attributes:
+        dtype: of activations, norms, caches and all products that are not FP8.
+        fp8_groups: groups (`nemo_trt.quantization.groups`) whose products are FP8.
+        per_channel: their weights have a scale a row, not one a tensor.
+    """
+
+    dtype: torch.dtype
+    fp8_groups: frozenset[str] = frozenset()
+    per_channel: bool = False
+
+    def linear(self, group: str, in_size: int, out_size: int) -> nn.Module:
+        """A projection of a group."""
+        if group in self.fp8_groups:
+            return Fp8Linear(in_size, out_size, self.dtype, per_channel=self.per_channel)
+        return Linear(in_size, out_size, self.dtype)
+
+    def quantizer(self, group: str) -> nn.Module:
+        """What a group's input goes through."""
+        return Quantizer(self.dtype) if group in self.fp8_groups else nn.Identity()
+
+
 class SelfAttention(nn.Module):
     """Grouped-query attention over an in-place cache."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, numerics: Numerics, name: str) -> None:
         super().__init__()
         self.config = config
-        self.q_proj = Linear(config.hidden_size, config.query_size, dtype)
-        self.k_proj = Linear(config.hidden_size, config.kv_size, dtype)
-        self.v_proj = Linear(config.hidden_size, config.kv_size, dtype)
-        self.o_proj = Linear(config.query_size, config.hidden_size, dtype)
+        qkv, out = f"{name}.qkv", f"{name}.o"
+        self.qkv_input = numerics.quantizer(qkv)
+        self.q_proj = numerics.linear(qkv, config.hidden_size, config.query_size)
+        self.k_proj = numerics.linear(qkv, config.hidden_size, config.kv_size)
+        self.v_proj = numerics.linear(qkv, config.hidden_size, config.kv_size)
+        self.o_input = numerics.quantizer(out)
+        self.o_proj = numerics.linear(out, config.query_size, config.hidden_size)
 
     def forward(
         self, x: Tensor, past: tuple[Tensor, Tensor], step: Step
     ) -> tuple[Tensor, Tensor, Tensor]:
         width, kv_heads = self.config.head_dim, self.config.num_kv_heads
+        x = self.qkv_input(x)
         query = ops.split_heads(self.q_proj(x), self.config.num_heads, width)  # (B, H, S, D)
         key = ops.split_heads(self.k_proj(x), kv_heads, width)  # (B, K, S, D)
         value = ops.split_heads(self.v_proj(x), kv_heads, width)  # (B, K, S, D)
@@ -67,33 +128,39 @@ class SelfAttention(nn.Module):
         keys = ops.cache_update(past[0], key, step.write_indices)  # (B, K, T, D)
         values = ops.cache_update(past[1], value, step.write_indices)  # (B, K, T, D)
         mixed = ops.attention(query, keys, values, step.lengths)
-        return self.o_proj(ops.merge_heads(mixed)), keys, values
+        return self.o_proj(self.o_input(ops.merge_heads(mixed))), keys, values
 
 
 class Mlp(nn.Module):
     """SwiGLU."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, numerics: Numerics, name: str) -> None:
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, dtype)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size, dtype)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, dtype)
+        hidden, ffn = config.hidden_size, config.intermediate_size
+        self.gate_up_input = numerics.quantizer(f"{name}.gate_up")
+        self.gate_proj = numerics.linear(f"{name}.gate_up", hidden, ffn)
+        self.up_proj = numerics.linear(f"{name}.gate_up", hidden, ffn)
+        self.down_input = numerics.quantizer(f"{name}.down")
+        self.down_proj = numerics.linear(f"{name}.down", ffn, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.gate_up_input(x)
         gate = self.gate_proj(x)
-        output: Tensor = self.down_proj(gate * torch.sigmoid(gate) * self.up_proj(x))
+        gated = gate * torch.sigmoid(gate) * self.up_proj(x)  # (B, S, F)
+        output: Tensor = self.down_proj(self.down_input(gated))
         return output
 
 
 class Layer(nn.Module):
     """One pre-norm transformer layer."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, numerics: Numerics, index: int) -> None:
         super().__init__()
-        self.input_layernorm = Norm(config, dtype)
-        self.self_attn = SelfAttention(config, dtype)
-        self.post_attention_layernorm = Norm(config, dtype)
-        self.mlp = Mlp(config, dtype)
+        name = f"model.layers.{index}"
+        self.input_layernorm = Norm(config, numerics.dtype)
+        self.self_attn = SelfAttention(config, numerics, f"{name}.self_attn")
+        self.post_attention_layernorm = Norm(config, numerics.dtype)
+        self.mlp = Mlp(config, numerics, f"{name}.mlp")
 
     def forward(
         self, x: Tensor, past: tuple[Tensor, Tensor], step: Step
@@ -106,25 +173,28 @@ class Layer(nn.Module):
 class Backbone(nn.Module):
     """Embedding, layers and final norm, under the names that checkpoints use."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, numerics: Numerics) -> None:
         super().__init__()
+        dtype = numerics.dtype
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
-        self.layers = nn.ModuleList(Layer(config, dtype) for _ in range(config.num_layers))
+        layers = (Layer(config, numerics, index) for index in range(config.num_layers))
+        self.layers = nn.ModuleList(layers)
         self.norm = Norm(config, dtype)
 
 
 class Decoder(nn.Module):
     """The model as the graph contract states it (`nemo_trt.contract`).
 
-    `named_parameters()` are exactly `config.tensors()`, all of the compute dtype.
+    `named_parameters()` are exactly `config.tensors()`, and the scales of FP8 groups.
     """
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: ModelConfig, numerics: Numerics) -> None:
         super().__init__()
-        self.config, self.dtype = config, dtype
-        self.model = Backbone(config, dtype)
+        self.config, self.dtype = config, numerics.dtype
+        self.model = Backbone(config, numerics)
         if not config.tied_head:
-            self.lm_head = Linear(config.hidden_size, config.vocab_size, dtype)
+            self.lm_head_input = numerics.quantizer(LM_HEAD)
+            self.lm_head = numerics.linear(LM_HEAD, config.hidden_size, config.vocab_size)
 
     def step(self, write_indices: Tensor, new_tokens: int) -> Step:
         """Angles of the new tokens' positions, computed in fp32, and lengths after the update."""
@@ -154,5 +224,5 @@ class Decoder(nn.Module):
         if self.config.tied_head:
             logits = torch.matmul(x, self.model.embed_tokens.weight.t())
         else:
-            logits = self.lm_head(x)
+            logits = self.lm_head(self.lm_head_input(x))
         return logits.float(), present  # (B, N, V)

@@ -13,6 +13,9 @@ from onnxscript.onnx_opset import opset24 as onnx_op
 from torch import Tensor
 from torch.library import custom_op
 
+from nemo_trt.precision import DType
+from nemo_trt.quantization import E4M3_MAX
+
 NAMESPACE = "nemo_trt"
 
 
@@ -69,8 +72,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> Ten
         (B, H, S, D).
     """
     new_tokens, capacity = query.shape[2], key.shape[2]
-    last_seen = (lengths - new_tokens)[:, None] + torch.arange(new_tokens)  # (B, S)
-    mask = torch.arange(capacity) <= last_seen[..., None]  # (B, S, T)
+    last_seen = (lengths - new_tokens)[:, None] + torch.arange(new_tokens, device=query.device)
+    mask = torch.arange(capacity, device=query.device) <= last_seen[..., None]  # (B, S, T)
     groups = query.shape[1] // key.shape[1]
     return torch.nn.functional.scaled_dot_product_attention(
         query,
@@ -97,6 +100,30 @@ def merge_heads(x: Tensor) -> Tensor:
 def take_positions(x: Tensor, indices: Tensor) -> Tensor:
     """Rows of (B, S, C) at (B, N) positions: (B, N, C)."""
     return torch.take_along_dim(x, indices[..., None], dim=1)
+
+
+def to_e4m3(x: Tensor, scale: Tensor) -> Tensor:
+    """x / scale in fp32, saturated and rounded to E4M3, to nearest, ties to even.
+
+    Args:
+        x: any float dtype and shape.
+        scale: a scalar, or one a row of x as (N, 1).
+    """
+    ratio = x.float() / scale.float()
+    return ratio.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+
+
+@custom_op(f"{NAMESPACE}::quantize_dequantize", mutates_args=())
+def quantize_dequantize(x: Tensor, scale: Tensor) -> Tensor:
+    """x as it is after rounding to E4M3 with a scalar scale, in x's dtype."""
+    return (to_e4m3(x, scale).float() * scale.float()).to(x.dtype)
+
+
+@custom_op(f"{NAMESPACE}::dequantize", mutates_args=())
+def dequantize(weight: Tensor, scale: Tensor) -> Tensor:
+    """An E4M3 weight (N, K) in its scale's dtype; the scale is a scalar or (N,), one a row."""
+    wide = scale.float() if scale.dim() == 0 else scale.float()[:, None]
+    return (weight.float() * wide).to(scale.dtype)
 
 
 @rms_norm.register_fake
@@ -134,6 +161,16 @@ def _(x: Tensor) -> Tensor:
     return x.new_empty((x.shape[0], x.shape[2], x.shape[1] * x.shape[3]))
 
 
+@quantize_dequantize.register_fake
+def _(x: Tensor, scale: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@dequantize.register_fake
+def _(weight: Tensor, scale: Tensor) -> Tensor:
+    return torch.empty_like(weight, dtype=scale.dtype)
+
+
 @take_positions.register_fake
 def _(x: Tensor, indices: Tensor) -> Tensor:
     return x.new_empty((x.shape[0], indices.shape[1], x.shape[2]))
@@ -169,6 +206,12 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         ),
         ops.merge_heads.default: lambda x: onnx_op.Reshape(
             onnx_op.Transpose(x, perm=[0, 2, 1, 3]), onnx_op.Constant(value_ints=[0, 0, -1])
+        ),
+        ops.quantize_dequantize.default: lambda x, scale: onnx_op.DequantizeLinear(
+            onnx_op.QuantizeLinear(x, scale, output_dtype=DType.FP8.onnx_code), scale
+        ),
+        ops.dequantize.default: lambda weight, scale: onnx_op.DequantizeLinear(
+            weight, scale, axis=0
         ),
         ops.take_positions.default: lambda x, indices: onnx_op.GatherND(
             x, onnx_op.Unsqueeze(indices, onnx_op.Constant(value_ints=[-1])), batch_dims=1

@@ -13,9 +13,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from nemo_trt import contract
 from nemo_trt.config import ModelConfig
 from nemo_trt.precision import DType
+from nemo_trt.quantization import LM_HEAD, Quantization, groups
 
 from . import ops
-from .decoder import Decoder
+from .decoder import Decoder, Numerics
+from .quantization.graph import keep_in_base
 from .repeat import name_by_scope, repeat_layer
 
 TORCH_DTYPES = {
@@ -25,23 +27,52 @@ TORCH_DTYPES = {
 }
 
 
-def trace_decoder(config: ModelConfig, precision: DType) -> ir.Model:
+def numerics_of(
+    config: ModelConfig, precision: DType, quantization: Quantization | None = None
+) -> Numerics:
+    """What a decoder of `precision` computes in what; FP8 needs a `quantization`."""
+    dtype = TORCH_DTYPES[precision.base]
+    if quantization is None:
+        return Numerics(dtype=dtype)
+    return Numerics(
+        dtype=dtype,
+        fp8_groups=frozenset(g for g, _ in groups(config) if quantization.is_fp8(g)),
+        per_channel=quantization.weight_scales == "per-channel",
+    )
+
+
+def trace_decoder(
+    config: ModelConfig, precision: DType, numerics: Numerics | None = None
+) -> ir.Model:
     """The contract's graph for `config`, its initializers named canonically and without data.
 
     One layer is traced and repeated: the layers differ in nothing but their weights, and the time
-    no longer grows with their number (`tests/export/test_repeat.py` proves it equal to a trace of
-    all layers).
+    no longer grows with their number (`tests/export/test_trace.py` proves it equal to a trace of
+    all layers). Where a group of some layers stays in the base dtype, its quantisation is taken out
+    again.
     """
-    model = trace_every_layer(replace(config, num_layers=1), precision)
+    numerics = numerics or numerics_of(config, precision)
+    one_layer = replace(config, num_layers=1)
+    traced = numerics
+    if any(group != LM_HEAD for group in numerics.fp8_groups):
+        every = {group for group, _ in groups(one_layer) if group != LM_HEAD}
+        traced = replace(numerics, fp8_groups=numerics.fp8_groups & {LM_HEAD} | every)
+    model = trace_every_layer(one_layer, precision, traced)
     repeat_layer(model, config.num_layers)
+    for group, weights in groups(config):
+        if traced is not numerics and group != LM_HEAD and group not in numerics.fp8_groups:
+            keep_in_base(model.graph, group, weights, ir.DataType(precision.base.onnx_code))
     return model
 
 
-def trace_every_layer(config: ModelConfig, precision: DType) -> ir.Model:
+def trace_every_layer(
+    config: ModelConfig, precision: DType, numerics: Numerics | None = None
+) -> ir.Model:
     """The same graph, every layer traced: slow, the reference of `trace_decoder`."""
-    dtype = TORCH_DTYPES[precision]
+    numerics = numerics or numerics_of(config, precision)
+    dtype = numerics.dtype
     with FakeTensorMode():
-        decoder = Decoder(config, dtype)
+        decoder = Decoder(config, numerics)
         # Sizes that are neither 0 nor 1, all different, so that no dimension is specialised.
         batch, new_tokens, capacity, num_logits = 2, 3, 16, 4
         past = [

@@ -47,13 +47,13 @@ def cache_names(num_layers: int) -> Iterator[tuple[str, str]]:
 
 
 def inputs(config: ModelConfig, precision: DType) -> tuple[TensorSpec, ...]:
-    """Every graph input, in order; the caches have the compute `precision`."""
+    """Every graph input, in order; the caches have the base dtype of `precision`."""
     cache = ("B", config.num_kv_heads, "T", config.head_dim)
     return (
         TensorSpec(INPUT_IDS, DType.INT64, ("B", "S")),
         TensorSpec(WRITE_INDICES, DType.INT64, ("B",)),
         TensorSpec(LOGIT_INDICES, DType.INT64, ("B", "N")),
-        *(TensorSpec(past, precision, cache) for past, _ in cache_names(config.num_layers)),
+        *(TensorSpec(past, precision.base, cache) for past, _ in cache_names(config.num_layers)),
     )
 
 
@@ -62,5 +62,8 @@ def outputs(config: ModelConfig, precision: DType) -> tuple[TensorSpec, ...]:
     cache = ("B", config.num_kv_heads, "T", config.head_dim)
     return (
         TensorSpec(LOGITS, DType.FP32, ("B", "N", config.vocab_size)),
-        *(TensorSpec(present, precision, cache) for _, present in cache_names(config.num_layers)),
+        *(
+            TensorSpec(present, precision.base, cache)
+            for _, present in cache_names(config.num_layers)
+        ),
     )

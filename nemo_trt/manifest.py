@@ -11,6 +11,7 @@ from nemo_trt.config import ModelConfig
 from nemo_trt.digest import quick_digest, sha256_file
 from nemo_trt.errors import BundleError, CheckpointError
 from nemo_trt.precision import DType
+from nemo_trt.quantization import Quantization
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -40,7 +41,12 @@ class WeightFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What `manifest.json` says. `source` is the checkpoint's path and format at export time."""
+    """What `manifest.json` says.
+
+    Attributes:
+        source: the checkpoint's path and format at export time.
+        quantization: of an FP8 bundle; None for any other.
+    """
 
     config: ModelConfig
     precision: DType
@@ -51,6 +57,7 @@ class Manifest:
     tokenizer_files: tuple[str, ...]
     source: dict[str, str]
     tools: dict[str, str]
+    quantization: Quantization | None = None
     contract_version: int = contract.CONTRACT_VERSION
 
     @property
@@ -83,6 +90,7 @@ class Manifest:
             "tokenizer_files": list(self.tokenizer_files),
             "source": self.source,
             "tools": self.tools,
+            "quantization": self.quantization.to_dict() if self.quantization else None,
         }
         return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
@@ -104,6 +112,7 @@ class Manifest:
                 f"{(SCHEMA_VERSION, contract.CONTRACT_VERSION)}, got {versions}. "
                 "Export again with this version of nemo-trt."
             )
+        quantization = data.get("quantization")
         try:
             manifest = cls(
                 config=ModelConfig.from_dict(data["config"]),
@@ -115,6 +124,7 @@ class Manifest:
                 tokenizer_files=tuple(data["tokenizer_files"]),
                 source=dict(data["source"]),
                 tools=dict(data["tools"]),
+                quantization=Quantization.from_dict(quantization) if quantization else None,
                 contract_version=data["contract_version"],
             )
         except (ValueError, KeyError, TypeError, CheckpointError) as error:

@@ -55,6 +55,15 @@ TOLERANCES = {
         min_top5=0.93,
         max_perplexity_ratio=1.02,
     ),
+    "fp8": Tolerance(
+        max_relative_l2=5e-1,
+        min_cosine=0.95,
+        max_kl=1e-1,
+        mean_kl=1e-2,
+        min_top1=0.97,
+        min_top5=0.95,
+        max_perplexity_ratio=1.01,
+    ),
 }
 
 

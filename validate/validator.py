@@ -21,12 +21,13 @@ from .cases import Observation, TokenSequence
 from .metrics import Metrics, compare, negative_log_likelihood
 from .reference import Reference, compute_reference
 from .report import CaseReport, Report, broken_case
-from .texts import PROMPTS
+from .texts import HELD_OUT
 from .tolerances import Tolerance, tolerance_of
 
 MAX_PROMPT_TOKENS = 64
 MIN_PROMPT_TOKENS = 4
 LONG_TOKENS = 8
+_NUM_RANDOM = 6
 
 
 def make_sequences(
@@ -42,10 +43,10 @@ def make_sequences(
     vocab_size = session.config.vocab_size
     if tokenizer is None:
         rng = np.random.default_rng(0)
-        lengths = range(20, 20 + 9 * len(PROMPTS), 9)
+        lengths = range(20, 20 + 9 * _NUM_RANDOM, 9)
         every = [rng.integers(0, vocab_size, length).tolist() for length in lengths]
     else:
-        every = [tokenizer.encode(prompt, bos=True) for prompt in prompts or PROMPTS]
+        every = [tokenizer.encode(prompt, bos=True) for prompt in prompts or HELD_OUT]
     for index, tokens in enumerate(every):
         if len(tokens) < MIN_PROMPT_TOKENS:
             raise RequestError(

@@ -37,10 +37,15 @@ class Checkpoint:
             for name, shape in expected.items()
             if name in self.tensors and self.tensors[name].shape != shape
         ]
+        quantised = [name for name, ref in self.tensors.items() if ref.dtype is DType.FP8]
         for words, names in (
             ("lacks tensors", missing),
             ("holds unexpected tensors", unexpected),
             ("holds tensors of a wrong shape", misshaped),
+            (
+                "holds FP8 weights, which are not read from a checkpoint; use the BF16 one",
+                quantised,
+            ),
         ):
             if names:
                 more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""

@@ -49,7 +49,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def decoder_logits(checkpoint: Path, precision: DType) -> np.ndarray:
     """Eager logits of the decoder in a precision, weights rounded to it as the graph casts them."""
     opened = open_checkpoint(checkpoint)
-    model = Decoder(opened.config, TORCH_DTYPES[precision])
+    model = Decoder(opened.config, numerics_of(opened.config, precision))
     dtype = TORCH_DTYPES[precision]
     model.load_state_dict(
         {

@@ -87,9 +87,9 @@ def test_inputs_and_outputs_follow_the_contract(precision: DType) -> None:
 def test_only_the_contracts_operators_occur(model: ir.Model) -> None:
     assert {node.domain for node in model.graph} == {""}
     assert {node.op_type for node in model.graph} == {
-        "Add", "Attention", "Cast", "Concat", "Constant", "Cos", "Gather", "GatherND", "MatMul", "Mul",
-        "RMSNormalization", "Range", "Reshape", "RotaryEmbedding", "Shape", "Sigmoid", "Sin", "Slice",
-        "Squeeze", "TensorScatter", "Transpose", "Unsqueeze",
+        "Add", "Attention", "Cast", "Concat", "Constant", "Cos", "Gather", "GatherND", "MatMul",
+        "Mul", "RMSNormalization", "Range", "Reshape", "RotaryEmbedding", "Shape", "Sigmoid", "Sin",
+        "Slice", "Squeeze", "TensorScatter", "Transpose", "Unsqueeze",
     }  # fmt: skip
     assert model.opset_imports == {"": contract.OPSET}
     assert model.ir_version == contract.IR_VERSION

@@ -67,7 +67,7 @@ DAMAGED = {
     "no JSON": (struct.pack("<Q", 2) + b"xx", "header"),
     "no UTF-8": (struct.pack("<Q", 2) + b"\xff\xfe", "header"),
     "a list": (with_header([]), "object"),
-    "an unknown dtype": (with_header({"x": entry("F8_E4M3")}, b"12345678"), "F8_E4M3"),
+    "an unknown dtype": (with_header({"x": entry("F8_E5M2")}, b"12345678"), "F8_E5M2"),
     "a negative size": (with_header({"x": entry(shape=(-2,))}, b"12345678"), "shape"),
     "a wrong size": (with_header({"x": entry(shape=(3,))}, b"12345678"), "12 bytes"),
     "one offset": (with_header({"x": entry(offsets=(0,))}, b"12345678"), "data_offsets"),

@@ -1,0 +1,192 @@
+"""Streams a checkpoint's weights to one FP8 safetensors file, a piece in memory at a time."""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nemo_trt import bfloat16
+from nemo_trt.errors import ExportError
+from nemo_trt.export.checkpoints import Checkpoint
+from nemo_trt.export.ops import to_e4m3
+from nemo_trt.precision import DType
+from nemo_trt.progress import Progress
+from nemo_trt.quantization import Quantization, groups, scale_of
+from nemo_trt.safetensors import TensorRef, write_stream
+
+from .graph import scale_names
+
+_PIECE_BYTES = 8 * 2**20
+Scales = NDArray[np.float32]  # () or (N,)
+
+
+def scales_of(checkpoint: Checkpoint, quantization: Quantization) -> dict[str, Scales]:
+    """The decoder's name of every scale of an FP8 group -> its value, () or (N,).
+
+    Reads the weights where they have a scale a row.
+    """
+    scales: dict[str, Scales] = {}
+    for group, weights in groups(checkpoint.config):
+        if not quantization.is_fp8(group):
+            continue
+        of_input, of_weights = scale_names(group, weights)
+        scales[of_input] = np.array(quantization.activation_scale(group), np.float32)
+        for weight, name in zip(weights, of_weights, strict=True):
+            if quantization.weight_scales == "per-channel":
+                rows = _row_amax(checkpoint.tensors[weight])
+                scales[name] = np.array([scale_of(float(value)) for value in rows], np.float32)
+            else:
+                scales[name] = np.array(quantization.weight_scale(weights), np.float32)
+    return scales
+
+
+def num_fp8_bytes(checkpoint: Checkpoint, quantization: Quantization) -> int:
+    """Bytes of all weights after quantisation."""
+    fp8 = _fp8_weights(checkpoint, quantization)
+    return sum(
+        ref.num_bytes // ref.dtype.itemsize if name in fp8 else ref.num_bytes
+        for name, ref in checkpoint.tensors.items()
+    )
+
+
+def write_fp8_weights(
+    checkpoint: Checkpoint,
+    quantization: Quantization,
+    scales: dict[str, Scales],
+    target: Path,
+    progress: Progress,
+) -> None:
+    """Write every weight, those of FP8 groups as E4M3, the others as the bytes that they are.
+
+    Memory: a few pieces of 8 MB. The order is that of `config.tensors()`, so equal inputs give
+    equal bytes.
+
+    Raises:
+        ExportError: a weight is larger than the quantisation says: it is of another checkpoint.
+    """
+    fp8 = _fp8_weights(checkpoint, quantization)
+    refs = [checkpoint.tensors[name] for name, _ in checkpoint.config.tensors()]
+    layout = [(ref.name, DType.FP8 if ref.name in fp8 else ref.dtype, ref.shape) for ref in refs]
+    progress.phase("quantise the weights", sum(ref.num_bytes for ref in refs), "bytes")
+    write_stream(target, layout, _pieces(refs, fp8, quantization, scales, progress))
+
+
+def _fp8_weights(checkpoint: Checkpoint, quantization: Quantization) -> frozenset[str]:
+    every = (weights for g, weights in groups(checkpoint.config) if quantization.is_fp8(g))
+    return frozenset(name for weights in every for name in weights)
+
+
+def _pieces(
+    refs: list[TensorRef],
+    fp8: frozenset[str],
+    quantization: Quantization,
+    scales: dict[str, Scales],
+    progress: Progress,
+) -> Iterator[memoryview]:
+    """The file's bytes in order, quantised by as many threads as there are processors."""
+    threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[tuple[int, Future[NDArray[np.uint8]]]] = deque()
+        for ref in refs:
+            scale = scales[f"{ref.name}_scale"] if ref.name in fp8 else None
+            limit = quantization.weight_amax.get(ref.name, 0.0)
+            table = _table(scale) if scale is not None and _is_tabled(ref, scale) else None
+            for start, stop in _row_ranges(ref):
+                job = pool.submit(_piece, ref, start, stop, scale, table, limit)
+                waiting.append((ref.num_bytes * (stop - start) // ref.shape[0], job))
+                if len(waiting) > 2 * threads:
+                    yield _done(*waiting.popleft(), progress)
+        while waiting:
+            yield _done(*waiting.popleft(), progress)
+
+
+def _done(source_bytes: int, job: Future[NDArray[np.uint8]], progress: Progress) -> memoryview:
+    piece = job.result()
+    progress.advance(source_bytes)
+    return memoryview(piece.data).cast("B")
+
+
+def _row_ranges(ref: TensorRef) -> Iterator[tuple[int, int]]:
+    rows = ref.shape[0]
+    each = max(1, _PIECE_BYTES * rows // max(ref.num_bytes, 1))
+    for start in range(0, rows, each):
+        yield start, min(start + each, rows)
+
+
+def _piece(
+    ref: TensorRef,
+    start: int,
+    stop: int,
+    scale: Scales | None,
+    table: NDArray[np.uint8] | None,
+    limit: float,
+) -> NDArray[np.uint8]:
+    """The bytes of some rows, quantised if there is a scale."""
+    rows = _read_rows(ref, start, stop)
+    if scale is None:
+        return rows.view(np.uint8)
+    amax = _amax(ref, rows)
+    if not amax <= limit:
+        raise ExportError(
+            f"{ref.name} must hold no number above the {limit:g} that its scale was made for, got "
+            f"{amax:g}. The scales are of another checkpoint; calibrate this one."
+        )
+    if table is not None:
+        return np.take(table, rows.view(np.uint16), mode="clip")  # twice as fast as "raise"
+    of_rows = torch.from_numpy(scale if scale.ndim == 0 else scale[start:stop, None])
+    return to_e4m3(_as_tensor(ref, rows), of_rows).view(torch.uint8).numpy()
+
+
+def _read_rows(ref: TensorRef, start: int, stop: int) -> NDArray[np.generic]:
+    """Some rows, read and not mapped: mapped pages would count as this process's memory."""
+    row_bytes = ref.num_bytes // ref.shape[0]
+    rows = np.empty((stop - start, *ref.shape[1:]), ref.dtype.numpy_name)
+    with ref.path.open("rb", buffering=0) as file:
+        file.seek(ref.offset + start * row_bytes)
+        into = memoryview(rows.data).cast("B")
+        while into:
+            count = file.readinto(into)
+            if not count:
+                raise ExportError(f"{ref.path} became shorter while it was read. Export again.")
+            into = into[count:]
+    return rows
+
+
+def _as_tensor(ref: TensorRef, rows: NDArray[np.generic]) -> torch.Tensor:
+    if ref.dtype is DType.BF16:
+        return torch.from_numpy(rows.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(rows)
+
+
+def _amax(ref: TensorRef, rows: NDArray[np.generic]) -> float:
+    low, high = torch.aminmax(_as_tensor(ref, rows))
+    return max(-float(low), float(high))
+
+
+def _row_amax(ref: TensorRef) -> NDArray[np.float32]:
+    """The largest magnitude of each row, (N,)."""
+    parts = [
+        _as_tensor(ref, _read_rows(ref, start, stop)).float().abs().amax(dim=1)
+        for start, stop in _row_ranges(ref)
+    ]
+    return np.asarray(torch.cat(parts).numpy(), np.float32)
+
+
+def _is_tabled(ref: TensorRef, scale: Scales) -> bool:
+    """BF16 with one scale: there are 65,536 inputs, so a table says it all, four times as fast."""
+    return ref.dtype is DType.BF16 and scale.ndim == 0
+
+
+def _table(scale: Scales) -> NDArray[np.uint8]:
+    """BF16 bits -> E4M3 bits."""
+    every = bfloat16.to_float32(np.arange(2**16, dtype=np.uint32).astype(np.uint16))
+    finite = np.nan_to_num(every, nan=0.0, posinf=0.0, neginf=0.0)
+    quantised: NDArray[np.uint8] = (
+        to_e4m3(torch.from_numpy(finite), torch.from_numpy(scale)).view(torch.uint8).numpy()
+    )
+    return quantised

@@ -1,0 +1,36 @@
+"""Conversion of FP8 E4M3FN bits, held as uint8, to float32.
+
+Format: 1 sign, 4 exponent (bias 7) and 3 mantissa bits; no infinities; 0x7f and 0xff are NaN.
+https://arxiv.org/abs/2209.05433
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def to_float32(
+    bits: NDArray[np.uint8], scale: NDArray[np.float32] | np.float32 | float = 1.0
+) -> NDArray[np.float32]:
+    """Widen E4M3 bits times a scale, rounded once, in a new array.
+
+    Args:
+        bits: any shape.
+        scale: a scalar, or what broadcasts against `bits`.
+    """
+    if np.ndim(scale) == 0:
+        return (_TABLE * np.float32(scale)).take(bits)
+    wide = _TABLE.take(bits)
+    wide *= scale
+    return wide
+
+
+def _table() -> NDArray[np.float32]:
+    code = np.arange(256)
+    exponent, mantissa = (code >> 3) & 15, code & 7
+    normal = (8 + mantissa) * 2.0 ** (exponent - 10)
+    value = np.where(exponent == 0, mantissa * 2.0**-9, normal)
+    value[(code & 127) == 127] = np.nan
+    return np.where(code < 128, value, -value).astype(np.float32)
+
+
+_TABLE = _table()
