@@ -18,7 +18,7 @@ _PACKAGES = {
     "onnxruntime": "cpu",
     "onnxruntime-gpu": "gpu",
     "tensorrt": "gpu",
-    "tensorrt-rtx": None,
+    "tensorrt-rtx": "rtx",
     "cuda-python": "gpu",
     "transformers": "validate",
     "tokenizers": None,
@@ -68,22 +68,44 @@ def _system(gpu: Finding) -> tuple[Finding, ...]:
     )
 
 
-def _gpu() -> Finding:
-    """The first NVIDIA GPU as its driver tells it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """An NVIDIA GPU of this machine, by its driver. `sm` is its compute capability times ten."""
+
+    name: str
+    sm: int
+    memory: str
+    driver: str
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """The NVIDIA GPUs of this machine, in the driver's order."""
     program = shutil.which("nvidia-smi")
-    if program:
-        query = "--query-gpu=name,compute_cap,memory.total,driver_version"
-        answer = subprocess.run(
-            [program, query, "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-        if answer.returncode == 0 and answer.stdout.strip():
-            return Finding(
-                name="gpu", value=answer.stdout.strip().replace("\n", "; "), present=True
-            )
+    if not program:
+        return ()
+    query = "--query-gpu=name,compute_cap,memory.total,driver_version"
+    answer = subprocess.run(
+        [program, query, "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    found = []
+    for line in answer.stdout.splitlines() if answer.returncode == 0 else ():
+        fields = [field.strip() for field in line.split(",")]
+        if len(fields) == 4 and fields[1].replace(".", "").isdigit():
+            name, capability, memory, driver = fields
+            sm = int(capability.replace(".", ""))
+            found.append(Gpu(name=name, sm=sm, memory=memory, driver=driver))
+    return tuple(found)
+
+
+def _gpu() -> Finding:
+    """The GPUs in one line, or what is missing."""
+    if found := gpus():
+        every = [f"{g.name}, sm_{g.sm}, {g.memory}, driver {g.driver}" for g in found]
+        return Finding(name="gpu", value="; ".join(every), present=True)
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -130,6 +152,16 @@ def _abilities(have: set[str], gpu: bool) -> tuple[Finding, ...]:
         (
             "run on CUDA",
             gpu and "onnxruntime-gpu" in have,
+            "an NVIDIA GPU, and pip install 'nemo-trt[gpu]'",
+        ),
+        (
+            "compile engines for sm_80, 86, 89 and 120, no GPU needed",
+            "tensorrt-rtx" in have,
+            "pip install 'nemo-trt[rtx]'",
+        ),
+        (
+            "compile engines for the GPU that is here",
+            gpu and "tensorrt" in have,
             "an NVIDIA GPU, and pip install 'nemo-trt[gpu]'",
         ),
     )

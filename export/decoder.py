@@ -118,13 +118,19 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, past: tuple[Tensor, Tensor], step: Step
     ) -> tuple[Tensor, Tensor, Tensor]:
-        width, kv_heads = self.config.head_dim, self.config.num_kv_heads
+        width, heads, kv_heads = (
+            self.config.head_dim,
+            self.config.num_heads,
+            self.config.num_kv_heads,
+        )
         x = self.qkv_input(x)
-        query = ops.split_heads(self.q_proj(x), self.config.num_heads, width)  # (B, H, S, D)
-        key = ops.split_heads(self.k_proj(x), kv_heads, width)  # (B, K, S, D)
+        # q and k are rotated as one: TensorRT then needs a kernel a layer less.
+        every = heads + kv_heads
+        both = ops.split_heads(torch.cat((self.q_proj(x), self.k_proj(x)), dim=-1), every, width)
+        rotated = ops.rotary(both, step.cos, step.sin)  # (B, H + K, S, D)
+        query = ops.take_heads(rotated, 0, heads) * ops.query_scale(width)  # (B, H, S, D)
+        key = ops.take_heads(rotated, heads, every)  # (B, K, S, D)
         value = ops.split_heads(self.v_proj(x), kv_heads, width)  # (B, K, S, D)
-        query, key = ops.rotate(query, key, step.cos, step.sin)
-        query = query * ops.query_scale(width)
         keys = ops.cache_update(past[0], key, step.write_indices)  # (B, K, T, D)
         values = ops.cache_update(past[1], value, step.write_indices)  # (B, K, T, D)
         mixed = ops.attention(query, keys, values, step.lengths)

@@ -33,20 +33,18 @@ def inverse_frequencies(theta: float, head_dim: int, like: Tensor) -> Tensor:
     return torch.tensor(_frequencies(theta, head_dim), dtype=torch.float32, device=like.device)
 
 
-@custom_op(f"{NAMESPACE}::rotate", mutates_args=())
-def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotate halves of (B, H, S, D) and (B, K, S, D) by (B, S, D/2) angles.
-
-    Halves, as Hugging Face lays q and k out. Both in one op: TensorRT then writes the rotated query
-    and both cache rows in one kernel, and not in two.
-    """
-    return _rotated(query, cos, sin), _rotated(key, cos, sin)
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+@custom_op(f"{NAMESPACE}::rotary", mutates_args=())
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate halves of (B, heads, S, D) by (B, S, D/2) angles, as Hugging Face lays q and k out."""
     first, second = x.chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+@custom_op(f"{NAMESPACE}::take_heads", mutates_args=())
+def take_heads(x: Tensor, start: int, stop: int) -> Tensor:
+    """The heads `start` to `stop` of (B, heads, S, D)."""
+    return x[:, start:stop].clone()
 
 
 @custom_op(f"{NAMESPACE}::cache_update", mutates_args=())
@@ -136,9 +134,14 @@ def _(theta: float, head_dim: int, like: Tensor) -> Tensor:
     return like.new_empty((head_dim // 2,), dtype=torch.float32)
 
 
-@rotate.register_fake
-def _(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(query), torch.empty_like(key)
+@rotary.register_fake
+def _(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@take_heads.register_fake
+def _(x: Tensor, start: int, stop: int) -> Tensor:
+    return torch.empty_like(x[:, start:stop])
 
 
 @cache_update.register_fake
@@ -193,7 +196,10 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         ops.inverse_frequencies.default: lambda theta, head_dim, like: onnx_op.Constant(
             value_floats=_frequencies(theta, head_dim)
         ),
-        ops.rotate.default: _rotate_in_onnx,
+        ops.rotary.default: lambda x, cos, sin: onnx_op.RotaryEmbedding(x, cos, sin),
+        ops.take_heads.default: lambda x, start, stop: onnx_op.Slice(
+            x, *(onnx_op.Constant(value_ints=[bound]) for bound in (start, stop, 1))
+        ),
         ops.cache_update.default: lambda past, new, write_indices: onnx_op.TensorScatter(
             past, new, write_indices, axis=-2, mode="linear"
         ),
@@ -217,17 +223,6 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
             x, onnx_op.Unsqueeze(indices, onnx_op.Constant(value_ints=[-1])), batch_dims=1
         ),
     }
-
-
-def _rotate_in_onnx(query: Any, key: Any, cos: Any, sin: Any) -> tuple[Any, Any]:
-    rotated = onnx_op.RotaryEmbedding(onnx_op.Concat(query, key, axis=1), cos, sin)
-
-    def heads(start: int, stop: int) -> Any:
-        bounds = ([start], [stop], [1])
-        return onnx_op.Slice(rotated, *(onnx_op.Constant(value_ints=b) for b in bounds))
-
-    num_heads = query.shape[1]
-    return heads(0, num_heads), heads(num_heads, num_heads + key.shape[1])
 
 
 def query_scale(head_dim: int) -> float:

@@ -4,6 +4,7 @@
     ├── CheckpointError    a checkpoint is damaged, incomplete or of a kind that we do not read
     ├── BundleError        a bundle is missing, damaged, or not the one that was expected
     ├── ExportError        an export cannot start or go on (target exists, disk full, ...)
+    ├── BuildError         an engine cannot be built, or is not what the bundle means
     ├── RequestError       a prompt or a sampling parameter is out of its range
     ├── CapacityError      a request does not fit the KV cache; nothing was written
     ├── StateError         a call does not fit the object's state (a closed runner)
@@ -27,6 +28,10 @@ class BundleError(NemoTrtError):
 
 class ExportError(NemoTrtError):
     """An export cannot start or go on."""
+
+
+class BuildError(NemoTrtError):
+    """An engine cannot be built, does not fit its GPU, or is not what its bundle means."""
 
 
 class RequestError(NemoTrtError):

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from nemo_trt.export.checkpoints import open_checkpoint
-from nemo_trt.export.decoder import Decoder
+from nemo_trt.export.decoder import Decoder, Numerics
 
 TOKENS = torch.randint(0, 512, (2, 24), generator=torch.Generator().manual_seed(0))
 
@@ -16,7 +16,7 @@ TOKENS = torch.randint(0, 512, (2, 24), generator=torch.Generator().manual_seed(
 @pytest.fixture(scope="module")
 def decoder(tiny_checkpoint: Path) -> Decoder:
     checkpoint = open_checkpoint(tiny_checkpoint)
-    model = Decoder(checkpoint.config, torch.float32)
+    model = Decoder(checkpoint.config, Numerics(dtype=torch.float32))
     state = {
         name: torch.from_numpy(ref.read().copy()).view(torch.bfloat16).float()
         for name, ref in checkpoint.tensors.items()
@@ -58,9 +58,9 @@ def test_stepwise_decode_equals_one_pass(decoder: Decoder) -> None:
 
 @torch.no_grad()
 def test_a_tied_head_is_the_embedding(decoder: Decoder) -> None:
-    tied = Decoder(replace(decoder.config, tied_head=True), torch.float32)
+    tied = Decoder(replace(decoder.config, tied_head=True), Numerics(dtype=torch.float32))
     tied.load_state_dict({n: p for n, p in decoder.state_dict().items() if n != "lm_head.weight"})
-    untied = Decoder(decoder.config, torch.float32)
+    untied = Decoder(decoder.config, Numerics(dtype=torch.float32))
     state = decoder.state_dict()
     untied.load_state_dict({**state, "lm_head.weight": state["model.embed_tokens.weight"]})
     arguments = TOKENS, torch.zeros(2, dtype=torch.int64), every_position(TOKENS)

@@ -1,0 +1,153 @@
+"""`nemo-trt build`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from nemo_trt.engines.trt.record import EngineRecord
+    from nemo_trt.progress import Progress
+
+DEFAULT_SEQ_LEN = 4096
+
+
+@click.command(epilog="Example: nemo-trt build ./nemo-fp8 --gpu l40s --max-seq-len 8192")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--gpu", required=True, help="The GPU's name, for example h100; see nemo-trt plan.")
+@click.option(
+    "--max-seq-len",
+    type=click.IntRange(16),
+    help=f"Tokens a row; by default {DEFAULT_SEQ_LEN}, or what fits.",
+)
+@click.option("--max-batch", type=click.IntRange(1), default=1, show_default=True, help="Rows.")
+@click.option(
+    "--prefill-chunk",
+    type=click.IntRange(1),
+    default=1024,
+    show_default=True,
+    help="Tokens of one row that one prefill step takes.",
+)
+@click.option(
+    "--toolchain",
+    type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]),
+    default="auto",
+    show_default=True,
+    help="tensorrt needs the GPU itself; tensorrt-rtx compiles without one, not for sm_90 and 100.",
+)
+@click.option(
+    "--opt-level", type=click.IntRange(0, 5), help="TensorRT's builder optimisation level."
+)
+@click.option(
+    "--timing-cache",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Kernel timings: read if there, written after.",
+)
+@click.option(
+    "--single-plan/--separate-plans",
+    default=True,
+    show_default=True,
+    help="Both profiles in one plan, weights once; or a plan each.",
+)
+@click.option(
+    "--allow-unfused",
+    is_flag=True,
+    help="Build past the contexts that fused attention serves; slower.",
+)
+@click.option(
+    "--log", "log_file", type=click.Path(path_type=Path), help="Keep TensorRT's verbose log here."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print engine.json.")
+def command(bundle: Path, as_json: bool, **options: Any) -> None:
+    """Compile BUNDLE for a GPU into BUNDLE/engines/GPU-PRECISION.
+
+    The same inputs give the same engine: a second build says so and does nothing. What TensorRT
+    would silently get wrong is checked, and fails the build.
+    """
+    from .console import OUT, Bar
+
+    with Bar() as bar:
+        record, built = build(bundle, bar, **options)
+    if as_json:
+        click.echo(record.to_json(), nl=False)
+        return
+    show(bundle, record, built)
+    OUT.print(f"Next: nemo-trt validate {bundle} --engine {record.name}")
+
+
+def build(
+    bundle: Path,
+    progress: "Progress",
+    *,
+    gpu: str,
+    max_seq_len: int | None = None,
+    max_batch: int = 1,
+    prefill_chunk: int = 1024,
+    toolchain: str = "auto",
+    opt_level: int | None = None,
+    timing_cache: Path | None = None,
+    single_plan: bool = True,
+    allow_unfused: bool = False,
+    log_file: Path | None = None,
+) -> "tuple[EngineRecord, bool]":
+    """Plan, then build; whether it was built now."""
+    from nemo_trt.engines.planner import MAX_LOGITS, plan_engine, require_fit
+    from nemo_trt.engines.targets import target_named
+    from nemo_trt.engines.trt.builder import build_engine
+    from nemo_trt.engines.trt.record import BuildOptions
+    from nemo_trt.engines.trt.toolkit import toolkit_for
+    from nemo_trt.manifest import read_manifest
+
+    target = target_named(gpu)
+    manifest = read_manifest(bundle)
+    shape = {"max_batch": max_batch, "prefill_chunk": prefill_chunk}
+    plans = 1 if single_plan else 2
+    budget = plan_engine(manifest, target, max_seq_len=max_seq_len, num_plans=plans, **shape)
+    require_fit(budget, manifest)
+    asked = f"nemo-trt build {bundle} --gpu {target.name}"
+    toolkit, driver = toolkit_for(target, toolchain, asked)  # type: ignore[arg-type]
+    return build_engine(
+        bundle,
+        BuildOptions(
+            target=target.name,
+            sm=target.sm,
+            max_seq_len=max_seq_len or min(DEFAULT_SEQ_LEN, budget.max_seq_len),
+            max_batch=max_batch,
+            prefill_chunk=min(prefill_chunk, budget.max_seq_len),
+            max_logits=min(MAX_LOGITS, prefill_chunk),
+            opt_level=opt_level,
+            single_plan=single_plan,
+            allow_unfused=allow_unfused,
+        ),
+        toolkit,
+        target=target,
+        driver=driver,
+        timing_cache=timing_cache,
+        log_file=log_file,
+        progress=progress,
+    )
+
+
+def show(bundle: Path, record: "EngineRecord", built: bool) -> None:
+    """Print what an engine is."""
+    from .console import OUT, num_bytes
+
+    options = record.options
+    folder = bundle / "engines" / record.name
+    OUT.print(
+        f"[bold]{folder}[/]  {record.toolkit} {record.toolkit_version}, sm_{options.sm}, "
+        f"{record.precision}, {options.max_batch} x {options.max_seq_len} tokens"
+    )
+    for plan in record.plans:
+        OUT.print(
+            f"{plan.file}: {num_bytes(plan.num_bytes)}, weights {num_bytes(record.weight_bytes)}"
+        )
+        for profile in plan.profiles:
+            OUT.print(
+                f"  {profile}: {plan.launches_per_layer[profile]:g} kernels a layer, scratch "
+                f"{num_bytes(plan.scratch_bytes[profile])}"
+            )
+    if built:
+        OUT.print(f"built in {record.build_s:g} s, peak {num_bytes(record.peak_host_bytes)}")
+    else:
+        OUT.print("Nothing to do: bundle, options and TensorRT are those of this engine.")

@@ -1,0 +1,131 @@
+"""`nemo-trt plan`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from nemo_trt.engines.planner import Budget
+
+
+@click.command(epilog="Example: nemo-trt plan ./nemo-fp8 --gpu l40s --max-batch 4")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--gpu", help="The GPU's name; without one, the table of GPUs.")
+@click.option(
+    "--max-seq-len", type=click.IntRange(1), help="Tokens a row; by default the most that fit."
+)
+@click.option("--max-batch", type=click.IntRange(1), default=1, show_default=True, help="Rows.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    bundle: Path, gpu: str | None, max_seq_len: int | None, max_batch: int, as_json: bool
+) -> None:
+    """Tell whether an engine of BUNDLE fits a GPU, how long its contexts can be, and its floor.
+
+    The floor is the least time that a decode step can take: all bytes that it reads over the GPU's
+    memory bandwidth.
+    """
+    from nemo_trt.engines.planner import plan_engine, require_fit
+    from nemo_trt.engines.targets import TARGETS, target_named
+    from nemo_trt.manifest import read_manifest
+
+    manifest = read_manifest(bundle)
+    if gpu is None:
+        rows = [
+            plan_engine(manifest, target, max_seq_len=max_seq_len, max_batch=max_batch)
+            for target in TARGETS.values()
+        ]
+        _show_every(rows, as_json, manifest)
+        return
+    budget = plan_engine(manifest, target_named(gpu), max_seq_len=max_seq_len, max_batch=max_batch)
+    if as_json:
+        click.echo(json.dumps(_facts(budget), indent=2))
+    else:
+        _show(budget)
+    require_fit(budget, manifest)
+
+
+def _facts(budget: "Budget") -> dict[str, Any]:
+    return {
+        **asdict(budget),
+        "toolkits": list(budget.target.toolkits),
+        "used_bytes": budget.used_bytes,
+        "free_bytes": budget.free_bytes,
+    }
+
+
+def _show(budget: "Budget") -> None:
+    import rich.table
+
+    from nemo_trt.engines.planner import RESERVE_BYTES
+
+    from .console import OUT, num_bytes
+
+    target = budget.target
+    OUT.print(
+        f"[bold]{target.name}[/]  sm_{target.sm}, {target.memory_gb} GB at "
+        f"{target.bandwidth_gb_s} GB/s, FP8 {'yes' if target.has_fp8 else 'no'}; compiled by "
+        f"{' or '.join(target.toolkits)}"
+    )
+    table = rich.table.Table(
+        box=None, show_header=False, title="Memory on the GPU", title_justify="left"
+    )
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in (
+        ("weights", budget.weight_bytes),
+        (f"KV cache, {budget.max_batch} x {budget.max_seq_len} tokens", budget.kv_bytes),
+        (f"scratch, prefill in chunks of {budget.prefill_chunk}", budget.scratch_bytes),
+        ("reserve", RESERVE_BYTES),
+        ("free", budget.free_bytes),
+    ):
+        style = "[red]" if value < 0 else "[default]"
+        sign = "-" if value < 0 else ""
+        table.add_row(name, f"{style}{sign}{num_bytes(abs(value))}[/]")
+    OUT.print(table)
+    fits = rich.table.Table(box=None, title="Longest contexts that fit", title_justify="left")
+    for slots in budget.fits:
+        fits.add_column(f"{slots} row{'s' * (slots > 1)}", justify="right")
+    fits.add_row(*(f"{context:,}" if context else "none" for context in budget.fits.values()))
+    OUT.print(fits)
+    empty, full = budget.floor_ms
+    OUT.print(
+        f"A decode step takes at least {empty:.2f} ms with an empty cache, {full:.2f} ms with a "
+        f"full one ({1e3 / empty:.0f} and {1e3 / full:.0f} steps/s)."
+    )
+    OUT.print(
+        f"The build takes {num_bytes(budget.disk_bytes)} of disk and about "
+        f"{num_bytes(budget.host_bytes)} of host memory."
+    )
+
+
+def _show_every(budgets: "list[Budget]", as_json: bool, manifest: Any) -> None:
+    import rich.table
+
+    from .console import OUT, num_bytes
+
+    if as_json:
+        click.echo(json.dumps([_facts(budget) for budget in budgets], indent=2))
+        return
+    table = rich.table.Table(box=None, header_style="bold")
+    for heading in ("gpu", "sm", "memory", "bandwidth", "fp8", "longest context", "floor", "free"):
+        table.add_column(heading, justify="left" if heading == "gpu" else "right")
+    for budget in budgets:
+        target = budget.target
+        possible = target.supports(manifest.precision)
+        longest = budget.fits[budget.max_batch]
+        fits = possible and longest > 0
+        table.add_row(
+            target.name,
+            str(target.sm),
+            f"{target.memory_gb} GB",
+            f"{target.bandwidth_gb_s} GB/s",
+            "yes" if target.has_fp8 else "no",
+            f"{longest:,}" if fits else "does not fit" if possible else "no FP8",
+            f"{budget.floor_ms[0]:.1f} ms" if fits else "",
+            num_bytes(budget.free_bytes) if fits and budget.free_bytes >= 0 else "",
+        )
+    OUT.print(table)
+    OUT.print("One GPU: nemo-trt plan BUNDLE --gpu NAME")

@@ -1,0 +1,195 @@
+"""Does it fit, and how fast can it be: the memory of an engine on a GPU, before a long build."""
+
+from dataclasses import dataclass
+
+from nemo_trt.errors import BuildError, RequestError
+from nemo_trt.manifest import Manifest
+from nemo_trt.precision import DType
+
+from .targets import TARGETS, Target
+
+DEFAULT_CHUNK = 1024
+MAX_LOGITS = 64
+"""Positions of one prefill step that can get logits."""
+RESERVE_BYTES = 10**9
+"""For the driver's context, the kernels' code and what fragmentation wastes."""
+HOST_FACTOR = 2.2
+"""Host memory that a build takes, over the weights' bytes (docs/performance.md)."""
+_SLOTS = (1, 2, 4, 8, 16, 32, 64)
+_STEP = 256  # contexts are told in multiples of it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """An engine's memory on its GPU, in bytes.
+
+    Attributes:
+        max_seq_len, max_batch, prefill_chunk, num_plans: what was asked for.
+        weight_bytes: in all plans.
+        kv_bytes: of the whole cache.
+        scratch_bytes: the larger of the two profiles'.
+        floor_ms: least time of a decode step, all bytes over the bandwidth: with an empty cache,
+            and with a full one.
+        disk_bytes, host_bytes: what the build takes.
+        fits: slots -> the longest context that fits, 0 for none.
+    """
+
+    target: Target
+    max_seq_len: int
+    max_batch: int
+    prefill_chunk: int
+    num_plans: int
+    weight_bytes: int
+    kv_bytes: int
+    scratch_bytes: int
+    floor_ms: tuple[float, float]
+    disk_bytes: int
+    host_bytes: int
+    fits: dict[int, int]
+
+    @property
+    def used_bytes(self) -> int:
+        """All of it."""
+        return self.weight_bytes + self.kv_bytes + self.scratch_bytes + RESERVE_BYTES
+
+    @property
+    def free_bytes(self) -> int:
+        """What is left; negative when it does not fit."""
+        return self.target.memory_bytes - self.used_bytes
+
+
+def plan_engine(
+    manifest: Manifest,
+    target: Target,
+    *,
+    max_seq_len: int | None = None,
+    max_batch: int = 1,
+    prefill_chunk: int = DEFAULT_CHUNK,
+    num_plans: int = 1,
+) -> Budget:
+    """Compute an engine's memory; whether it fits is for `require_fit`.
+
+    Args:
+        manifest: of the bundle.
+        max_seq_len: tokens a row; by default what fits, at most the model's context.
+        max_batch: rows.
+        prefill_chunk: tokens of one row that one prefill step takes.
+        num_plans: 1 holds the weights once; 2 hold them twice.
+
+    Raises:
+        RequestError: a number is out of range, or longer than the model's context.
+    """
+    config = manifest.config
+    for name, value in (("max_batch", max_batch), ("prefill_chunk", prefill_chunk)):
+        if value < 1:
+            raise RequestError(f"{name} must be at least 1, got {value}.")
+    if max_seq_len is not None and not 1 <= max_seq_len <= config.max_position_embeddings:
+        raise RequestError(
+            f"max_seq_len must be 1 to {config.max_position_embeddings}, the model's context, got "
+            f"{max_seq_len}."
+        )
+    fits = {
+        slots: _longest(manifest, target, slots, prefill_chunk, num_plans)
+        for slots in sorted({*_SLOTS, max_batch})
+    }
+    capacity = max_seq_len or fits[max_batch] or _STEP
+    chunk = min(prefill_chunk, capacity)
+    kv_bytes = max_batch * capacity * _kv_bytes_per_token(manifest)
+    per_step = _step_bytes(manifest)
+    bandwidth = target.bandwidth_gb_s * 1e6  # bytes a millisecond
+    plan_bytes = manifest.weight_bytes * num_plans
+    return Budget(
+        target=target,
+        max_seq_len=capacity,
+        max_batch=max_batch,
+        prefill_chunk=chunk,
+        num_plans=num_plans,
+        weight_bytes=plan_bytes,
+        kv_bytes=kv_bytes,
+        scratch_bytes=_scratch_bytes(manifest, capacity, chunk),
+        floor_ms=(per_step / bandwidth, (per_step + kv_bytes) / bandwidth),
+        disk_bytes=plan_bytes,
+        host_bytes=int(HOST_FACTOR * manifest.weight_bytes),
+        fits=fits,
+    )
+
+
+def require_fit(budget: Budget, manifest: Manifest) -> None:
+    """Refuse what cannot be built or does not fit, and name what would.
+
+    Raises:
+        BuildError: in words.
+    """
+    target = budget.target
+    if not target.supports(manifest.precision):
+        raise BuildError(
+            f"{target.name} (sm_{target.sm}) has no FP8 tensor cores. Export the bundle with "
+            "--precision bf16, or choose a GPU of sm_89 or later."
+        )
+    if manifest.precision not in (DType.BF16, DType.FP8, DType.FP16):
+        raise BuildError(
+            f"Engines are built of bf16, fp16 and fp8 bundles, got {manifest.precision}: attention "
+            "in fp32 has no fused kernel. Export the bundle with --precision bf16."
+        )
+    if budget.free_bytes >= 0:
+        return
+    remedies = []
+    if longest := budget.fits[budget.max_batch]:
+        remedies.append(f"--max-seq-len {longest}")
+    slots = [n for n, context in budget.fits.items() if context >= budget.max_seq_len]
+    if slots:
+        remedies.append(f"--max-batch {max(slots)}")
+    if budget.num_plans > 1:
+        remedies.append("--single-plan")
+    if manifest.precision is not DType.FP8 and target.has_fp8:
+        remedies.append("a bundle of --precision fp8")
+    larger = [
+        other
+        for other in TARGETS.values()
+        if other.memory_bytes >= budget.used_bytes and other.supports(manifest.precision)
+    ]
+    if larger:
+        remedies.append(f"a GPU like {min(larger, key=lambda one: one.memory_gb).name}")
+    raise BuildError(
+        f"{target.name} must hold {budget.used_bytes / 1e9:.1f} GB (weights "
+        f"{budget.weight_bytes / 1e9:.1f}, KV cache {budget.kv_bytes / 1e9:.1f}, scratch "
+        f"{budget.scratch_bytes / 1e9:.1f}, reserve {RESERVE_BYTES / 1e9:.1f}), but it has "
+        f"{target.memory_gb} GB. Use {' or '.join(remedies) or 'a smaller model'}."
+    )
+
+
+def _kv_bytes_per_token(manifest: Manifest) -> int:
+    return manifest.config.kv_bytes_per_token(manifest.precision.base)
+
+
+def _step_bytes(manifest: Manifest) -> int:
+    """Weights that a decode step reads: all but the embedding, unless the head is tied to it."""
+    config = manifest.config
+    embedding = config.vocab_size * config.hidden_size * manifest.precision.base.itemsize
+    return manifest.weight_bytes - (0 if config.tied_head else embedding)
+
+
+def _scratch_bytes(manifest: Manifest, capacity: int, chunk: int) -> int:
+    """What the prefill profile needs, of one row: keys and values expanded to all query heads, the
+    MLP's three activations, logits. An upper bound of what was measured (docs/performance.md)."""
+    config, itemsize = manifest.config, manifest.precision.base.itemsize
+    return (
+        2 * config.num_heads * capacity * config.head_dim * itemsize
+        + 3 * config.intermediate_size * chunk * itemsize
+        + 2 * MAX_LOGITS * config.vocab_size * DType.FP32.itemsize
+    )
+
+
+def _longest(manifest: Manifest, target: Target, slots: int, chunk: int, num_plans: int) -> int:
+    """The longest context of `slots` rows that fits, a multiple of 256, at most the model's."""
+    free = target.memory_bytes - RESERVE_BYTES - num_plans * manifest.weight_bytes
+    per_token = (
+        slots * _kv_bytes_per_token(manifest)
+        + 2
+        * manifest.config.num_heads
+        * manifest.config.head_dim
+        * manifest.precision.base.itemsize
+    )
+    free -= _scratch_bytes(manifest, 0, chunk)
+    longest = max(0, free // per_token) // _STEP * _STEP
+    return min(longest, manifest.config.max_position_embeddings)

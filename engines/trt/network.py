@@ -1,0 +1,152 @@
+"""Parses a lowered graph into a TensorRT network and mends what the parser silently loses.
+
+docs/tensorrt.md lists the traps by number.
+"""
+
+from typing import Any
+
+from nemo_trt import contract
+from nemo_trt.errors import BuildError
+
+from .lowering import LoweredGraph
+from .toolkit import Log, Toolkit
+
+LENGTHS = "lengths"
+"""The engine's own input: int32 (B,) valid keys after the update, write_indices + S.
+
+It is an input and not computed from S: a shape would be copied from the host in each step, which
+no CUDA graph can hold.
+"""
+
+
+def parse(toolkit: Toolkit, log: Log, builder: Any, graph: LoweredGraph) -> Any:
+    """Parse a lowered graph, its weights fed from where they are mapped.
+
+    `graph.weights` must live until the build has ended.
+
+    Raises:
+        BuildError: TensorRT refuses the graph or a weight.
+    """
+    api = toolkit.api
+    flags = 1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flags)
+    parser = api.OnnxParser(network, log.logger)
+    if not parser.load_model_proto(graph.model):
+        raise _refusal(parser, "TensorRT's ONNX parser must accept the graph")
+    for name, weight in graph.weights.items():
+        if not parser.load_initializer(name, weight.ctypes.data, weight.nbytes):
+            raise _refusal(parser, f"TensorRT's ONNX parser must accept the weight {name}")
+    if not parser.parse_model_proto():
+        raise _refusal(parser, "TensorRT's ONNX parser must accept the graph")
+    return network
+
+
+def _refusal(parser: Any, what: str) -> BuildError:
+    said = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+    return BuildError(f"{what}, got: {'; '.join(said) or 'no reason'}.")
+
+
+def mend(toolkit: Toolkit, network: Any, *, num_layers: int, allow_unfused: bool) -> None:
+    """Give every attention its lengths and its mask's corner back, and check what can be checked.
+
+    Raises:
+        BuildError: the network is not what the bundle's graph means.
+    """
+    api = toolkit.api
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    producers = {
+        layer.get_output(index).name: layer
+        for layer in layers
+        for index in range(layer.num_outputs)
+    }
+    lengths = network.add_input(LENGTHS, api.int32, (-1,))
+    attentions = []
+    for layer in layers:
+        if layer.type == api.LayerType.ATTENTION_INPUT:
+            layer.__class__ = api.IAttentionInputLayer  # the binding does not downcast it
+            attentions.append(layer.attention)
+    for attention in attentions:
+        attention.causal_kind = api.CausalMaskKind.LOWER_RIGHT
+        attention.key_value_lengths = lengths
+        attention.decomposable = allow_unfused
+        for index in (0, 1):  # trap 2
+            source = _without_unit_scale(api, attention.get_input(index), producers)
+            attention.set_input(index, source)
+    _require_counts(api, layers, attentions, num_layers)
+    _require_fp8(api, layers)
+
+
+def _without_unit_scale(api: Any, tensor: Any, producers: dict[str, Any]) -> Any:
+    """What the importer multiplied by sqrt(scale); a product with the whole cache is a copy of it.
+
+    Raises:
+        BuildError: the factor is not 1.
+    """
+    layer = producers.get(tensor.name)
+    if layer is None or layer.type != api.LayerType.ELEMENTWISE:
+        return tensor
+    factor = producers.get(layer.get_input(1).name)
+    while factor is not None and factor.type in (
+        api.LayerType.CAST,
+        api.LayerType.SHUFFLE,
+        api.LayerType.UNSQUEEZE,
+    ):
+        factor = producers.get(factor.get_input(0).name)
+    if factor is None or factor.type != api.LayerType.CONSTANT:
+        return tensor
+    factor.__class__ = api.IConstantLayer
+    values = factor.weights.numpy() if hasattr(factor.weights, "numpy") else factor.weights
+    if any(float(value) != 1.0 for value in values.reshape(-1)):
+        raise BuildError(
+            f"Attention must carry scale=1.0, got a factor of {values.reshape(-1)[0]} on "
+            f"{layer.get_input(0).name}. Export the bundle again."
+        )
+    return layer.get_input(0)
+
+
+def _require_counts(api: Any, layers: list[Any], attentions: list[Any], num_layers: int) -> None:
+    """Every attention reads lengths and caches, and every cache is updated in place."""
+    updates = sum(layer.type == api.LayerType.KV_CACHE_UPDATE for layer in layers)
+    if (len(attentions), updates) != (num_layers, 2 * num_layers):
+        raise BuildError(
+            f"The network must have {num_layers} attentions and {2 * num_layers} cache updates, "
+            f"got {len(attentions)} and {updates}. TensorRT reads the graph in another way."
+        )
+    wrong = [
+        attention
+        for attention in attentions
+        if attention.key_value_lengths is None
+        or attention.causal_kind != api.CausalMaskKind.LOWER_RIGHT
+    ]
+    if wrong:
+        raise BuildError("Every attention must have lengths and LOWER_RIGHT; TensorRT lost them.")
+    expected = {
+        f"present.{index}.{kind}" for index in range(num_layers) for kind in ("key", "value")
+    }
+    read = {attention.get_input(index).name for attention in attentions for index in (1, 2)}
+    if read != expected:
+        odd = sorted(read ^ expected)[0]
+        raise BuildError(f"Every attention must read the updated caches, got {odd}.")
+
+
+def _require_fp8(api: Any, layers: list[Any]) -> None:
+    """Trap 4: a QuantizeLinear that is read as INT8."""
+    for layer in layers:
+        if layer.type == api.LayerType.QUANTIZE and layer.get_output(0).dtype != api.fp8:
+            raise BuildError(f"{layer.name} must quantise to FP8, got {layer.get_output(0).dtype}.")
+
+
+def caches(network: Any) -> list[Any]:
+    """The network's cache inputs."""
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    return [one for one in inputs if one.name.startswith("past_key_values.")]
+
+
+def step_inputs(batch: int, new_tokens: int, num_logits: int) -> dict[str, tuple[int, ...]]:
+    """The shape of every input that is no cache."""
+    return {
+        contract.INPUT_IDS: (batch, new_tokens),
+        contract.WRITE_INDICES: (batch,),
+        contract.LOGIT_INDICES: (batch, num_logits),
+        LENGTHS: (batch,),
+    }

@@ -1,0 +1,194 @@
+"""`engine.json`: what an engine is, for which GPU and of which bundle."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from nemo_trt.digest import sha256_file
+from nemo_trt.errors import BuildError
+from nemo_trt.manifest import ENGINES_FOLDER
+
+SCHEMA_VERSION = 1
+RECORD_FILE = "engine.json"
+LOWERING_VERSION = 1
+"""Counts changes of how graphs are lowered: an engine of another number is built anew."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """What an engine is built for; with bundle and toolkit it decides the plan.
+
+    Attributes:
+        target, sm: the GPU's name and compute capability.
+        max_seq_len, max_batch: of the cache, T and rows.
+        prefill_chunk: tokens of one row in one prefill step.
+        max_logits: positions of a prefill step that can get logits.
+        opt_level: TensorRT's builder optimisation level, None for its own default.
+        single_plan: both profiles in one plan, so that the weights lie there once.
+        allow_unfused: attention may be decomposed where no fused kernel serves it.
+    """
+
+    target: str
+    sm: int
+    max_seq_len: int
+    max_batch: int
+    prefill_chunk: int
+    max_logits: int
+    opt_level: int | None = None
+    single_plan: bool = True
+    allow_unfused: bool = False
+
+    def build_id(self, bundle_id: str, toolkit: str, version: str) -> str:
+        """Identity of what a build makes, in hex: equal inputs make equal engines."""
+        parts = [LOWERING_VERSION, bundle_id, toolkit, version, asdict(self)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanFile:
+    """One plan.
+
+    Attributes:
+        profiles: names of its optimisation profiles, in order: "prefill", "decode".
+        kernels: profile -> kernel -> launches a layer.
+        launches_per_layer: profile -> launches that each layer adds.
+        scratch_bytes: profile -> device memory beside weights and inputs.
+    """
+
+    file: str
+    num_bytes: int
+    sha256: str
+    profiles: tuple[str, ...]
+    kernels: dict[str, dict[str, float]]
+    launches_per_layer: dict[str, float]
+    scratch_bytes: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRecord:
+    """Everything that `engine.json` says.
+
+    Attributes:
+        driver: of the GPU that it was built on; None when it was built without one.
+        weight_bytes: of the bundle's weights, which the plans hold.
+    """
+
+    name: str
+    build_id: str
+    bundle_id: str
+    precision: str
+    options: BuildOptions
+    toolkit: str
+    toolkit_version: str
+    driver: str | None
+    weight_bytes: int
+    plans: tuple[PlanFile, ...]
+    build_s: float
+    peak_host_bytes: int
+    nemo_trt: str
+
+    @property
+    def engine_id(self) -> str:
+        """Identity of the plans' bytes, to which a verdict is bound."""
+        return hashlib.sha256("\n".join(plan.sha256 for plan in self.plans).encode()).hexdigest()
+
+    def rebuild_command(self, bundle: Path) -> str:
+        """The command that builds this engine again."""
+        options = self.options
+        return (
+            f"nemo-trt build {bundle} --gpu {options.target} --max-seq-len {options.max_seq_len} "
+            f"--max-batch {options.max_batch} --prefill-chunk {options.prefill_chunk}"
+        )
+
+    def to_json(self) -> str:
+        """The text of `engine.json`."""
+        data = {"schema_version": SCHEMA_VERSION, "engine_id": self.engine_id, **asdict(self)}
+        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            BuildError: it is damaged or of another version.
+        """
+        try:
+            data: dict[str, Any] = json.loads(text)
+            if data.pop("schema_version") != SCHEMA_VERSION:
+                raise ValueError("another schema version")
+            engine_id = data.pop("engine_id")
+            data["options"] = BuildOptions(**data["options"])
+            data["plans"] = tuple(
+                PlanFile(**{**plan, "profiles": tuple(plan["profiles"])}) for plan in data["plans"]
+            )
+            record = cls(**data)
+            if record.engine_id != engine_id:
+                raise ValueError("its plans are not the ones it was written for")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BuildError(f"{RECORD_FILE} is damaged: {error}. Build again.") from error
+        for plan in record.plans:
+            if Path(plan.file).name != plan.file:
+                raise BuildError(f"{RECORD_FILE} names {plan.file}, which leaves its folder.")
+        return record
+
+
+def engine_folder(bundle: Path, name: str) -> Path:
+    """Where an engine of a bundle lies.
+
+    Raises:
+        BuildError: the name is no folder's name.
+    """
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise BuildError(f"An engine's name must be a plain name like h100-fp8, got {name!r}.")
+    return bundle / ENGINES_FOLDER / name
+
+
+def engine_names(bundle: Path) -> list[str]:
+    """The engines that a bundle has."""
+    return sorted(path.parent.name for path in (bundle / ENGINES_FOLDER).glob(f"*/{RECORD_FILE}"))
+
+
+def read_record(bundle: Path, name: str, *, bundle_id: str, verify: bool = True) -> EngineRecord:
+    """Read an engine's record and prove that the plans on disk are its own, of this bundle.
+
+    Raises:
+        BuildError: there is none, it is damaged or altered, or it is of another bundle.
+    """
+    folder = engine_folder(bundle, name)
+    try:
+        record = EngineRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        have = ", ".join(engine_names(bundle)) or "none"
+        raise BuildError(
+            f"{bundle} must have an engine {name}, got {have}. "
+            f"Build one: nemo-trt build {bundle} --gpu NAME."
+        ) from error
+    if record.bundle_id != bundle_id:
+        raise BuildError(
+            f"Engine {name} is of another bundle than {bundle}. "
+            f"Build it again: {record.rebuild_command(bundle)}."
+        )
+    for plan in record.plans:
+        path = folder / plan.file
+        if not path.is_file() or path.stat().st_size != plan.num_bytes:
+            raise BuildError(
+                f"{path} must have {plan.num_bytes} bytes; it is missing or cut short. "
+                f"Build it again: {record.rebuild_command(bundle)}."
+            )
+        if verify and sha256_file(path) != plan.sha256:
+            raise BuildError(
+                f"{path} was altered after it was built. "
+                f"Build it again: {record.rebuild_command(bundle)}."
+            )
+    return record
+
+
+def same_build(bundle: Path, name: str, build_id: str, bundle_id: str) -> EngineRecord | None:
+    """The engine's record when it is what a build would make, else None."""
+    try:
+        record = read_record(bundle, name, bundle_id=bundle_id, verify=False)
+    except BuildError:
+        return None
+    return record if record.build_id == build_id else None
