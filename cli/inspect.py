@@ -88,10 +88,34 @@ def _bundle(path: Path) -> dict[str, Any]:
         "contract_version": manifest.contract_version,
         **_quantization(manifest.quantization),
         "validation": verdict,
+        "engines": _engines(path, manifest.bundle_id),
         "source": manifest.source,
         "tools": manifest.tools,
         "tensors": [_tensor(ref) for ref in refs],
     }
+
+
+def _engines(bundle: Path, bundle_id: str) -> list[dict[str, Any]]:
+    """What engine.json says of each engine, and whether a verdict is of its very plans."""
+    from nemo_trt.engines.trt.record import engine_folder, engine_names, read_record
+    from nemo_trt.errors import BuildError
+    from nemo_trt.manifest import VALIDATION_FILE
+
+    found = []
+    for name in engine_names(bundle):
+        try:
+            record = read_record(bundle, name, bundle_id=bundle_id, verify=False)
+        except BuildError as error:
+            found.append({"name": name, "error": str(error)})
+            continue
+        verdict = "none yet"
+        file = engine_folder(bundle, name) / VALIDATION_FILE
+        if file.is_file():
+            report = json.loads(file.read_text(encoding="utf-8"))
+            current = report.get("engine", {}).get("engine_id") == record.engine_id
+            verdict = report.get("verdict", "unreadable") if current else "stale: of other plans"
+        found.append({**json.loads(record.to_json()), "validation": verdict})
+    return found
 
 
 def _quantization(found: "Quantization | None") -> dict[str, Any]:
@@ -143,6 +167,8 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
             rows.append(("weights", num_bytes(value)))
         elif name == "kv_bytes_per_token":
             rows.append(("KV cache", f"{value / 1024:.1f} KiB a token"))
+        elif name == "engines":
+            rows += [("engine", _engine_line(engine)) for engine in value] or [("engines", "none")]
         elif isinstance(value, dict):
             rows.append((name, ", ".join(f"{key} {item}" for key, item in value.items())))
         elif isinstance(value, list):
@@ -150,3 +176,23 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         else:
             rows.append((name.replace("_", " "), str(value)))
     return rows
+
+
+def _engine_line(engine: dict[str, Any]) -> str:
+    """An engine in a line."""
+    from .console import num_bytes
+
+    if "error" in engine:
+        return f"{engine['name']}: {engine['error']}"
+    options = engine["options"]
+    kernels = [
+        f"{profile} {count:g}"
+        for plan in engine["plans"]
+        for profile, count in plan["launches_per_layer"].items()
+    ]
+    return (
+        f"{engine['name']}: {engine['toolkit']} {engine['toolkit_version']}, sm_{options['sm']}, "
+        f"{options['max_batch']} x {options['max_seq_len']} tokens, "
+        f"{num_bytes(sum(plan['num_bytes'] for plan in engine['plans']))}, kernels a layer: "
+        f"{', '.join(kernels)}; validation {engine['validation']}"
+    )

@@ -1,5 +1,6 @@
 """`nemo-trt validate`."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,8 @@ import click
 from nemo_trt.errors import BundleError, RequestError
 
 if TYPE_CHECKING:
+    from nemo_trt.engines.session import Session
+    from nemo_trt.manifest import Manifest
     from nemo_trt.progress import Progress
     from nemo_trt.validate.report import Report
 
@@ -31,6 +34,7 @@ EXIT_FAIL = 1
     type=click.IntRange(64),
     help="Context to test up to; by default the model's, as far as memory allows.",
 )
+@click.option("--engine", help="Judge this engine of the bundle, on this machine's GPU.")
 @click.option("--threads", type=click.IntRange(1), help="Compute threads.")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write here."
@@ -40,26 +44,37 @@ def command(
     reference: Path | None,
     prompts: Path | None,
     max_seq_len: int | None,
+    engine: str | None,
     threads: int | None,
     json_file: Path | None,
 ) -> int:
     """Compare BUNDLE's logits with those of transformers, and write the verdict into it.
 
     Cases: whole and chunked prefill, stepwise decode, a ragged batch, a poisoned cache tail, a
-    reused slot, positions near the context limit. Exit code 0 for pass, 1 for fail.
+    reused slot, positions near the context limit. Exit code 0 for pass, 1 for fail, 3 when this
+    machine cannot run what is to be judged.
     """
+    if engine and (max_seq_len or threads):
+        raise click.UsageError("--engine has its own context and no threads; leave them out.")
     from nemo_trt import atomic
 
     from .console import OUT, Bar
 
     with Bar() as bar:
         report = run_validation(
-            bundle, reference, _lines(prompts), max_seq_len=max_seq_len, threads=threads, bar=bar
+            bundle,
+            reference,
+            _lines(prompts),
+            max_seq_len=max_seq_len,
+            engine=engine,
+            threads=threads,
+            bar=bar,
         )
     show(report)
     if json_file:
         atomic.write_text(json_file, report.to_json())
-    OUT.print(f"[dim]Every position: {bundle / 'validation.json'}[/]")
+    folder = bundle / "engines" / engine if engine else bundle
+    OUT.print(f"[dim]Every position: {folder / 'validation.json'}[/]")
     return EXIT_FAIL if report.verdict == "fail" else 0
 
 
@@ -69,16 +84,15 @@ def run_validation(
     prompts: list[str] | None,
     *,
     max_seq_len: int | None,
+    engine: str | None = None,
     threads: int | None,
     bar: "Progress",
 ) -> "Report":
-    """Validate a bundle on the CPU and write validation.json into it."""
+    """Validate a bundle on the CPU, or an engine, and write validation.json beside it."""
     from nemo_trt import atomic
-    from nemo_trt.engines.ort_session import OrtSession, affordable_seq_len, describe_engine
     from nemo_trt.engines.tokenizers import open_tokenizer
     from nemo_trt.export.checkpoints import open_checkpoint
     from nemo_trt.manifest import VALIDATION_FILE, read_manifest
-    from nemo_trt.validate.cases import NUM_ROWS
     from nemo_trt.validate.validator import make_sequences, validate
 
     manifest = read_manifest(bundle)
@@ -90,10 +104,9 @@ def run_validation(
         )
     checkpoint = open_checkpoint(source)
     folder = manifest.tokenizer_folder(bundle)
-    # The cache of the far case is the largest thing: a quarter of memory is its share.
-    limit = max_seq_len or affordable_seq_len(manifest.config, NUM_ROWS, share=0.25)
-    session = OrtSession.open(bundle, max_batch=NUM_ROWS, max_seq_len=limit, threads=threads)
-    with session:
+    with ExitStack() as closing:
+        session, about, target = _open(bundle, manifest, max_seq_len, engine, threads)
+        closing.callback(session.close)
         tokenizer = open_tokenizer(folder) if folder else None
         sequences = make_sequences(session, tokenizer, prompts)
         report = validate(
@@ -101,11 +114,37 @@ def run_validation(
             checkpoint,
             sequences,
             bundle_id=manifest.bundle_id,
-            engine=describe_engine(),
+            engine=about,
             progress=bar,
         )
-    atomic.write_text(bundle / VALIDATION_FILE, report.to_json())
+    atomic.write_text(target / VALIDATION_FILE, report.to_json())
     return report
+
+
+def _open(
+    bundle: Path,
+    manifest: "Manifest",
+    max_seq_len: int | None,
+    engine: str | None,
+    threads: int | None,
+) -> "tuple[Session, dict[str, str], Path]":
+    """What is judged, what it is called in the report, and where the verdict goes."""
+    from nemo_trt.validate.cases import NUM_ROWS
+
+    if engine:
+        from nemo_trt.engines.trt.record import engine_folder
+        from nemo_trt.engines.trt.session import TensorRtSession, describe_engine
+
+        built = TensorRtSession.open(bundle, engine)
+        return built, describe_engine(built.record), engine_folder(bundle, engine)
+    from nemo_trt.engines import ort_session
+
+    # The cache of the far case is the largest thing: a quarter of memory is its share.
+    limit = max_seq_len or ort_session.affordable_seq_len(manifest.config, NUM_ROWS, share=0.25)
+    session = ort_session.OrtSession.open(
+        bundle, max_batch=NUM_ROWS, max_seq_len=limit, threads=threads
+    )
+    return session, ort_session.describe_engine(), bundle
 
 
 def show(report: "Report") -> None:

@@ -44,8 +44,9 @@ class Runner:
         max_batch: int = 1,
         max_seq_len: int | None = None,
         threads: int | None = None,
+        engine: str | None = None,
     ) -> Self:
-        """Open a bundle on this machine's CPU, with the bundle's own tokenizer if it has one.
+        """Open a bundle, with its own tokenizer if it has one: on this machine's CPU, or an engine.
 
         Args:
             bundle: folder that `nemo-trt export` wrote.
@@ -53,13 +54,24 @@ class Runner:
             max_seq_len: tokens a row at most, by default the model's context length; memory is
                 taken as rows grow.
             threads: compute threads, by default one per physical core.
+            engine: name of a TensorRT engine of the bundle, to run on this machine's GPU. It has
+                the rows and lengths that it was built with; leave the others out.
 
         Raises:
             BundleError: the bundle is missing or damaged.
+            BuildError: it has no such engine, or one of another bundle or TensorRT.
+            MachineError: the engine's GPU or libraries are not here.
+            RequestError: both an engine and a size of its own are given.
         """
         manifest = read_manifest(bundle, verify_weights=False)  # the session verifies
         folder = manifest.tokenizer_folder(bundle)
         tokenizer = open_tokenizer(folder) if folder else None
+        if engine is not None:
+            from .trt.session import TensorRtSession
+
+            if (max_batch, max_seq_len, threads) != (1, None, None):
+                raise RequestError("An engine has its own rows and lengths; name no others.")
+            return cls(TensorRtSession.open(bundle, engine), tokenizer)
         session = OrtSession.open(
             bundle, max_batch=max_batch, max_seq_len=max_seq_len, threads=threads
         )

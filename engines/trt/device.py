@@ -1,0 +1,129 @@
+"""The border to CUDA: memory, one stream and graphs of one device, through cuda-python."""
+
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from nemo_trt.errors import MachineError
+
+
+class Device(Protocol):
+    """What a session needs of a GPU. Addresses are device pointers; work is ordered by one stream.
+
+    Every method may raise a MachineError with CUDA's own words.
+    """
+
+    sm: int
+    stream: int
+
+    def allocate(self, num_bytes: int) -> int:
+        """Zeroed memory; its address."""
+
+    def free(self, address: int) -> None:
+        """Give memory back."""
+
+    def upload(self, address: int, array: NDArray[Any]) -> None:
+        """Copy a contiguous array to the device."""
+
+    def download(self, array: NDArray[Any], address: int) -> None:
+        """Copy to a contiguous array, and wait until it is there."""
+
+    def begin_capture(self) -> None:
+        """Record what is put on the stream from now on, instead of doing it."""
+
+    def end_capture(self) -> object:
+        """The graph of what was recorded."""
+
+    def launch(self, graph: object) -> None:
+        """Do what a graph holds."""
+
+    def free_graph(self, graph: object) -> None:
+        """Give a graph back."""
+
+    def close(self) -> None:
+        """Give the stream back."""
+
+
+class CudaDevice:
+    """A `Device` on the CUDA runtime."""
+
+    def __init__(self, index: int = 0) -> None:
+        try:
+            from cuda.bindings import runtime
+        except (ImportError, OSError) as error:
+            raise MachineError(
+                f"cuda-python must be installed and load, got: {error}. "
+                "Install it: pip install 'nemo-trt[gpu]'."
+            ) from error
+        self._cuda: Any = runtime
+        self._call("cudaSetDevice", index)
+        attribute = runtime.cudaDeviceAttr
+        major = self._call(
+            "cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMajor, index
+        )
+        minor = self._call(
+            "cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMinor, index
+        )
+        self.sm = 10 * int(major) + int(minor)
+        self._stream = self._call("cudaStreamCreate")
+        self.stream = int(self._stream)
+
+    def allocate(self, num_bytes: int) -> int:
+        """See `Device.allocate`."""
+        address = int(self._call("cudaMalloc", num_bytes))
+        self._call("cudaMemsetAsync", address, 0, num_bytes, self._stream)
+        return address
+
+    def free(self, address: int) -> None:
+        """See `Device.free`."""
+        self._call("cudaFree", address)
+
+    def upload(self, address: int, array: NDArray[Any]) -> None:
+        """See `Device.upload`."""
+        self._copy(address, array.ctypes.data, array, "cudaMemcpyHostToDevice")
+
+    def download(self, array: NDArray[Any], address: int) -> None:
+        """See `Device.download`."""
+        self._copy(array.ctypes.data, address, array, "cudaMemcpyDeviceToHost")
+        self._call("cudaStreamSynchronize", self._stream)
+
+    def begin_capture(self) -> None:
+        """See `Device.begin_capture`."""
+        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("cudaStreamBeginCapture", self._stream, mode)
+
+    def end_capture(self) -> object:
+        """See `Device.end_capture`."""
+        graph = self._call("cudaStreamEndCapture", self._stream)
+        try:
+            executable: object = self._call("cudaGraphInstantiate", graph, 0)
+        finally:
+            self._call("cudaGraphDestroy", graph)
+        return executable
+
+    def launch(self, graph: object) -> None:
+        """See `Device.launch`."""
+        self._call("cudaGraphLaunch", graph, self._stream)
+
+    def free_graph(self, graph: object) -> None:
+        """See `Device.free_graph`."""
+        self._call("cudaGraphExecDestroy", graph)
+
+    def close(self) -> None:
+        """See `Device.close`."""
+        self._call("cudaStreamDestroy", self._stream)
+
+    def _copy(self, to: int, source: int, array: NDArray[Any], kind: str) -> None:
+        if not array.flags.c_contiguous:
+            raise ValueError("only contiguous arrays are copied")
+        direction = getattr(self._cuda.cudaMemcpyKind, kind)
+        self._call("cudaMemcpyAsync", to, source, array.nbytes, direction, self._stream)
+
+    def _call(self, name: str, *arguments: object) -> Any:
+        """Call the CUDA runtime; its answer begins with a status."""
+        status, *results = getattr(self._cuda, name)(*arguments)
+        if int(status) != 0:
+            words = self._cuda.cudaGetErrorString(status)[1]
+            text = words.decode() if isinstance(words, bytes) else str(words)
+            raise MachineError(f"CUDA's {name} failed: {text}.")
+        return results[0] if len(results) == 1 else tuple(results)

@@ -1,0 +1,102 @@
+"""The border to TensorRT's runtime: a plan on the device, and contexts that run its profiles."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from nemo_trt.errors import MachineError
+
+from .toolkit import Log, Toolkit
+
+
+class Context(Protocol):
+    """One profile of a plan, ready to run."""
+
+    def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        """Fix an input's shape."""
+
+    def set_address(self, name: str, address: int) -> None:
+        """Bind an input or output to device memory."""
+
+    def enqueue(self, stream: int) -> None:
+        """Put one run on a stream."""
+
+    def close(self) -> None:
+        """Free it."""
+
+
+class Plan(Protocol):
+    """A plan's weights on the device."""
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Device memory that any of its profiles needs while it runs."""
+
+    def context(self, profile: int, stream: int, scratch: int, scratch_bytes: int) -> Context:
+        """A context of a profile that works in `scratch`, which others may share."""
+
+    def close(self) -> None:
+        """Free it, after its contexts."""
+
+
+class TensorRtPlan:
+    """A `Plan` that TensorRT has loaded."""
+
+    def __init__(self, toolkit: Toolkit, path: Path) -> None:
+        self._api: Any = toolkit.api
+        self._log = Log(toolkit)
+        self._runtime: Any = self._api.Runtime(self._log.logger)
+        data = path.read_bytes()
+        self._engine: Any = self._runtime.deserialize_cuda_engine(data)
+        if self._engine is None:
+            raise MachineError(f"{path} does not load: {self._last_error()}")
+
+    @property
+    def scratch_bytes(self) -> int:
+        """See `Plan.scratch_bytes`."""
+        return int(self._engine.device_memory_size_v2)
+
+    def context(self, profile: int, stream: int, scratch: int, scratch_bytes: int) -> Context:
+        """See `Plan.context`."""
+        strategy = self._api.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self._engine.create_execution_context(strategy)
+        if context is None:
+            raise MachineError(f"TensorRT made no context: {self._last_error()}")
+        context.set_device_memory(scratch, scratch_bytes)
+        if not context.set_optimization_profile_async(profile, stream):
+            raise MachineError(f"TensorRT refuses profile {profile}: {self._last_error()}")
+        return TensorRtContext(context, self._log)
+
+    def close(self) -> None:
+        """See `Plan.close`."""
+        self._engine = self._runtime = None
+
+    def _last_error(self) -> str:
+        return self._log.errors[-1] if self._log.errors else "TensorRT gave no reason."
+
+
+class TensorRtContext:
+    """A `Context` of TensorRT: what it answers with False becomes an error."""
+
+    def __init__(self, context: Any, log: Log) -> None:
+        self._context, self._log = context, log
+
+    def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        """See `Context.set_shape`."""
+        self._require(self._context.set_input_shape(name, shape), f"the shape {shape} of {name}")
+
+    def set_address(self, name: str, address: int) -> None:
+        """See `Context.set_address`."""
+        self._require(self._context.set_tensor_address(name, address), f"the memory of {name}")
+
+    def enqueue(self, stream: int) -> None:
+        """See `Context.enqueue`."""
+        self._require(self._context.execute_async_v3(stream), "to run")
+
+    def close(self) -> None:
+        """See `Context.close`."""
+        self._context = None
+
+    def _require(self, accepted: bool, what: str) -> None:
+        if not accepted:
+            reason = self._log.errors[-1] if self._log.errors else "no reason given"
+            raise MachineError(f"TensorRT refuses {what}: {reason}")

@@ -1,0 +1,337 @@
+"""The `Session` on a TensorRT engine: caches bound in place, decode replayed as CUDA graphs."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemo_trt import bfloat16, contract
+from nemo_trt.engines.session import CacheBlock, Logits, Tokens
+from nemo_trt.errors import BuildError, CapacityError, MachineError, RequestError, StateError
+from nemo_trt.manifest import read_manifest
+from nemo_trt.precision import DType
+
+from .device import CudaDevice, Device
+from .network import LENGTHS, step_inputs
+from .record import EngineRecord, engine_folder, read_record
+from .runtime import Context, Plan, TensorRtPlan
+from .toolkit import load_toolkit
+
+OpenPlan = Callable[[Path], Plan]
+_CAPTURE_AFTER = 1  # runs of a decode shape before it is captured: TensorRT allocates in the first
+
+
+class TensorRtSession:
+    """Runs an engine. See `Session` for the meaning of its attributes and methods.
+
+    One stream, one context for prefill and one for each decode shape (first row, rows), all in one
+    scratch memory. A decode shape runs once as it is; its second run is captured, and all later
+    ones are launches of that graph. A step of more than one token a row goes through the rows one
+    by one, in chunks.
+
+    Device memory is allocated at open and nowhere else.
+    """
+
+    def __init__(
+        self,
+        bundle: Path,
+        record: EngineRecord,
+        *,
+        device: Device,
+        open_plan: OpenPlan,
+        use_graphs: bool = True,
+    ) -> None:
+        manifest = read_manifest(bundle)
+        options = record.options
+        self.bundle, self.config, self.record = bundle, manifest.config, record
+        self.bundle_id = manifest.bundle_id
+        self.compute_precision: str = manifest.precision
+        self.max_batch, self.max_seq_len = options.max_batch, options.max_seq_len
+        self.capacity = options.max_seq_len
+        self._dtype = manifest.precision.base
+        self._device, self._use_graphs = device, use_graphs
+        self._graphs: dict[tuple[int, int], object] = {}
+        self._decoders: dict[tuple[int, int], tuple[Context, list[int]]] = {}
+        self._closing = ExitStack()
+        self._open = True
+        try:
+            self._closing.callback(device.close)
+            if device.sm != options.sm:
+                raise MachineError(
+                    f"Engine {record.name} is for sm_{options.sm}, got a GPU of sm_{device.sm}. "
+                    f"Build one for it: nemo-trt build {bundle} --gpu NAME."
+                )
+            self._allocate(open_plan, engine_folder(bundle, record.name))
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def open(cls, bundle: Path, name: str, *, use_graphs: bool = True) -> Self:
+        """Open an engine of a bundle on this machine's GPU.
+
+        Args:
+            bundle: folder that `nemo-trt export` wrote.
+            name: of a folder in `bundle/engines`.
+            use_graphs: replay decode steps as CUDA graphs.
+
+        Raises:
+            BuildError: there is no such engine, it is of another bundle, or of another version of
+                TensorRT than the one installed; the command that rebuilds it is said.
+            MachineError: TensorRT, CUDA or the right GPU is missing.
+        """
+        manifest = read_manifest(bundle)
+        record = read_record(bundle, name, bundle_id=manifest.bundle_id)
+        toolkit = load_toolkit(record.toolkit)  # type: ignore[arg-type]  # the builder wrote it
+        if toolkit.version != record.toolkit_version:
+            raise BuildError(
+                f"Engine {name} is of {record.toolkit} {record.toolkit_version}, got "
+                f"{toolkit.version}. Build it again: {record.rebuild_command(bundle)}."
+            )
+        try:
+            device = CudaDevice()
+        except MachineError as error:
+            options = record.options
+            raise MachineError(
+                f"Engine {name} runs on an sm_{options.sm} GPU like {options.target}, and none "
+                f"answers here: {error}"
+            ) from error
+        return cls(
+            bundle,
+            record,
+            device=device,
+            open_plan=lambda path: TensorRtPlan(toolkit, path),
+            use_graphs=use_graphs,
+        )
+
+    def bind(self, capacity: int) -> None:
+        """Nothing to do within `max_seq_len`: an engine's cache is allocated whole."""
+        self._require_open()
+        if capacity > self.max_seq_len:
+            raise CapacityError(
+                f"The cache must hold at most {self.max_seq_len} tokens a row, got {capacity}. "
+                "Build the engine with a larger --max-seq-len."
+            )
+
+    def step(
+        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int = 0
+    ) -> Logits:
+        """Run B rows from `first_row` on. See `Session.step`."""
+        self._require_open()
+        rows, new_tokens = input_ids.shape
+        if first_row < 0 or first_row + rows > self.max_batch:
+            raise RequestError(
+                f"Rows must lie in 0 to {self.max_batch - 1}, got {first_row} to "
+                f"{first_row + rows - 1}."
+            )
+        if write_indices.min() < 0 or write_indices.max() + new_tokens > self.capacity:
+            raise CapacityError(
+                f"write_indices + S must be at most the {self.capacity} tokens that the engine "
+                f"was built for, got {write_indices.max() + new_tokens}."
+            )
+        if new_tokens == 1 and logit_indices.shape[1] == 1:
+            return self._decode(input_ids, write_indices, first_row)
+        logits = np.empty((*logit_indices.shape, self.config.vocab_size), np.float32)
+        for row in range(rows):
+            self._prefill(
+                input_ids[row], int(write_indices[row]), logit_indices[row], first_row + row,
+                logits[row],
+            )  # fmt: skip
+        return logits
+
+    def read_cache(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
+        """Copy a block out of the cache. See `Session.read_cache`."""
+        self._require_open()
+        heads, width = self.config.num_kv_heads, self.config.head_dim
+        stored = np.empty((heads, stop - start, width), self._dtype.numpy_name)
+        for head in range(heads):
+            self._device.download(stored[head], self._head_address(layer, kind, row, head, start))
+        if self._dtype is DType.BF16:
+            return bfloat16.to_float32(stored.view(np.uint16))
+        return stored.astype(np.float32)
+
+    def write_cache(self, layer: int, kind: str, row: int, start: int, block: CacheBlock) -> None:
+        """Overwrite a block of the cache. See `Session.write_cache`."""
+        self._require_open()
+        stop = start + block.shape[1]
+        if stop > self.capacity:
+            raise CapacityError(f"A block must end by token {self.capacity}, got {stop}.")
+        stored: NDArray[Any] = block.astype(np.float32)
+        if self._dtype is DType.BF16:
+            stored = bfloat16.from_float32(stored)
+        stored = np.ascontiguousarray(stored, self._dtype.numpy_name)
+        for head in range(self.config.num_kv_heads):
+            self._device.upload(self._head_address(layer, kind, row, head, start), stored[head])
+
+    def close(self) -> None:
+        """Free everything; a second call does nothing."""
+        self._open = False
+        self.capacity = 0
+        self._graphs.clear()
+        self._decoders.clear()
+        self._closing.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _require_open(self) -> None:
+        if not self._open:
+            raise StateError("Cannot use a session that has been closed.")
+
+    def _allocate(self, open_plan: OpenPlan, folder: Path) -> None:
+        """Load the plans, and allocate caches, inputs, outputs and scratch."""
+        self._plans: dict[str, tuple[Plan, int]] = {}
+        for file in self.record.plans:
+            plan = open_plan(folder / file.file)
+            self._closing.callback(plan.close)
+            for index, profile in enumerate(file.profiles):
+                self._plans[profile] = plan, index
+        options, config = self.record.options, self.config
+        self._row_bytes = (
+            config.num_kv_heads * self.max_seq_len * config.head_dim * self._dtype.itemsize
+        )
+        self._caches = {
+            past: self._memory(self.max_batch * self._row_bytes)
+            for past, _ in contract.cache_names(config.num_layers)
+        }
+        positions = max(options.max_logits, self.max_batch)
+        self._inputs = {
+            contract.INPUT_IDS: self._memory(8 * max(options.prefill_chunk, self.max_batch)),
+            contract.WRITE_INDICES: self._memory(8 * self.max_batch),
+            contract.LOGIT_INDICES: self._memory(8 * positions),
+            LENGTHS: self._memory(4 * self.max_batch),
+        }
+        self._logits = self._memory(4 * positions * config.vocab_size)
+        self._logits_host = np.empty((self.max_batch, 1, config.vocab_size), np.float32)
+        self._scratch_bytes = max(plan.scratch_bytes for plan, _ in self._plans.values())
+        self._scratch = self._memory(max(self._scratch_bytes, 1))
+        self._prefiller = self._context("prefill")
+        self._prefill_row = -1
+        self._prefill_shapes: dict[str, tuple[int, ...]] = {}
+
+    def _memory(self, num_bytes: int) -> int:
+        address = self._device.allocate(num_bytes)
+        self._closing.callback(self._device.free, address)
+        return address
+
+    def _context(self, profile: str) -> Context:
+        """A new context of a profile, all but its caches bound."""
+        plan, index = self._plans[profile]
+        context = plan.context(index, self._device.stream, self._scratch, self._scratch_bytes)
+        self._closing.callback(context.close)
+        for name, address in self._inputs.items():
+            context.set_address(name, address)
+        context.set_address(contract.LOGITS, self._logits)
+        return context
+
+    def _bind_caches(self, context: Context, first_row: int, rows: int | None) -> None:
+        """Bind past and present to the same memory, from `first_row` on; fix their shape."""
+        config = self.config
+        for past, present in contract.cache_names(config.num_layers):
+            address = self._caches[past] + first_row * self._row_bytes
+            context.set_address(past, address)
+            context.set_address(present, address)
+            if rows is not None:
+                shape = (rows, config.num_kv_heads, self.max_seq_len, config.head_dim)
+                context.set_shape(past, shape)
+
+    def _upload(
+        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, new_tokens: int
+    ) -> None:
+        for name, values in (
+            (contract.INPUT_IDS, input_ids),
+            (contract.WRITE_INDICES, write_indices),
+            (contract.LOGIT_INDICES, logit_indices),
+        ):
+            self._device.upload(self._inputs[name], np.ascontiguousarray(values, np.int64))
+        lengths = np.ascontiguousarray(write_indices + new_tokens, np.int32)
+        self._device.upload(self._inputs[LENGTHS], lengths)
+
+    def _decode(self, input_ids: Tokens, write_indices: Tokens, first_row: int) -> Logits:
+        """One token for each of some rows, as a graph from the second time on."""
+        rows = len(input_ids)
+        key = (first_row, rows)
+        if key not in self._decoders:
+            context = self._context("decode")
+            for name, shape in step_inputs(rows, 1, 1).items():
+                context.set_shape(name, shape)
+            self._bind_caches(context, first_row, rows)
+            self._decoders[key] = context, [0]
+        context, runs = self._decoders[key]
+        self._upload(input_ids, write_indices, np.zeros((rows, 1), np.int64), 1)
+        if key in self._graphs:
+            self._device.launch(self._graphs[key])
+        elif self._use_graphs and runs[0] >= _CAPTURE_AFTER:
+            self._graphs[key] = graph = self._capture(context)
+            self._device.launch(graph)
+        else:
+            context.enqueue(self._device.stream)
+            runs[0] += 1
+        logits = self._logits_host[:rows]
+        self._device.download(logits, self._logits)
+        return logits
+
+    def _capture(self, context: Context) -> object:
+        self._device.begin_capture()
+        try:
+            context.enqueue(self._device.stream)
+        except BaseException:
+            self._device.free_graph(self._device.end_capture())
+            raise
+        graph = self._device.end_capture()
+        self._closing.callback(self._device.free_graph, graph)
+        return graph
+
+    def _prefill(
+        self, tokens: Tokens, start: int, wanted: Tokens, row: int, logits: Logits
+    ) -> None:
+        """Tokens of one row in chunks; fill (N, V) `logits` of the `wanted` positions."""
+        options = self.record.options
+        chunk = options.prefill_chunk
+        if len(wanted) > options.max_logits:
+            chunk = min(chunk, options.max_logits)
+        if row != self._prefill_row:
+            self._bind_caches(self._prefiller, row, 1 if self._prefill_row < 0 else None)
+            self._prefill_row = row
+        for first in range(0, len(tokens), chunk):
+            piece = tokens[first : first + chunk]
+            here = np.flatnonzero((wanted >= first) & (wanted < first + len(piece)))
+            for some in np.split(here, range(options.max_logits, len(here), options.max_logits)):
+                # Repeated for a position that is wanted more often than logits fit: same result.
+                indices = wanted[some] - first if len(some) else np.zeros(1, np.int64)
+                self._run_prefill(piece, start + first, indices)
+                if len(some):
+                    found = np.empty((len(some), self.config.vocab_size), np.float32)
+                    self._device.download(found, self._logits)
+                    logits[some] = found
+
+    def _run_prefill(self, piece: Tokens, start: int, indices: Tokens) -> None:
+        shapes = step_inputs(1, len(piece), len(indices))
+        for name, shape in shapes.items():
+            if self._prefill_shapes.get(name) != shape:
+                self._prefiller.set_shape(name, shape)
+        self._prefill_shapes = shapes
+        self._upload(piece[None], np.array([start]), indices[None], len(piece))
+        self._prefiller.enqueue(self._device.stream)
+
+    def _head_address(self, layer: int, kind: str, row: int, head: int, token: int) -> int:
+        rows = self._caches[contract.past_name(layer, kind)] + row * self._row_bytes
+        itemsize = self.config.head_dim * self._dtype.itemsize
+        return rows + (head * self.max_seq_len + token) * itemsize
+
+
+def describe_engine(record: EngineRecord) -> dict[str, str]:
+    """What runs an engine, for reports."""
+    return {
+        "backend": record.toolkit,
+        "version": record.toolkit_version,
+        "engine": record.name,
+        "engine_id": record.engine_id,
+        "target": record.options.target,
+    }
