@@ -1,0 +1,158 @@
+"""A stand-in for CUDA and TensorRT's runtime that records every call, and really computes.
+
+Device memory is one numpy array, addresses are offsets in it. A context runs the bundle's own graph
+through ONNX Runtime on whatever lies at the addresses that were bound, so a session that binds the
+wrong row, length or buffer gives wrong numbers, and not only a wrong record.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from nemo_trt import contract
+from nemo_trt.engines.trt.network import LENGTHS
+from nemo_trt.errors import MachineError
+from nemo_trt.manifest import GRAPH_FILE, read_manifest
+
+_BASE = 4096  # so that 0 is no address
+_DTYPES = {"tensor(int64)": np.int64, "tensor(float16)": np.float16, "tensor(float)": np.float32}
+
+
+class FakeDevice:
+    """`Device` in host memory. `fail_at` raises at the n-th allocation."""
+
+    stream = 7
+
+    def __init__(self, sm: int = 89, fail_at: int | None = None) -> None:
+        self.sm, self.fail_at = sm, fail_at
+        self.memory = np.zeros(64 * 2**20, np.uint8)
+        self.next = _BASE
+        self.live: set[int] = set()
+        self.graphs: set[int] = set()
+        self.closed = False
+        self.calls: Counter[str] = Counter()
+        self.recording: list[Any] | None = None
+        self.recorded: dict[int, list[Any]] = {}
+
+    def allocate(self, num_bytes: int) -> int:
+        self.calls["allocate"] += 1
+        if self.fail_at is not None and self.calls["allocate"] >= self.fail_at:
+            raise MachineError("CUDA's cudaMalloc failed: out of memory.")
+        address = self.next
+        self.next += -(-num_bytes // 256) * 256
+        assert self.next <= len(self.memory)
+        self.live.add(address)
+        return address
+
+    def free(self, address: int) -> None:
+        self.live.remove(address)
+
+    def upload(self, address: int, array: np.ndarray) -> None:
+        assert self.recording is None, "copies do not belong into a graph"
+        data = array.tobytes()
+        self.memory[address : address + len(data)] = np.frombuffer(data, np.uint8)
+
+    def download(self, array: np.ndarray, address: int) -> None:
+        self.calls["download"] += 1
+        self.calls["bytes down"] += array.nbytes
+        array.reshape(-1).view(np.uint8)[:] = self.memory[address : address + array.nbytes]
+
+    def begin_capture(self) -> None:
+        self.calls["capture"] += 1
+        self.recording = []
+
+    def end_capture(self) -> object:
+        graph = self.calls["capture"]
+        assert self.recording is not None
+        self.recorded[graph], self.recording = self.recording, None
+        self.graphs.add(graph)
+        return graph
+
+    def launch(self, graph: Any) -> None:
+        self.calls["launch"] += 1
+        for work in self.recorded[graph]:
+            work()
+
+    def free_graph(self, graph: Any) -> None:
+        self.graphs.remove(graph)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def at(self, address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """The numbers at an address, as a view."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        assert address >= _BASE and address + size <= self.next, "outside of allocated memory"
+        return self.memory[address : address + size].view(dtype).reshape(shape)
+
+
+class FakePlan:
+    """`Plan` of a bundle; `open_plan` of a session under test."""
+
+    scratch_bytes = 1024
+
+    def __init__(self, bundle: Path, device: FakeDevice) -> None:
+        self.device, self.contexts, self.closed = device, [], False
+        self.config = read_manifest(bundle).config
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        self.session = ort.InferenceSession(bundle / GRAPH_FILE, options)
+
+    def context(self, profile: int, stream: int, scratch: int, scratch_bytes: int) -> "FakeContext":
+        assert scratch in self.device.live and scratch_bytes >= self.scratch_bytes
+        self.contexts.append(FakeContext(self, profile))
+        return self.contexts[-1]
+
+    def close(self) -> None:
+        assert all(context.closed for context in self.contexts), "a plan outlives its contexts"
+        self.closed = True
+
+
+class FakeContext:
+    """`Context` that refuses what TensorRT would."""
+
+    def __init__(self, plan: FakePlan, profile: int) -> None:
+        self.plan, self.profile = plan, profile
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.calls: Counter[str] = Counter()
+        self.closed = False
+
+    def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        self.calls[f"shape {name}"] += 1
+        self.shapes[name] = shape
+
+    def set_address(self, name: str, address: int) -> None:
+        self.calls[f"address {name}"] += 1
+        self.addresses[name] = address
+
+    def enqueue(self, stream: int) -> None:
+        assert stream == FakeDevice.stream and not self.closed
+        self.calls["enqueue"] += 1
+        device = self.plan.device
+        if device.recording is not None:
+            device.recording.append(self.run)
+        else:
+            self.run()
+
+    def run(self) -> None:
+        device, session = self.plan.device, self.plan.session
+        feeds = {
+            one.name: device.at(self.addresses[one.name], self.shapes[one.name], _DTYPES[one.type])
+            for one in session.get_inputs()
+        }
+        ids = feeds[contract.INPUT_IDS]
+        assert self.profile == 0 or ids.shape[1] == 1, "decode takes one token a row"
+        lengths = device.at(self.addresses[LENGTHS], self.shapes[LENGTHS], np.int32)
+        assert (lengths == feeds[contract.WRITE_INDICES] + ids.shape[1]).all()
+        for past, present in contract.cache_names(self.plan.config.num_layers):
+            assert self.addresses[past] == self.addresses[present], "caches are not aliased"
+        names = [one.name for one in session.get_outputs()]
+        for name, result in zip(names, session.run(names, feeds), strict=True):
+            device.at(self.addresses[name], result.shape, result.dtype)[...] = result
+
+    def close(self) -> None:
+        self.closed = True

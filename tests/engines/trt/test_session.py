@@ -1,0 +1,301 @@
+"""The TensorRT session's logic, on a stand-in that computes (`standin.py`)."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nemo_trt import contract
+from nemo_trt.engines.ort_session import OrtSession
+from nemo_trt.engines.runner import Runner
+from nemo_trt.engines.sampling import SamplingParams
+from nemo_trt.engines.trt.record import BuildOptions, EngineRecord, PlanFile
+from nemo_trt.engines.trt.session import TensorRtSession
+from nemo_trt.errors import CapacityError, MachineError, RequestError, StateError
+from nemo_trt.export.bundle import export_bundle
+from nemo_trt.manifest import read_manifest
+from nemo_trt.precision import DType
+
+from .standin import FakeDevice, FakePlan
+
+T, ROWS, CHUNK, LOGITS = 64, 3, 8, 4
+Open = Callable[..., TensorRtSession]
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_checkpoint: Path) -> Path:
+    target = tiny_checkpoint.parent / "bundle-fp16"
+    export_bundle(tiny_checkpoint, target, precision=DType.FP16)
+    return target
+
+
+@pytest.fixture
+def device() -> FakeDevice:
+    return FakeDevice()
+
+
+def record_of(bundle: Path, profiles: tuple[tuple[str, ...], ...]) -> EngineRecord:
+    plan = PlanFile(
+        file="", num_bytes=0, sha256="", profiles=(), kernels={}, launches_per_layer={},
+        scratch_bytes={},
+    )  # fmt: skip
+    return EngineRecord(
+        name="l4-fp16",
+        build_id="",
+        bundle_id=read_manifest(bundle).bundle_id,
+        precision="fp16",
+        options=BuildOptions(
+            target="l4",
+            sm=89,
+            max_seq_len=T,
+            max_batch=ROWS,
+            prefill_chunk=CHUNK,
+            max_logits=LOGITS,
+        ),
+        toolkit="tensorrt-rtx",
+        toolkit_version="0",
+        driver=None,
+        weight_bytes=0,
+        plans=tuple(replace(plan, file=f"{p[0]}.plan", profiles=p) for p in profiles),
+        build_s=0,
+        peak_host_bytes=0,
+        nemo_trt="0",
+    )
+
+
+@pytest.fixture
+def opened(bundle: Path, device: FakeDevice) -> Any:
+    """(session, its plan)"""
+    plans: list[FakePlan] = []
+
+    def open_plan(path: Path) -> FakePlan:
+        plans.append(FakePlan(bundle, device))
+        return plans[-1]
+
+    record = record_of(bundle, (("prefill", "decode"),))
+    session = TensorRtSession(bundle, record, device=device, open_plan=open_plan)
+    yield session, plans[0]
+    session.close()
+
+
+def tokens(rows: int, length: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 500, (rows, length))
+
+
+def close(found: np.ndarray, expected: np.ndarray) -> bool:
+    return bool(np.linalg.norm(found - expected) <= 5e-3 * np.linalg.norm(expected))
+
+
+def whole(bundle: Path, ids: np.ndarray) -> np.ndarray:
+    """Logits of ONNX Runtime's own session, every position of every row."""
+    with OrtSession.open(bundle, max_batch=len(ids), max_seq_len=T) as session:
+        session.bind(T)
+        every = np.tile(np.arange(ids.shape[1]), (len(ids), 1))
+        return session.step(ids, np.zeros(len(ids), np.int64), every).copy()
+
+
+def test_a_prefill_in_chunks_gives_the_logits_of_every_position(opened: Any, bundle: Path) -> None:
+    session, _ = opened
+    ids = tokens(ROWS, 21)  # chunks of 4, for more positions want logits than one chunk gives
+    every = np.tile(np.arange(21), (ROWS, 1))
+    found = session.step(ids, np.zeros(ROWS, np.int64), every)
+    assert close(found, whole(bundle, ids))
+
+
+def test_stepwise_decode_of_ragged_rows_equals_one_pass(opened: Any, bundle: Path) -> None:
+    session, _ = opened
+    ids = tokens(ROWS, 20)
+    starts = np.array([5, 11, 8])
+    for row, start in enumerate(starts):
+        session.step(ids[row : row + 1, :start], np.array([0]), np.array([[start - 1]]), row)
+    expected = whole(bundle, ids)
+    for step in range(9):
+        where = starts + step
+        found = session.step(
+            ids[np.arange(ROWS), where][:, None], where, np.zeros((ROWS, 1), np.int64)
+        )
+        for row in range(ROWS):
+            assert close(found[row, 0], expected[row, where[row]])
+
+
+def test_rows_in_the_middle_step_while_others_rest(opened: Any, bundle: Path) -> None:
+    session, _ = opened
+    ids = tokens(ROWS, 10)
+    session.step(ids[:, :6], np.zeros(ROWS, np.int64), np.full((ROWS, 1), 5))
+    resting = session.read_cache(0, "key", 0, 0, T)
+    for index in range(6, 10):
+        found = session.step(
+            ids[1:, index : index + 1], np.full(2, index), np.zeros((2, 1), int), 1
+        )
+    assert close(found[:, 0], whole(bundle, ids)[1:, 9])
+    assert (session.read_cache(0, "key", 0, 0, T) == resting).all()
+
+
+def test_each_decode_shape_is_captured_once_and_then_launched(
+    opened: Any, device: FakeDevice
+) -> None:
+    session, plan = opened
+    one, two = np.zeros((1, 1), np.int64), np.zeros((2, 1), np.int64)
+    for index in range(5):
+        session.step(one, np.array([index]), one)
+        session.step(two, np.array([index, index]), two)
+        session.step(one, np.array([index]), one, 2)
+    assert device.calls["capture"] == 3
+    assert device.calls["launch"] == 3 * 4
+    decoders = [context for context in plan.contexts if context.profile == 1]
+    assert len(decoders) == 3
+    for context in decoders:
+        assert context.calls["enqueue"] == 2  # as it is, and for the capture
+        assert set(context.calls.values()) == {1, 2}, "shapes and addresses are set once"
+
+
+def test_a_graph_gives_what_a_plain_run_gives(bundle: Path) -> None:
+    results = []
+    for use_graphs in (True, False):
+        device = FakeDevice()
+        session = TensorRtSession(
+            bundle,
+            record_of(bundle, (("prefill",), ("decode",))),  # separate plans
+            device=device,
+            open_plan=lambda _, device=device: SeparatePlan(bundle, device),
+            use_graphs=use_graphs,
+        )
+        with session:
+            ids = tokens(1, 12)
+            results.append(
+                [
+                    session.step(ids[:, i : i + 1], np.array([i]), np.zeros((1, 1), int)).copy()
+                    for i in range(12)
+                ]
+            )
+        assert (device.calls["capture"] > 0) == use_graphs
+    assert np.array_equal(results[0], results[1])
+
+
+class SeparatePlan(FakePlan):
+    """A plan of one profile: the first that is opened is prefill's, the second decode's."""
+
+    def __init__(self, bundle: Path, device: FakeDevice) -> None:
+        super().__init__(bundle, device)
+        device.calls["plans"] += 1
+        self.which = device.calls["plans"] - 1
+
+    def context(self, profile: int, *arguments: int) -> Any:
+        assert profile == 0
+        return super().context(self.which, *arguments)
+
+
+def test_prefill_sets_only_the_shapes_that_change(opened: Any) -> None:
+    session, plan = opened
+    for start in (0, 16):
+        session.step(tokens(1, 16), np.array([start]), np.array([[15]]))
+    (prefiller,) = (context for context in plan.contexts if context.profile == 0)
+    assert prefiller.calls["enqueue"] == 4
+    assert prefiller.calls[f"shape {contract.INPUT_IDS}"] == 1
+    assert prefiller.calls[f"shape {contract.past_name(0, 'key')}"] == 1
+
+
+def test_only_the_logits_that_are_asked_for_are_copied(opened: Any, device: FakeDevice) -> None:
+    session, _ = opened
+    session.step(tokens(1, 40), np.array([0]), np.array([[39]]))
+    assert device.calls["bytes down"] == session.config.vocab_size * 4
+
+
+def test_nothing_is_allocated_after_open(opened: Any, device: FakeDevice) -> None:
+    session, _ = opened
+    before = device.calls["allocate"]
+    for index in range(4):
+        session.step(tokens(1, 3), np.array([3 * index]), np.array([[2]]))
+        session.step(tokens(1, 1), np.array([3 * index]), np.array([[0]]), 1)
+    assert device.calls["allocate"] == before
+
+
+def test_the_cache_is_read_and_written_by_row_and_token(opened: Any) -> None:
+    session, _ = opened
+    shape = (session.config.num_kv_heads, 5, session.config.head_dim)
+    block = np.random.default_rng(0).normal(size=shape).astype(np.float16).astype(np.float32)
+    session.write_cache(1, "value", 2, 7, block)
+    assert (session.read_cache(1, "value", 2, 7, 12) == block).all()
+    assert not session.read_cache(1, "value", 1, 0, T).any()
+    assert not session.read_cache(1, "key", 2, 0, T).any()
+    assert not session.read_cache(1, "value", 2, 12, T).any()
+
+
+def test_close_frees_everything_and_a_closed_session_says_so(
+    opened: Any, device: FakeDevice
+) -> None:
+    session, plan = opened
+    for index in range(3):
+        session.step(tokens(1, 1), np.array([index]), np.array([[0]]))
+    assert device.graphs and device.live
+    session.close()
+    session.close()
+    assert not device.live and not device.graphs and device.closed and plan.closed
+    with pytest.raises(StateError, match="closed"):
+        session.step(tokens(1, 1), np.array([0]), np.array([[0]]))
+
+
+@pytest.mark.parametrize("fail_at", range(1, 12))
+def test_an_error_while_opening_frees_what_was_taken(bundle: Path, fail_at: int) -> None:
+    device = FakeDevice(fail_at=fail_at)
+    record = record_of(bundle, (("prefill", "decode"),))
+    try:
+        session = TensorRtSession(
+            bundle, record, device=device, open_plan=lambda _: FakePlan(bundle, device)
+        )
+    except MachineError:
+        assert device.calls["allocate"] == fail_at
+    else:
+        assert device.calls["allocate"] < fail_at
+        session.close()
+    assert not device.live and device.closed
+
+
+def test_an_error_in_a_capture_leaves_no_graph(opened: Any, device: FakeDevice) -> None:
+    session, plan = opened
+    session.step(tokens(1, 1), np.array([0]), np.array([[0]]))
+    (decoder,) = (context for context in plan.contexts if context.profile == 1)
+
+    def fails(stream: int) -> None:
+        raise MachineError("TensorRT refuses to run")
+
+    decoder.enqueue = fails
+    with pytest.raises(MachineError):
+        session.step(tokens(1, 1), np.array([1]), np.array([[0]]))
+    assert device.recording is None and not device.graphs
+
+
+def test_another_gpu_is_refused_with_the_remedy(bundle: Path) -> None:
+    device = FakeDevice(sm=90)
+    record = record_of(bundle, (("prefill", "decode"),))
+    with pytest.raises(MachineError, match=r"for sm_89, got a GPU of sm_90.*nemo-trt build"):
+        TensorRtSession(bundle, record, device=device, open_plan=lambda _: FakePlan(bundle, device))
+    assert device.closed and not device.live
+
+
+def test_what_does_not_fit_is_refused_before_anything_runs(opened: Any) -> None:
+    session, plan = opened
+    with pytest.raises(CapacityError, match="64 tokens"):
+        session.step(tokens(1, 5), np.array([T - 4]), np.array([[4]]))
+    with pytest.raises(RequestError, match="Rows must lie in 0 to 2"):
+        session.step(tokens(2, 1), np.zeros(2, np.int64), np.zeros((2, 1), np.int64), 2)
+    with pytest.raises(CapacityError, match="max-seq-len"):
+        session.bind(T + 1)
+    assert all(not context.calls["enqueue"] for context in plan.contexts)
+
+
+def test_a_runner_generates_on_it_what_it_generates_on_onnx_runtime(
+    opened: Any, bundle: Path
+) -> None:
+    session, _ = opened
+    prompts = [[1, 5, 9, 200, 17, 3, 8, 44, 90, 2, 6], [1, 7]]
+    params = SamplingParams(max_tokens=6)
+
+    def generated(runner: Runner) -> list[int]:
+        return [event.token_id for event in runner.generate(prompts, params)]
+
+    expected = generated(Runner(OrtSession.open(bundle, max_batch=ROWS, max_seq_len=T)))
+    assert generated(Runner(session)) == expected
