@@ -41,7 +41,7 @@ DEFAULT_SEQ_LEN = 4096
 @click.option(
     "--timing-cache",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Kernel timings: read if there, written after.",
+    help="tensorrt: kernel timings, read if there, written after.",
 )
 @click.option(
     "--single-plan/--separate-plans",

@@ -59,7 +59,7 @@ def build_engine(
         toolkit: with what.
         target: that of `options`.
         driver: of the GPU that compiles, where one does.
-        timing_cache: read if it exists, written after the build.
+        timing_cache: of tensorrt alone; read if it exists, written after the build.
         log_file: TensorRT's verbose log, kept also when the build fails.
 
     Returns:
@@ -70,6 +70,8 @@ def build_engine(
     """
     progress = progress or Silent()
     manifest = read_manifest(bundle)
+    if timing_cache and toolkit.builds_without_gpu:
+        raise BuildError(f"{toolkit.name} times no kernels: leave --timing-cache out.")
     budget = plan_engine(
         manifest,
         target,

@@ -1,0 +1,324 @@
+"""The builder on small engines, really compiled; each check is seen to fail on a planted fault."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from nemo_trt.engines.targets import target_named
+from nemo_trt.engines.trt import builder, lowering, network
+from nemo_trt.engines.trt.record import BuildOptions, EngineRecord, read_record
+from nemo_trt.engines.trt.toolkit import Log, load_toolkit, toolkit_for
+from nemo_trt.errors import BuildError, MachineError
+from nemo_trt.manifest import GRAPH_FILE, read_manifest
+from nemo_trt.progress import Silent
+
+pytest.importorskip("tensorrt_rtx", reason="compiles with TensorRT-RTX")
+L4 = target_named("l4")
+OPTIONS = BuildOptions(
+    target="l4", sm=89, max_seq_len=256, max_batch=2, prefill_chunk=32, max_logits=8
+)
+
+
+def build(bundle: Path, options: BuildOptions = OPTIONS, **more: Any) -> tuple[EngineRecord, bool]:
+    toolkit = load_toolkit("tensorrt-rtx")
+    return builder.build_engine(bundle, options, toolkit, target=L4, **more)
+
+
+def parsed(bundle: Path) -> tuple[Any, Any, Any]:
+    """(toolkit, network as the parser leaves it, what must live as long)"""
+    toolkit = load_toolkit("tensorrt-rtx")
+    log = Log(toolkit)
+    made = toolkit.api.Builder(log.logger)
+    graph = lowering.lower(bundle, GRAPH_FILE, 256)
+    return toolkit, network.parse(toolkit, log, made, graph), (log, made, graph)
+
+
+def attentions(toolkit: Any, net: Any) -> list[Any]:
+    found = []
+    for index in range(net.num_layers):
+        layer = net.get_layer(index)
+        if layer.type == toolkit.api.LayerType.ATTENTION_INPUT:
+            layer.__class__ = toolkit.api.IAttentionInputLayer
+            found.append(layer.attention)
+    return found
+
+
+def edited(bundle: Path, target: Path, edit: Any) -> Path:
+    """The lowered graph's source with an edit, beside links to its weights."""
+    target.mkdir()
+    for path in bundle.iterdir():
+        (target / path.name).symlink_to(path)
+    (target / GRAPH_FILE).unlink()
+    model = onnx.load(bundle / GRAPH_FILE, load_external_data=False)
+    for node in model.graph.node:
+        edit(node)
+    onnx.save(model, target / GRAPH_FILE)
+    return target
+
+
+def test_the_parser_loses_lengths_and_corner_and_the_mend_gives_them_back(
+    small: dict[str, Path],
+) -> None:
+    toolkit, net, alive = parsed(small["bf16"])
+    lower_right = toolkit.api.CausalMaskKind.LOWER_RIGHT
+    lost = attentions(toolkit, net)
+    assert len(lost) == 2
+    assert all(one.key_value_lengths is None and one.causal_kind != lower_right for one in lost)
+    network.mend(toolkit, net, num_layers=2, allow_unfused=False)
+    for one in attentions(toolkit, net):
+        assert one.key_value_lengths.name == network.LENGTHS
+        assert one.causal_kind == lower_right and not one.decomposable
+        assert {one.get_input(index).name[:9] for index in (1, 2)} == {"present.0", "present.1"} & {
+            one.get_input(1).name[:9]
+        }
+    del alive
+
+
+def test_a_graph_with_another_number_of_attentions_is_refused(small: dict[str, Path]) -> None:
+    toolkit, net, alive = parsed(small["bf16"])
+    with pytest.raises(BuildError, match="must have 3 attentions and 6 cache updates, got 2 and 4"):
+        network.mend(toolkit, net, num_layers=3, allow_unfused=False)
+    del alive
+
+
+def test_an_attention_that_is_scaled_itself_is_refused(
+    small: dict[str, Path], tmp_path: Path
+) -> None:
+    def edit(node: onnx.NodeProto) -> None:
+        for attribute in node.attribute:
+            if node.op_type == "Attention" and attribute.name == "scale":
+                attribute.f = 0.25
+
+    toolkit, net, alive = parsed(edited(small["bf16"], tmp_path / "scaled", edit))
+    with pytest.raises(BuildError, match=r"scale=1\.0"):
+        network.mend(toolkit, net, num_layers=2, allow_unfused=False)
+    del alive
+
+
+def test_a_quantisation_that_is_read_as_int8_is_refused(
+    small: dict[str, Path], tmp_path: Path
+) -> None:
+    def edit(node: onnx.NodeProto) -> None:
+        if node.op_type == "QuantizeLinear":
+            kept = [one for one in node.attribute if one.name != "output_dtype"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+
+    bundle = edited(small["fp8"], tmp_path / "int8", edit)
+    with pytest.raises(BuildError):
+        toolkit, net, _alive = parsed(bundle)
+        network.mend(toolkit, net, num_layers=2, allow_unfused=False)
+
+
+def test_products_of_one_input_are_merged_and_their_weights_mapped(small: dict[str, Path]) -> None:
+    import numpy as np
+
+    for precision in ("bf16", "fp8"):
+        graph = lowering.lower(small[precision], GRAPH_FILE, 256)
+        names = {n.name for n in onnx.ModelProto.FromString(graph.model).graph.node}
+        for layer in range(2):
+            assert f"model.layers.{layer}.self_attn.merged.MatMul" in names
+            assert f"model.layers.{layer}.mlp.merged.MatMul" in names
+            assert f"model.layers.{layer}.self_attn.q_proj.MatMul" not in names
+        assert graph.num_fp8_products == (8 if precision == "fp8" else 0)
+        assert all(isinstance(weight, np.memmap) for weight in graph.weights.values())
+        assert graph.num_bytes == stored_bytes(small[precision])
+
+
+def stored_bytes(bundle: Path) -> int:
+    """Bytes of all tensors."""
+    from nemo_trt.safetensors import read_layout
+
+    files = [bundle / weight.file for weight in read_manifest(bundle).weights]
+    return sum(ref.num_bytes for file in files for ref in read_layout(file).values())
+
+
+def test_merged_weights_that_lie_apart_are_joined(small: dict[str, Path]) -> None:
+    import numpy as np
+
+    parts = [np.arange(8, dtype=np.uint8), np.arange(4, dtype=np.uint8)]
+    assert lowering._joined(parts).tolist() == [*range(8), *range(4)]
+
+
+def test_an_engine_is_built_once_and_recorded(small: dict[str, Path], tmp_path: Path) -> None:
+    log = tmp_path / "build.log"
+    with pytest.raises(BuildError, match="leave --timing-cache out"):
+        build(small["fp8"], timing_cache=tmp_path / "timings")
+    record, built = build(small["fp8"], log_file=log)
+    assert built and "Layers:" in log.read_text()
+    manifest = read_manifest(small["fp8"])
+    assert record == read_record(small["fp8"], "l4-fp8", bundle_id=manifest.bundle_id)
+    assert record.toolkit == "tensorrt-rtx" and record.driver is None and record.options == OPTIONS
+    (plan,) = record.plans
+    assert plan.profiles == ("prefill", "decode") and plan.num_bytes > record.weight_bytes
+    assert any("mha" in name for name in plan.kernels["decode"])
+    assert plan.scratch_bytes["prefill"] > 0
+    again, built = build(small["fp8"])
+    assert not built and again == record
+    other, built = build(small["fp8"], replace(OPTIONS, max_batch=1))
+    assert built and other.engine_id != record.engine_id
+
+
+def test_separate_plans_hold_a_profile_each(small: dict[str, Path]) -> None:
+    record, _ = build(small["bf16"], replace(OPTIONS, single_plan=False))
+    assert [plan.profiles for plan in record.plans] == [("prefill",), ("decode",)]
+
+
+def test_an_altered_plan_and_another_bundle_are_refused(
+    small: dict[str, Path], tmp_path: Path
+) -> None:
+    build(small["bf16"])
+    folder = small["bf16"] / "engines" / "l4-bf16"
+    bundle_id = read_manifest(small["bf16"]).bundle_id
+    with pytest.raises(BuildError, match=r"another bundle.*nemo-trt build .* --gpu l4"):
+        read_record(small["bf16"], "l4-bf16", bundle_id="other")
+    plan = folder / "engine.plan"
+    whole = plan.read_bytes()
+    try:
+        plan.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+        with pytest.raises(BuildError, match="altered"):
+            read_record(small["bf16"], "l4-bf16", bundle_id=bundle_id)
+        plan.write_bytes(whole[:-1])
+        with pytest.raises(BuildError, match="cut short"):
+            read_record(small["bf16"], "l4-bf16", bundle_id=bundle_id)
+    finally:
+        plan.write_bytes(whole)
+    with pytest.raises(BuildError, match="must have an engine nothing, got l4-bf16"):
+        read_record(small["bf16"], "nothing", bundle_id=bundle_id)
+
+
+def test_a_cache_that_is_copied_in_decode_fails_the_build(
+    small: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "_without_unit_scale", lambda api, tensor, producers: tensor)
+    monkeypatch.setattr(network, "_require_counts", lambda *arguments: None)
+    with pytest.raises(BuildError, match=r"in place, but .* copies past_key_values"):
+        build(small["bf16"], replace(OPTIONS, max_seq_len=512))
+
+
+def test_a_decode_profile_with_a_range_of_tokens_fails_the_build(
+    small: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ranged(batch: int, new_tokens: int, num_logits: int) -> dict[str, tuple[int, ...]]:
+        shapes = network.step_inputs(batch, new_tokens, num_logits)
+        if (new_tokens, batch) == (1, 2):  # decode's largest
+            shapes["input_ids"] = (batch, 2)
+        return shapes
+
+    monkeypatch.setattr(builder, "step_inputs", ranged)
+    with pytest.raises(BuildError, match=r"Decode must (read the cache|have one fused|update)"):
+        build(small["bf16"], replace(OPTIONS, max_seq_len=768))
+
+
+def test_past_the_ceiling_of_fused_attention_the_build_says_how_far_it_goes(
+    small: dict[str, Path],
+) -> None:
+    long = replace(OPTIONS, max_seq_len=65536, max_batch=1)
+    with pytest.raises(BuildError, match=r"65536 tokens a row: \d+ is the most") as caught:
+        build(small["bf16"], long)
+    longest = int(str(caught.value).split(": ")[1].split()[0])
+    assert 16384 <= longest < 65536
+    build(small["bf16"], replace(long, max_seq_len=longest))
+    record, _ = build(small["bf16"], replace(long, allow_unfused=True))
+    assert not any("gemv_mha" in name for name in record.plans[0].kernels["decode"])
+
+
+def test_a_gpu_without_fp8_is_refused_before_anything_is_built(small: dict[str, Path]) -> None:
+    a100 = target_named("a100")
+    options = replace(OPTIONS, target="a100", sm=80)
+    with pytest.raises(BuildError, match="no FP8 tensor cores"):
+        builder.build_engine(small["fp8"], options, load_toolkit("tensorrt-rtx"), target=a100)
+
+
+def test_a_hopper_build_says_what_is_missing_and_what_to_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nemo_trt.engines.trt.toolkit.gpus", lambda: ())
+    monkeypatch.setattr("nemo_trt.engines.trt.toolkit.is_installed", lambda name: False)
+    with pytest.raises(MachineError) as caught:
+        toolkit_for(target_named("h100"), "auto", "nemo-trt build b --gpu h100")
+    assert "library tensorrt and an sm_90 GPU (here: none)" in str(caught.value)
+    assert str(caught.value).endswith("pip install 'nemo-trt[gpu]' && nemo-trt build b --gpu h100.")
+    with pytest.raises(MachineError, match="tensorrt-rtx does not serve h100"):
+        toolkit_for(target_named("h100"), "tensorrt-rtx", "")
+
+
+def test_a_stop_leaves_nothing_half_written(small: dict[str, Path]) -> None:
+    """Ctrl-C while TensorRT compiles: exit code 130, no folder, no leftovers."""
+    options = ["--gpu", "rtx5090", "--max-seq-len", "1024", "--max-batch", "4"]
+    code = "from nemo_trt.cli.main import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "build", str(small["fp8"]), *options],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "optimizing graph" in line:
+            break
+    os.kill(process.pid, signal.SIGINT)
+    process.communicate()
+    assert process.wait(timeout=60) == 130
+    engines = small["fp8"] / "engines"
+    assert not [path for path in engines.iterdir() if "5090" in path.name]
+
+
+def test_a_kill_leaves_nothing_that_counts(small: dict[str, Path]) -> None:
+    code = "from nemo_trt.cli.main import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "build", str(small["fp8"]), "--gpu", "rtx5090"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "cloning" in line:
+            break
+    process.kill()
+    process.communicate()
+    engines = small["fp8"] / "engines"
+    assert not (engines / "rtx5090-fp8").exists()
+    target = replace(OPTIONS, target="rtx5090", sm=120)
+    builder.build_engine(
+        small["fp8"], target, load_toolkit("tensorrt-rtx"), target=target_named("rtx5090")
+    )
+    assert not [path for path in engines.iterdir() if path.name.endswith(".partial")]
+
+
+def test_progress_tells_phases_in_steps(small: dict[str, Path]) -> None:
+    class Recorder(Silent):
+        def __init__(self) -> None:
+            self.phases: list[tuple[str, int]] = []
+            self.steps = 0
+
+        def phase(self, name: str, total: int = 0, unit: str = "steps") -> None:
+            self.phases.append((name, total))
+
+        def advance(self, amount: int = 1) -> None:
+            self.steps += amount
+
+    recorder = Recorder()
+    start = time.monotonic()
+    build(small["bf16"], replace(OPTIONS, max_seq_len=320), progress=recorder)
+    assert time.monotonic() > start and recorder.steps > 5
+    assert [name for name, total in recorder.phases if total > 1 and name.startswith("engine: ")]
+
+
+def test_engine_json_is_readable_and_damage_is_seen(small: dict[str, Path]) -> None:
+    record, _ = build(small["bf16"])
+    text = record.to_json()
+    assert EngineRecord.from_json(text) == record
+    data = json.loads(text)
+    data["plans"][0]["sha256"] = "0"
+    for damaged in ("{", "{}", json.dumps(data), text.replace("engine.plan", "../engine.plan")):
+        with pytest.raises(BuildError):
+            EngineRecord.from_json(damaged)
