@@ -2,11 +2,14 @@
 
 import onnx_ir as ir
 import pytest
+import torch
 
 from nemo_trt import contract
 from nemo_trt.config import ModelConfig
+from nemo_trt.export.decoder import Numerics
 from nemo_trt.export.trace import trace_decoder, trace_every_layer
 from nemo_trt.precision import PRECISIONS, DType
+from nemo_trt.quantization import LM_HEAD, groups
 
 CONFIG = ModelConfig(
     architecture="MistralForCausalLM",
@@ -59,6 +62,18 @@ def test_repeating_one_layer_gives_the_graph_that_tracing_every_layer_gives(
     model: ir.Model,
 ) -> None:
     assert computed_from(model) == computed_from(trace_every_layer(CONFIG, DType.BF16))
+
+
+def test_so_it_does_where_some_groups_of_products_are_fp8() -> None:
+    every = {group for group, _ in groups(CONFIG)}
+    kept = {"model.layers.0.self_attn.qkv", "model.layers.1.mlp.down", "model.layers.2.mlp.gate_up"}
+    for fp8 in (every, every - kept, every - kept - {LM_HEAD}):
+        numerics = Numerics(dtype=torch.bfloat16, fp8_groups=frozenset(fp8))
+        found = trace_decoder(CONFIG, DType.FP8, numerics)
+        expected = trace_every_layer(CONFIG, DType.FP8, numerics)
+        assert computed_from(found) == computed_from(expected)
+        names = {n for n, v in expected.graph.initializers.items() if v.const_value is None}
+        assert {n for n, v in found.graph.initializers.items() if v.const_value is None} == names
 
 
 def test_weights_are_named_as_the_checkpoint_names_them(model: ir.Model) -> None:
