@@ -8,18 +8,15 @@ from typing import Any
 
 import pytest
 
-from nemo_trt.engines.ort_session import OrtSession, describe_engine
-from nemo_trt.engines.tokenizers import open_tokenizer
+from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.errors import MachineError, RequestError
 from nemo_trt.export.checkpoints import open_checkpoint
 from nemo_trt.export.samples import write_seeded
-from nemo_trt.validate.reference import Reference, compute_reference
-from nemo_trt.validate.report import Report
-from nemo_trt.validate.validator import make_sequences, validate
+from nemo_trt.validate.validator import validate
 
 from . import faults
+from .judge import CAPACITY, Judge, failed
 
-CAPACITY = 256
 Fault = Callable[[Path, Path], Path]
 
 
@@ -52,43 +49,14 @@ TINY = {
 SAMPLE = faults_of(head_dim=64)  # there dim / heads is head_dim
 
 
-class Judge:
-    """Validates bundles made from one checkpoint against one reference."""
-
-    def __init__(self, exported: Any, capacity: int = CAPACITY) -> None:
-        self.capacity = capacity
-        self.checkpoint = open_checkpoint(exported.checkpoint)
-        tokenizer = None
-        if self.checkpoint.tokenizer_files:
-            tokenizer = open_tokenizer(exported.checkpoint)
-        with OrtSession.open(exported.bundle, max_seq_len=capacity) as session:
-            self.sequences = make_sequences(session, tokenizer)
-        self.reference: Reference = compute_reference(self.checkpoint, self.sequences)
-
-    def __call__(self, bundle: Path) -> Report:
-        with OrtSession.open(bundle, max_batch=3, max_seq_len=self.capacity) as session:
-            return validate(
-                session,
-                self.checkpoint,
-                self.sequences,
-                bundle_id="",
-                engine=describe_engine(),
-                reference=self.reference,
-            )
-
-
 @pytest.fixture(scope="module")
 def judge_tiny(tiny: Any) -> Judge:
-    return Judge(tiny)
+    return Judge(tiny.checkpoint, tiny.bundle)
 
 
 @pytest.fixture(scope="module")
 def judge_sample(sample_bundle: Any) -> Judge:
-    return Judge(sample_bundle)
-
-
-def failed(report: Report) -> set[str]:
-    return {case.name for case in report.cases if case.failures}
+    return Judge(sample_bundle.checkpoint, sample_bundle.bundle)
 
 
 # The cases that must see a fault; faults of the cache alone are seen where the cache is read back.
@@ -123,7 +91,7 @@ def test_a_fault_in_the_tiny_model_fails(
 
 
 def test_only_positions_far_out_show_positions_in_fp16(tiny: Any, tmp_path: Path) -> None:
-    judge = Judge(tiny, capacity=3000)
+    judge = Judge(tiny.checkpoint, tiny.bundle, capacity=3000)
     assert judge(tiny.bundle).verdict == "pass"
     faulty = faults.copy_with(tiny.bundle, tmp_path / "faulty", graph=faults.positions_in_fp16)
     assert failed(judge(faulty)) == {"long position"}

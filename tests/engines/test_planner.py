@@ -1,0 +1,141 @@
+"""The planner on Nemo-12B's real shape: sums done here by hand, refusals, and what they name."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nemo_trt.engines.planner import Budget, plan_engine, require_fit
+from nemo_trt.engines.targets import TARGETS, target_named
+from nemo_trt.errors import BuildError, RequestError
+from nemo_trt.export.samples import SHAPES
+from nemo_trt.manifest import Manifest, WeightFile, read_manifest
+from nemo_trt.precision import DType
+
+NEMO_BYTES = {DType.BF16: 24_495_564_800, DType.FP8: 13_590_374_400}
+"""12,247,782,400 parameters at two bytes; all products but the head at one byte."""
+KV_BYTES_PER_TOKEN = 40 * 2 * 8 * 128 * 2
+
+
+@pytest.fixture
+def nemo(tiny: Any) -> dict[DType, Manifest]:
+    manifest = read_manifest(tiny.bundle)
+    return {
+        precision: replace(
+            manifest,
+            config=SHAPES["nemo-12b"],
+            precision=precision,
+            weights=(WeightFile(file="x", num_bytes=num_bytes, quick_digest=""),),
+        )
+        for precision, num_bytes in NEMO_BYTES.items()
+    }
+
+
+def test_the_bytes_of_the_fixture_are_nemos() -> None:
+    embedding = 131072 * 5120
+    layer = 5120 * 4096 * 2 + 5120 * 1024 * 2 + 3 * 5120 * 14336 + 2 * 5120
+    assert NEMO_BYTES[DType.BF16] == 2 * (2 * embedding + 40 * layer + 5120)
+    products = layer - 2 * 5120
+    assert NEMO_BYTES[DType.BF16] - NEMO_BYTES[DType.FP8] == 40 * products
+
+
+def test_memory_and_floor_are_sums_that_anyone_can_do(nemo: dict[DType, Manifest]) -> None:
+    budget = plan_engine(nemo[DType.BF16], target_named("h100"), max_seq_len=8192, max_batch=4)
+    assert budget.weight_bytes == NEMO_BYTES[DType.BF16]
+    assert budget.kv_bytes == 4 * 8192 * KV_BYTES_PER_TOKEN
+    # A step reads everything but the embedding, of which it takes a row.
+    read = NEMO_BYTES[DType.BF16] - 2 * 131072 * 5120
+    bandwidth = TARGETS["h100"].bandwidth_gb_s * 1e6
+    assert budget.floor_ms == pytest.approx(
+        (read / bandwidth, (read + budget.kv_bytes) / bandwidth)
+    )
+    require_fit(budget, nemo[DType.BF16])
+
+
+@pytest.mark.parametrize("gpu", TARGETS)
+@pytest.mark.parametrize("precision", NEMO_BYTES)
+def test_what_is_said_to_fit_fits_and_a_step_more_does_not(
+    gpu: str, precision: DType, nemo: dict[DType, Manifest]
+) -> None:
+    manifest, target = nemo[precision], target_named(gpu)
+
+    def budget(slots: int, context: int) -> Budget:
+        return plan_engine(manifest, target, max_seq_len=context, max_batch=slots)
+
+    for slots, longest in plan_engine(manifest, target).fits.items():
+        if longest:
+            assert budget(slots, longest).free_bytes >= 0
+        if longest < 131072:
+            assert budget(slots, longest + 256).free_bytes < 0
+
+
+def test_a_refusal_names_remedies_that_work(nemo: dict[DType, Manifest]) -> None:
+    manifest, l40s = nemo[DType.BF16], target_named("l40s")
+    asked = plan_engine(manifest, l40s, max_seq_len=32768, max_batch=8)
+    with pytest.raises(BuildError, match=r"l40s must hold .* but it has 48 GB") as caught:
+        require_fit(asked, manifest)
+    said = str(caught.value)
+    shorter = re.search(r"--max-seq-len (\d+)", said)
+    fewer = re.search(r"--max-batch (\d+)", said)
+    larger = re.search(r"a GPU like ([\w-]+)", said)
+    assert shorter and fewer and larger and "--precision fp8" in said
+    for better in (
+        plan_engine(manifest, l40s, max_seq_len=int(shorter[1]), max_batch=8),
+        plan_engine(manifest, l40s, max_seq_len=32768, max_batch=int(fewer[1])),
+        plan_engine(manifest, target_named(larger[1]), max_seq_len=32768, max_batch=8),
+    ):
+        require_fit(better, manifest)
+
+
+def test_weights_alone_can_be_too_many(nemo: dict[DType, Manifest]) -> None:
+    budget = plan_engine(nemo[DType.BF16], target_named("l4"))
+    assert budget.fits[1] == 0
+    with pytest.raises(BuildError) as caught:
+        require_fit(budget, nemo[DType.BF16])
+    assert "--max-seq-len" not in str(caught.value) and "fp8" in str(caught.value)
+    require_fit(plan_engine(nemo[DType.FP8], target_named("l4")), nemo[DType.FP8])
+
+
+def test_two_plans_hold_the_weights_twice_and_one_is_named(nemo: dict[DType, Manifest]) -> None:
+    a10 = target_named("a100-40gb")
+    budget = plan_engine(nemo[DType.BF16], a10, max_seq_len=4096, num_plans=2)
+    assert budget.weight_bytes == 2 * NEMO_BYTES[DType.BF16]
+    with pytest.raises(BuildError, match="--single-plan"):
+        require_fit(budget, nemo[DType.BF16])
+
+
+@pytest.mark.parametrize("gpu", ["a100", "a10"])
+def test_fp8_needs_tensor_cores_that_have_it(gpu: str, nemo: dict[DType, Manifest]) -> None:
+    with pytest.raises(BuildError, match="no FP8 tensor cores"):
+        require_fit(plan_engine(nemo[DType.FP8], target_named(gpu)), nemo[DType.FP8])
+
+
+def test_fp32_bundles_are_refused(nemo: dict[DType, Manifest]) -> None:
+    wide = replace(nemo[DType.BF16], precision=DType.FP32)
+    with pytest.raises(BuildError, match="--precision bf16"):
+        require_fit(plan_engine(wide, target_named("b200")), wide)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_batch": 0}, "max_batch"),
+        ({"prefill_chunk": 0}, "prefill_chunk"),
+        ({"max_seq_len": 0}, "max_seq_len"),
+        ({"max_seq_len": 131073}, "131072"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(
+    options: dict[str, int], words: str, nemo: dict[DType, Manifest]
+) -> None:
+    with pytest.raises(RequestError, match=words):
+        plan_engine(nemo[DType.BF16], target_named("h100"), **options)
+
+
+def test_the_gpus_that_people_have_are_there_with_a_source() -> None:
+    asked = "a100 a10 l4 l40s rtx4090 rtx5090 rtx-pro-6000 h100 h100-nvl h200 gh200 b200 b300"
+    assert set(asked.split()) <= set(TARGETS)
+    assert all(target.source.startswith("https://") for target in TARGETS.values())
+    with pytest.raises(RequestError, match=r"h100.*got h99"):
+        target_named("h99")
