@@ -19,6 +19,7 @@ from nemo_trt.export.bundle import export_bundle
 from nemo_trt.manifest import read_manifest
 from nemo_trt.precision import DType
 
+from .properties import PROPERTIES, tokens
 from .standin import FakeDevice, FakePlan
 
 T, ROWS, CHUNK, LOGITS = 64, 3, 8, 4
@@ -81,57 +82,9 @@ def opened(bundle: Path, device: FakeDevice) -> Any:
     session.close()
 
 
-def tokens(rows: int, length: int) -> np.ndarray:
-    return np.random.default_rng(1).integers(0, 500, (rows, length))
-
-
-def close(found: np.ndarray, expected: np.ndarray) -> bool:
-    return bool(np.linalg.norm(found - expected) <= 5e-3 * np.linalg.norm(expected))
-
-
-def whole(bundle: Path, ids: np.ndarray) -> np.ndarray:
-    """Logits of ONNX Runtime's own session, every position of every row."""
-    with OrtSession.open(bundle, max_batch=len(ids), max_seq_len=T) as session:
-        session.bind(T)
-        every = np.tile(np.arange(ids.shape[1]), (len(ids), 1))
-        return session.step(ids, np.zeros(len(ids), np.int64), every).copy()
-
-
-def test_a_prefill_in_chunks_gives_the_logits_of_every_position(opened: Any, bundle: Path) -> None:
-    session, _ = opened
-    ids = tokens(ROWS, 21)  # chunks of 4, for more positions want logits than one chunk gives
-    every = np.tile(np.arange(21), (ROWS, 1))
-    found = session.step(ids, np.zeros(ROWS, np.int64), every)
-    assert close(found, whole(bundle, ids))
-
-
-def test_stepwise_decode_of_ragged_rows_equals_one_pass(opened: Any, bundle: Path) -> None:
-    session, _ = opened
-    ids = tokens(ROWS, 20)
-    starts = np.array([5, 11, 8])
-    for row, start in enumerate(starts):
-        session.step(ids[row : row + 1, :start], np.array([0]), np.array([[start - 1]]), row)
-    expected = whole(bundle, ids)
-    for step in range(9):
-        where = starts + step
-        found = session.step(
-            ids[np.arange(ROWS), where][:, None], where, np.zeros((ROWS, 1), np.int64)
-        )
-        for row in range(ROWS):
-            assert close(found[row, 0], expected[row, where[row]])
-
-
-def test_rows_in_the_middle_step_while_others_rest(opened: Any, bundle: Path) -> None:
-    session, _ = opened
-    ids = tokens(ROWS, 10)
-    session.step(ids[:, :6], np.zeros(ROWS, np.int64), np.full((ROWS, 1), 5))
-    resting = session.read_cache(0, "key", 0, 0, T)
-    for index in range(6, 10):
-        found = session.step(
-            ids[1:, index : index + 1], np.full(2, index), np.zeros((2, 1), int), 1
-        )
-    assert close(found[:, 0], whole(bundle, ids)[1:, 9])
-    assert (session.read_cache(0, "key", 0, 0, T) == resting).all()
+@pytest.mark.parametrize("holds", PROPERTIES, ids=lambda holds: holds.__name__)
+def test_properties_of_every_session(holds: Callable[..., None], opened: Any, bundle: Path) -> None:
+    holds(opened[0], bundle, limit=5e-3)
 
 
 def test_each_decode_shape_is_captured_once_and_then_launched(
