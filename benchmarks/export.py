@@ -1,10 +1,13 @@
 """Export at Mistral-NeMo's full shape: time, peak RSS, and the bytes that were read and written.
 
-    python benchmarks/export.py [--layers 40] [--weights in-place|copy] [--folder DIR] [--json FILE]
+    python benchmarks/export.py [--layers 40] [--weights in-place|copy] [--precision bf16|fp8]
+                                [--real] [--folder DIR] [--json FILE]
 
 The checkpoint's files are sparse by default: true headers of the true size over holes, 24.5 GB
 that take no disk. `--real` writes seeded weights (24.5 GB of disk; twice that with
-`--weights copy`), and a copy is set beside the disk's own: the same files copied by `cp`.
+`--weights copy`), and a copy is set beside the disk's own: the same files copied by `cp`. FP8
+takes its scales as given, as `nemo-trt export --scales` does; it reads what `cp` reads and writes
+55 % of it.
 """
 
 import argparse
@@ -17,6 +20,8 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+
+from made_up_scales import write_scales
 
 from nemo_trt.export.samples import SHAPES, write_seeded
 from nemo_trt.export.samples.seeded import hf_config
@@ -33,8 +38,15 @@ def calls():
 
 start, before = time.perf_counter(), calls()
 from nemo_trt.export.bundle import export_bundle
+from nemo_trt.manifest import Manifest
+from nemo_trt.precision import DType
 imported, loaded = time.perf_counter() - start, calls()
-export_bundle(Path(sys.argv[1]), Path(sys.argv[2]), weights=sys.argv[3])
+quantization = Manifest.from_json(open(sys.argv[4]).read()).quantization if sys.argv[4:] else None
+precision = DType.FP8 if quantization else None
+export_bundle(
+    Path(sys.argv[1]), Path(sys.argv[2]),
+    weights=sys.argv[3], precision=precision, quantization=quantization,
+)
 after = calls()
 print(json.dumps({
     "seconds": time.perf_counter() - start,
@@ -75,10 +87,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=40)
     parser.add_argument("--weights", choices=("in-place", "copy"), default="in-place")
+    parser.add_argument("--precision", choices=("bf16", "fp8"), default="bf16")
     parser.add_argument("--real", action="store_true", help="write real seeded weights first")
     parser.add_argument("--folder", type=Path, help="where to work, by default a temporary folder")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    fp8 = arguments.precision == "fp8"
+    if fp8 and arguments.weights != "copy":
+        parser.error("--precision fp8 writes weights: it needs --weights copy")
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         checkpoint = Path(name) / "checkpoint"
         if arguments.real:
@@ -90,15 +106,27 @@ def main() -> None:
         copies = [copy_seconds(checkpoint, Path(name) / "copy")] if compare else []
         os.sync()
         command = [sys.executable, "-c", CHILD, str(checkpoint), str(bundle), arguments.weights]
+        if fp8:
+            command.append(str(Path(name) / "scales.json"))
+            write_scales(
+                Path(command[-1]), replace(SHAPES["nemo-12b"], num_layers=arguments.layers)
+            )
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         figures = {"layers": arguments.layers, "weights": arguments.weights, "real": arguments.real}
+        figures |= {"precision": arguments.precision}
         figures |= json.loads(output.splitlines()[-1])
         if compare:
+            moved = sum(path.stat().st_size for path in bundle.rglob("*.safetensors"))
+            copied = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
             shutil.rmtree(bundle)
             copies.append(copy_seconds(checkpoint, Path(name) / "copy"))
             figures |= {"cp before, seconds": copies[0], "cp after, seconds": copies[1]}
+            rate = (copied + moved) / figures["seconds"]
+            figures["rate over cp's mean, bytes read and written"] = rate / (
+                2 * copied / (sum(copies) / 2)
+            )
         for key, value in figures.items():
-            print(f"{key:24} {value:.2f}" if isinstance(value, float) else f"{key:24} {value}")
+            print(f"{key:44} {value:.2f}" if isinstance(value, float) else f"{key:44} {value}")
         if arguments.json:
             arguments.json.write_text(json.dumps(figures, indent=2))
 

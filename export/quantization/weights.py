@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nemo_trt import bfloat16
 from nemo_trt.errors import ExportError
 from nemo_trt.export.checkpoints import Checkpoint
 from nemo_trt.export.ops import to_e4m3
 from nemo_trt.precision import DType
 from nemo_trt.progress import Progress
-from nemo_trt.quantization import Quantization, groups, scale_of
+from nemo_trt.quantization import E4M3_MAX, Quantization, groups, scale_of
 from nemo_trt.safetensors import TensorRef, write_stream
 
 from .graph import scale_names
 
 _PIECE_BYTES = 8 * 2**20
+_BLOCK = 32768  # numbers; torch gives so few to one thread, and there are as many as processors
 Scales = NDArray[np.float32]  # () or (N,)
 
 
@@ -95,9 +95,8 @@ def _pieces(
         for ref in refs:
             scale = scales[f"{ref.name}_scale"] if ref.name in fp8 else None
             limit = quantization.weight_amax.get(ref.name, 0.0)
-            table = _table(scale) if scale is not None and _is_tabled(ref, scale) else None
             for start, stop in _row_ranges(ref):
-                job = pool.submit(_piece, ref, start, stop, scale, table, limit)
+                job = pool.submit(_piece, ref, start, stop, scale, limit)
                 waiting.append((ref.num_bytes * (stop - start) // ref.shape[0], job))
                 if len(waiting) > 2 * threads:
                     yield _done(*waiting.popleft(), progress)
@@ -123,7 +122,6 @@ def _piece(
     start: int,
     stop: int,
     scale: Scales | None,
-    table: NDArray[np.uint8] | None,
     limit: float,
 ) -> NDArray[np.uint8]:
     """The bytes of some rows, quantised if there is a scale."""
@@ -136,10 +134,21 @@ def _piece(
             f"{ref.name} must hold no number above the {limit:g} that its scale was made for, got "
             f"{amax:g}. The scales are of another checkpoint; calibrate this one."
         )
-    if table is not None:
-        return np.take(table, rows.view(np.uint16), mode="clip")  # twice as fast as "raise"
-    of_rows = torch.from_numpy(scale if scale.ndim == 0 else scale[start:stop, None])
-    return to_e4m3(_as_tensor(ref, rows), of_rows).view(torch.uint8).numpy()
+    if scale.ndim:
+        every = torch.from_numpy(scale[start:stop, None])
+        return to_e4m3(_as_tensor(ref, rows), every).view(torch.uint8).numpy()
+    return _quantise(_as_tensor(ref, rows).view(-1), float(scale))
+
+
+def _quantise(x: torch.Tensor, scale: float) -> NDArray[np.uint8]:
+    """`to_e4m3` in blocks that stay in a processor's own cache: three times as fast."""
+    codes = torch.empty(x.shape, dtype=torch.float8_e4m3fn)
+    wide = torch.empty(_BLOCK)
+    for start in range(0, len(x), _BLOCK):
+        part = x[start : start + _BLOCK]
+        block = wide[: len(part)].copy_(part).div_(scale).clamp_(-E4M3_MAX, E4M3_MAX)
+        codes[start : start + _BLOCK].copy_(block)
+    return codes.view(torch.uint8).numpy()
 
 
 def _read_rows(ref: TensorRef, start: int, stop: int) -> NDArray[np.generic]:
@@ -175,18 +184,3 @@ def _row_amax(ref: TensorRef) -> NDArray[np.float32]:
         for start, stop in _row_ranges(ref)
     ]
     return np.asarray(torch.cat(parts).numpy(), np.float32)
-
-
-def _is_tabled(ref: TensorRef, scale: Scales) -> bool:
-    """BF16 with one scale: there are 65,536 inputs, so a table says it all, four times as fast."""
-    return ref.dtype is DType.BF16 and scale.ndim == 0
-
-
-def _table(scale: Scales) -> NDArray[np.uint8]:
-    """BF16 bits -> E4M3 bits."""
-    every = bfloat16.to_float32(np.arange(2**16, dtype=np.uint32).astype(np.uint16))
-    finite = np.nan_to_num(every, nan=0.0, posinf=0.0, neginf=0.0)
-    quantised: NDArray[np.uint8] = (
-        to_e4m3(torch.from_numpy(finite), torch.from_numpy(scale)).view(torch.uint8).numpy()
-    )
-    return quantised
