@@ -252,12 +252,20 @@ def test_a_hopper_build_says_what_is_missing_and_what_to_run(
         toolkit_for(target_named("h100"), "tensorrt-rtx", "")
 
 
+# A shell starts what runs in the background with SIGINT ignored, and children inherit that.
+_INTERRUPTIBLE = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from nemo_trt.cli.main import main
+main()
+"""
+
+
 def test_a_stop_leaves_nothing_half_written(small: dict[str, Path]) -> None:
     """Ctrl-C while TensorRT compiles: exit code 130, no folder, no leftovers."""
     options = ["--gpu", "rtx5090", "--max-seq-len", "1024", "--max-batch", "4"]
-    code = "from nemo_trt.cli.main import main; main()"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "build", str(small["fp8"]), *options],
+        [sys.executable, "-c", _INTERRUPTIBLE, "build", str(small["fp8"]), *options],
         stderr=subprocess.PIPE,
         text=True,
     )
