@@ -196,9 +196,10 @@ def test_a_failed_export_leaves_the_old_bundle_and_nothing_else(
 
 
 KILLED = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from nemo_trt.export import bundle, weights
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 copy = bundle.copy_file
 def slow(source, target, progress):
     copy(source, target, progress)
