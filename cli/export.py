@@ -97,7 +97,8 @@ def command(
     that holds the checkpoint's weight files, and not a byte of them is copied. With --precision fp8
     the checkpoint is calibrated first, one layer in memory at a time.
     """
-    from nemo_trt.export.bundle import WeightsMode, export_bundle, require_target
+    from nemo_trt.export.bundle import export_bundle
+    from nemo_trt.export.target import WeightsMode, require_target
 
     from .console import OUT, Bar, num_bytes
 

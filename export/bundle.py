@@ -4,7 +4,6 @@ import importlib.metadata
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 import onnx
 import onnx.checker
@@ -23,27 +22,33 @@ from nemo_trt.manifest import (
     WEIGHTS_FOLDER,
     Manifest,
     WeightFile,
-    is_bundle,
 )
 from nemo_trt.precision import PRECISIONS, DType
 from nemo_trt.progress import Progress, Silent
 from nemo_trt.quantization import LM_HEAD, Quantization, groups
 from nemo_trt.safetensors import read_layout
+from nemo_trt.tensors import TensorRef
 
 from .checkpoints import Checkpoint, open_checkpoint
 from .quantization.graph import set_scales
 from .quantization.weights import num_fp8_bytes, scales_of, write_fp8_weights
+from .target import WeightsMode, relative_to_bundle, require_target, weight_locations
 from .trace import numerics_of, trace_decoder
-from .weights import attach_weights, copy_file, require_free_disk, stored_precision
+from .weights import (
+    attach_weights,
+    copy_file,
+    require_free_disk,
+    stored_precision,
+    write_weights,
+)
 
-WeightsMode = Literal["copy", "in-place"]
-_FP8_FILE = "model.safetensors"
+_WEIGHTS_FILE = "model.safetensors"
 _GRAPH_BYTES = 64 * 2**20  # a generous bound of graph, manifest and tokenizer
 _TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript")
 
 
 def export_bundle(
-    source: Path,
+    source: Path | Checkpoint,
     bundle: Path,
     *,
     precision: DType | None = None,
@@ -59,7 +64,7 @@ def export_bundle(
     weights are quantised in pieces of 8 MB.
 
     Args:
-        source: a checkpoint that `open_checkpoint` reads.
+        source: what `open_checkpoint` reads, or what it gave.
         bundle: the folder to write. For `weights="in-place"` it is the folder that holds the
             checkpoint's weight files, or one above it: external data cannot lie outside.
         precision: compute precision; by default the one that the weights are stored in. Another
@@ -79,7 +84,7 @@ def export_bundle(
     """
     progress = progress or Silent()
     progress.phase("read checkpoint headers")
-    checkpoint = open_checkpoint(source)
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     chosen = precision or stored_precision(checkpoint.tensors)
     if chosen not in PRECISIONS:
         stored = ", ".join(checkpoint.stored_dtypes)
@@ -97,8 +102,10 @@ def export_bundle(
     _describe(model, checkpoint)
     if quantization:
         return _write_fp8(model, checkpoint, quantization, bundle, sha256, progress)
-    locations = _locations(checkpoint, bundle, weights)
-    attach_weights(model, checkpoint.tensors, locations)
+    locations = weight_locations(checkpoint, bundle, weights)
+    if not checkpoint.weight_files:
+        return _write_new(model, checkpoint, chosen, bundle, sha256, progress)
+    attach_weights(model, _stored(checkpoint), locations)
     if weights == "in-place":
         return _write_in_place(model, checkpoint, chosen, bundle, locations, sha256, progress)
     with atomic.new_directory(bundle) as folder:
@@ -107,6 +114,29 @@ def export_bundle(
         for path, location in locations.items():
             copy_file(path, folder / location, progress)
         return _finish(model, checkpoint, chosen, folder, locations.values(), sha256, progress)
+
+
+def _stored(checkpoint: Checkpoint) -> dict[str, TensorRef]:
+    """Where every weight lies in the checkpoint's own files."""
+    return {name: ref for name, ref in checkpoint.tensors.items() if isinstance(ref, TensorRef)}
+
+
+def _write_new(
+    model: ir.Model,
+    checkpoint: Checkpoint,
+    precision: DType,
+    bundle: Path,
+    sha256: bool,
+    progress: Progress,
+) -> Manifest:
+    """Write the weights to one file of their own, and point the graph at them."""
+    location = PurePosixPath(WEIGHTS_FOLDER, _WEIGHTS_FILE)
+    with atomic.new_directory(bundle) as folder:
+        path = folder / location
+        path.parent.mkdir()
+        write_weights(checkpoint, path, progress)
+        attach_weights(model, read_layout(path), {path: location})
+        return _finish(model, checkpoint, precision, folder, [location], sha256, progress)
 
 
 def _write_fp8(
@@ -118,7 +148,7 @@ def _write_fp8(
     progress: Progress,
 ) -> Manifest:
     """Write new weights, and point the graph at them."""
-    location = PurePosixPath(WEIGHTS_FOLDER, _FP8_FILE)
+    location = PurePosixPath(WEIGHTS_FOLDER, _WEIGHTS_FILE)
     scales = scales_of(checkpoint, quantization)
     set_scales(model.graph, scales)
     with atomic.new_directory(bundle) as folder:
@@ -184,7 +214,7 @@ def _write_in_place(
             graph_sha256=sha256_file(graph),
             weights=_digests(bundle, locations.values(), sha256, progress),
             tokenizer_files=tuple(
-                _relative(file, bundle).as_posix() for file in checkpoint.tokenizer_files
+                relative_to_bundle(file, bundle).as_posix() for file in checkpoint.tokenizer_files
             ),
         )
         atomic.write_text(bundle / NEXT_MANIFEST_FILE, manifest.to_json())
@@ -283,60 +313,9 @@ def _new_bytes(
     """Bytes of weights that an export writes."""
     if quantization:
         return num_fp8_bytes(checkpoint, quantization)
-    return checkpoint.num_file_bytes if weights == "copy" else 0
-
-
-def require_target(bundle: Path, weights: WeightsMode, force: bool) -> None:
-    """Raise an ExportError unless a bundle may be written there."""
     if weights == "in-place":
-        if is_bundle(bundle) and not force:
-            raise ExportError(f"{bundle} must not hold a bundle yet. Use --force to replace it.")
-    elif bundle.exists() or bundle.is_symlink():
-        if not force:
-            raise ExportError(f"{bundle} must not exist yet. Use --force to replace it.")
-        if not is_bundle(bundle):
-            raise ExportError(
-                f"{bundle} must be a bundle for --force to replace it, got something else. "
-                "Choose another folder."
-            )
-        if _is_in_place(bundle):
-            raise ExportError(
-                f"{bundle} holds a bundle made in place, beside its checkpoint. "
-                "Choose another folder, so that the checkpoint stays."
-            )
-
-
-def _is_in_place(bundle: Path) -> bool:
-    """Whether an existing bundle's weights are a checkpoint's own files."""
-    text = (bundle / MANIFEST_FILE).read_text(encoding="utf-8")
-    return Manifest.from_json(text).weights_mode == "in-place"
-
-
-def _locations(
-    checkpoint: Checkpoint, bundle: Path, weights: WeightsMode
-) -> dict[Path, PurePosixPath]:
-    """Weight file -> its path relative to the bundle."""
-    if weights == "copy":
-        return {path: PurePosixPath(WEIGHTS_FOLDER, path.name) for path in checkpoint.weight_files}
-    found = {}
-    for path in checkpoint.weight_files:
-        if path.is_symlink():
-            raise ExportError(
-                f"{path} is a symbolic link, which ONNX Runtime refuses for weights. "
-                "Use --weights copy."
-            )
-        found[path] = _relative(path, bundle)
-    return found
-
-
-def _relative(path: Path, bundle: Path) -> PurePosixPath:
-    try:
-        return PurePosixPath(path.resolve().relative_to(bundle.resolve()).as_posix())
-    except ValueError as error:
-        raise ExportError(
-            f"With --weights in-place BUNDLE must be {path.parent} or a folder above it, got "
-            f"{bundle}: a graph cannot point outside its folder."
-        ) from error
+        return 0
+    return checkpoint.num_file_bytes or checkpoint.num_bytes
 
 
 def _describe(model: ir.Model, checkpoint: Checkpoint) -> None:

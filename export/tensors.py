@@ -7,13 +7,17 @@ import torch
 from torch import Tensor
 
 from nemo_trt.precision import DType
-from nemo_trt.safetensors import TensorRef
+from nemo_trt.tensors import LazyTensor
 
 
-def load(ref: TensorRef, *, rows: Sequence[int] | None = None) -> Tensor:
+def load(ref: LazyTensor, *, rows: Sequence[int] | None = None) -> Tensor:
     """A copy of a tensor, or of some of its rows, in the dtype that it is stored in."""
-    array = ref.read()
-    copy = np.array(array if rows is None else array[list(rows)])
+    if rows is None:
+        copy = np.array(ref.read())
+    elif isinstance(rows, range) and rows.step == 1:
+        copy = ref.rows(rows.start, rows.stop)
+    else:
+        copy = np.stack([ref.rows(row, row + 1)[0] for row in rows])
     if ref.dtype is DType.BF16:
         return torch.from_numpy(copy.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(copy)

@@ -3,17 +3,25 @@
 import errno
 import os
 import shutil
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from nemo_trt.errors import ExportError
 from nemo_trt.precision import DType
 from nemo_trt.progress import Progress
-from nemo_trt.safetensors import TensorRef
+from nemo_trt.safetensors import write_stream
+from nemo_trt.tensors import LazyTensor, TensorRef
+
+from .checkpoints import Checkpoint
 
 _COPY_BYTES = 64 * 2**20
+_PIECE_BYTES = 8 * 2**20
 _NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
 
 
@@ -58,6 +66,51 @@ def _copy_through_memory(reader: int, writer: int) -> int:
     while copied < len(chunk):
         copied += os.write(writer, chunk[copied:])
     return copied
+
+
+def write_weights(checkpoint: Checkpoint, target: Path, progress: Progress) -> None:
+    """Write every weight to one safetensors file, in the order of `config.tensors()`.
+
+    Memory: a few pieces of 8 MB.
+    """
+    tensors = [checkpoint.tensors[name] for name, _ in checkpoint.config.tensors()]
+    layout = [(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors]
+    progress.phase("write the weights", sum(one.num_bytes for one in tensors), "bytes")
+    write_stream(
+        target, layout, pieces(tensors, lambda t, start, stop: t.rows(start, stop), progress)
+    )
+
+
+def pieces(
+    tensors: Iterable[LazyTensor],
+    make: Callable[[LazyTensor, int, int], NDArray[Any]],
+    progress: Progress,
+) -> Iterator[memoryview]:
+    """The bytes of tensors in order, `make` of a tensor's rows each, by a thread a processor."""
+    threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[tuple[int, Future[NDArray[Any]]]] = deque()
+        for tensor in tensors:
+            for start, stop in row_ranges(tensor):
+                job = pool.submit(make, tensor, start, stop)
+                waiting.append((tensor.row_bytes * (stop - start), job))
+                if len(waiting) > 2 * threads:
+                    yield _done(*waiting.popleft(), progress)
+        while waiting:
+            yield _done(*waiting.popleft(), progress)
+
+
+def _done(source_bytes: int, job: Future[NDArray[Any]], progress: Progress) -> memoryview:
+    piece = job.result()
+    progress.advance(source_bytes)
+    return memoryview(piece.reshape(-1).view("uint8").data)
+
+
+def row_ranges(tensor: LazyTensor) -> Iterator[tuple[int, int]]:
+    """Ranges of rows of about 8 MB."""
+    each = max(1, _PIECE_BYTES // max(tensor.row_bytes, 1))
+    for start in range(0, tensor.shape[0], each):
+        yield start, min(start + each, tensor.shape[0])
 
 
 def attach_weights(
@@ -114,7 +167,7 @@ def _cast(value: ir.Value, wanted: ir.DataType, name: str) -> ir.Node:
     return ir.node("Cast", [value], attributes={"to": wanted.value}, outputs=[output], name=name)
 
 
-def stored_precision(tensors: Mapping[str, TensorRef]) -> DType | None:
+def stored_precision(tensors: Mapping[str, LazyTensor]) -> DType | None:
     """The dtype that all matrices share, or None. (Norms of another dtype are common.)"""
     dtypes = {ref.dtype for ref in tensors.values() if len(ref.shape) == 2}
     return dtypes.pop() if len(dtypes) == 1 else None

@@ -9,36 +9,15 @@ import json
 import math
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-
 from nemo_trt.errors import CheckpointError
 from nemo_trt.precision import SAFETENSORS_DTYPES, DType
+from nemo_trt.tensors import TensorRef
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorRef:
-    """Where a tensor's bytes lie: a lazy reference, nothing is read until `read`."""
-
-    name: str
-    path: Path
-    offset: int
-    num_bytes: int
-    dtype: DType
-    shape: tuple[int, ...]
-
-    def read(self) -> NDArray[Any]:
-        """Return the tensor as a read-only map of the file; BF16 comes as uint16 bits."""
-        if not self.num_bytes:
-            return np.empty(self.shape, self.dtype.numpy_name)
-        return np.memmap(self.path, self.dtype.numpy_name, "r", self.offset, self.shape)
 
 
 def read_layout(path: Path) -> dict[str, TensorRef]:
@@ -126,7 +105,6 @@ def _tensor_ref(name: str, entry: object, data_start: int, path: Path) -> Tensor
         name=name,
         path=path,
         offset=data_start + offsets[0],
-        num_bytes=num_bytes,
         dtype=dtype,
         shape=tuple(shape),
     )

@@ -14,11 +14,12 @@ import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nemo_trt.config import ModelConfig
 from nemo_trt.errors import CheckpointError
 from nemo_trt.export.checkpoints import Checkpoint
-from nemo_trt.precision import DType
+from nemo_trt.export.tensors import load
 from nemo_trt.progress import Progress, Silent
-from nemo_trt.safetensors import TensorRef
+from nemo_trt.tensors import LazyTensor
 
 from .cases import Context, TokenSequence
 
@@ -69,7 +70,7 @@ def compute_reference(
     for index, layer in enumerate(model.model.layers):
         prefix = f"model.layers.{index}."
         state = {
-            name.removeprefix(prefix): load(ref)
+            name.removeprefix(prefix): load(ref).float()
             for name, ref in checkpoint.tensors.items()
             if name.startswith(prefix)
         }
@@ -83,7 +84,9 @@ def compute_reference(
         progress.advance()
     progress.phase("reference: head")
     norm = model.model.norm
-    norm.load_state_dict({"weight": load(checkpoint.tensors["model.norm.weight"])}, assign=True)
+    norm.load_state_dict(
+        {"weight": load(checkpoint.tensors["model.norm.weight"]).float()}, assign=True
+    )
     head = "model.embed_tokens.weight" if config.tied_head else "lm_head.weight"
     logits = _head([norm(run.hidden[0]) for run in runs], checkpoint.tensors[head])
     exact = _head([norm.double()(double.hidden[0])], checkpoint.tensors[head])[0]
@@ -98,19 +101,6 @@ def compute_reference(
     )
 
 
-def load(ref: TensorRef) -> Tensor:
-    """A weight in fp32, copied from its file."""
-    return _tensor(ref.read(), ref.dtype).float()
-
-
-def _tensor(array: NDArray[Any], dtype: DType) -> Tensor:
-    """A copy of an array as PyTorch has it; BF16 bits as BF16."""
-    copy = np.array(array)
-    if dtype is DType.BF16:
-        return torch.from_numpy(copy.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(copy)
-
-
 class _Run:
     """One sequence on its way through the layers: (1, S, C) hidden states, angles and mask."""
 
@@ -119,7 +109,7 @@ class _Run:
     ) -> None:
         self.sequence, self.dtype = sequence, dtype
         table = checkpoint.tensors["model.embed_tokens.weight"]
-        self.hidden = _tensor(table.read()[list(sequence.tokens)], table.dtype).to(dtype)[None]
+        self.hidden = load(table, rows=sequence.tokens).to(dtype)[None]
         positions = torch.arange(sequence.start, sequence.start + len(sequence.tokens))
         rotary = type(model.model.rotary_emb)(config=model.config)  # the empty model's has no data
         self.angles = rotary(self.hidden, positions[None])
@@ -155,7 +145,10 @@ class _Run:
 def _empty_model(checkpoint: Checkpoint) -> Any:
     """transformers' model of the checkpoint, on the meta device."""
     try:
-        config = transformers.AutoConfig.from_pretrained(checkpoint.path, local_files_only=True)
+        if checkpoint.format == "hf":
+            config = transformers.AutoConfig.from_pretrained(checkpoint.path, local_files_only=True)
+        else:
+            config = _config(checkpoint.config)
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(
                 config, attn_implementation="eager"
@@ -165,12 +158,33 @@ def _empty_model(checkpoint: Checkpoint) -> Any:
     return model.eval()
 
 
-def _head(hidden: list[Tensor], ref: TensorRef) -> list[Tensor]:
+def _config(config: ModelConfig) -> Any:
+    """transformers' config of a container that has no config.json."""
+    kinds = {
+        "MistralForCausalLM": transformers.MistralConfig,
+        "LlamaForCausalLM": transformers.LlamaConfig,
+    }
+    return kinds[config.architecture](
+        num_hidden_layers=config.num_layers,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_theta=config.rope_theta,
+        max_position_embeddings=config.max_position_embeddings,
+        tie_word_embeddings=config.tied_head,
+        sliding_window=None,
+    )
+
+
+def _head(hidden: list[Tensor], ref: LazyTensor) -> list[Tensor]:
     """Logits (S, V) of each (S, C), the head read in blocks of rows."""
     joined = torch.cat(hidden)  # (sum of S, C)
     logits = torch.empty(len(joined), ref.shape[0], dtype=joined.dtype)
-    table = ref.read()
     for start in range(0, ref.shape[0], _HEAD_ROWS):
-        rows = _tensor(table[start : start + _HEAD_ROWS], ref.dtype)
+        rows = load(ref, rows=range(start, min(start + _HEAD_ROWS, ref.shape[0])))
         logits[:, start : start + _HEAD_ROWS] = joined @ rows.to(joined.dtype).t()
     return list(torch.split(logits, [len(one) for one in hidden]))

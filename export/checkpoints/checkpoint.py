@@ -6,7 +6,7 @@ from pathlib import Path
 from nemo_trt.config import ModelConfig
 from nemo_trt.errors import CheckpointError
 from nemo_trt.precision import DType
-from nemo_trt.safetensors import TensorRef
+from nemo_trt.tensors import LazyTensor
 
 _MOST_NAMED = 5
 
@@ -20,13 +20,16 @@ class Checkpoint:
         format: the container's name, e.g. "hf".
         tensors: every weight of `config.tensors()` by its Hugging Face name, as lazy references.
         tokenizer_files: files that a tokenizer needs, absolute.
+        weight_files: safetensors files that hold these weights under these names, which a bundle
+            can point into; none where the container has another order of bytes.
     """
 
     path: Path
     format: str
     config: ModelConfig
-    tensors: dict[str, TensorRef]
+    tensors: dict[str, LazyTensor]
     tokenizer_files: tuple[Path, ...]
+    weight_files: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         expected = dict(self.config.tensors())
@@ -66,10 +69,5 @@ class Checkpoint:
 
     @property
     def num_file_bytes(self) -> int:
-        """Bytes of all weight files, headers and all."""
+        """Bytes of the weight files, headers and all."""
         return sum(path.stat().st_size for path in self.weight_files)
-
-    @property
-    def weight_files(self) -> tuple[Path, ...]:
-        """The files that hold the weights, by name."""
-        return tuple(sorted({ref.path for ref in self.tensors.values()}))

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_trt.errors import CheckpointError
-from nemo_trt.safetensors import TensorRef, read_layout
+from nemo_trt.safetensors import read_layout
+from nemo_trt.tensors import TensorRef
 
 from .checkpoint import Checkpoint
 from .hf_config import parse_config
@@ -56,13 +57,20 @@ def read(path: Path) -> Checkpoint:
                 else ". Fetch the checkpoint again."
             )
         )
+    kept = {n: ref for n, ref in tensors.items() if not n.endswith(_IGNORED_SUFFIX)}
     return Checkpoint(
         path=path,
         format="hf",
         config=config,
-        tensors={n: ref for n, ref in tensors.items() if not n.endswith(_IGNORED_SUFFIX)},
-        tokenizer_files=tuple(path / name for name in _TOKENIZER_FILES if (path / name).is_file()),
+        tensors=dict(kept),
+        tokenizer_files=tokenizer_files(path),
+        weight_files=tuple(sorted({ref.path for ref in kept.values()})),
     )
+
+
+def tokenizer_files(folder: Path) -> tuple[Path, ...]:
+    """The files of a folder that a tokenizer is made of."""
+    return tuple(folder / name for name in _TOKENIZER_FILES if (folder / name).is_file())
 
 
 def _read_shards(path: Path) -> dict[str, TensorRef]:

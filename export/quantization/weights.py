@@ -1,9 +1,5 @@
 """Streams a checkpoint's weights to one FP8 safetensors file, a piece in memory at a time."""
 
-import os
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +9,15 @@ from numpy.typing import NDArray
 from nemo_trt.errors import ExportError
 from nemo_trt.export.checkpoints import Checkpoint
 from nemo_trt.export.ops import to_e4m3
+from nemo_trt.export.weights import pieces, row_ranges
 from nemo_trt.precision import DType
 from nemo_trt.progress import Progress
 from nemo_trt.quantization import E4M3_MAX, Quantization, groups, scale_of
-from nemo_trt.safetensors import TensorRef, write_stream
+from nemo_trt.safetensors import write_stream
+from nemo_trt.tensors import LazyTensor
 
 from .graph import scale_names
 
-_PIECE_BYTES = 8 * 2**20
 _BLOCK = 32768  # numbers; torch gives so few to one thread, and there are as many as processors
 Scales = NDArray[np.float32]  # () or (N,)
 
@@ -73,7 +70,12 @@ def write_fp8_weights(
     refs = [checkpoint.tensors[name] for name, _ in checkpoint.config.tensors()]
     layout = [(ref.name, DType.FP8 if ref.name in fp8 else ref.dtype, ref.shape) for ref in refs]
     progress.phase("quantise the weights", sum(ref.num_bytes for ref in refs), "bytes")
-    write_stream(target, layout, _pieces(refs, fp8, quantization, scales, progress))
+
+    def piece(ref: LazyTensor, start: int, stop: int) -> NDArray[np.uint8]:
+        scale = scales[f"{ref.name}_scale"] if ref.name in fp8 else None
+        return _piece(ref, start, stop, scale, quantization.weight_amax.get(ref.name, 0.0))
+
+    write_stream(target, layout, pieces(refs, piece, progress))
 
 
 def _fp8_weights(checkpoint: Checkpoint, quantization: Quantization) -> frozenset[str]:
@@ -81,51 +83,11 @@ def _fp8_weights(checkpoint: Checkpoint, quantization: Quantization) -> frozense
     return frozenset(name for weights in every for name in weights)
 
 
-def _pieces(
-    refs: list[TensorRef],
-    fp8: frozenset[str],
-    quantization: Quantization,
-    scales: dict[str, Scales],
-    progress: Progress,
-) -> Iterator[memoryview]:
-    """The file's bytes in order, quantised by as many threads as there are processors."""
-    threads = os.cpu_count() or 1
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[tuple[int, Future[NDArray[np.uint8]]]] = deque()
-        for ref in refs:
-            scale = scales[f"{ref.name}_scale"] if ref.name in fp8 else None
-            limit = quantization.weight_amax.get(ref.name, 0.0)
-            for start, stop in _row_ranges(ref):
-                job = pool.submit(_piece, ref, start, stop, scale, limit)
-                waiting.append((ref.num_bytes * (stop - start) // ref.shape[0], job))
-                if len(waiting) > 2 * threads:
-                    yield _done(*waiting.popleft(), progress)
-        while waiting:
-            yield _done(*waiting.popleft(), progress)
-
-
-def _done(source_bytes: int, job: Future[NDArray[np.uint8]], progress: Progress) -> memoryview:
-    piece = job.result()
-    progress.advance(source_bytes)
-    return memoryview(piece.data).cast("B")
-
-
-def _row_ranges(ref: TensorRef) -> Iterator[tuple[int, int]]:
-    rows = ref.shape[0]
-    each = max(1, _PIECE_BYTES * rows // max(ref.num_bytes, 1))
-    for start in range(0, rows, each):
-        yield start, min(start + each, rows)
-
-
 def _piece(
-    ref: TensorRef,
-    start: int,
-    stop: int,
-    scale: Scales | None,
-    limit: float,
+    ref: LazyTensor, start: int, stop: int, scale: Scales | None, limit: float
 ) -> NDArray[np.uint8]:
     """The bytes of some rows, quantised if there is a scale."""
-    rows = _read_rows(ref, start, stop)
+    rows = ref.rows(start, stop)
     if scale is None:
         return rows.view(np.uint8)
     amax = _amax(ref, rows)
@@ -151,36 +113,21 @@ def _quantise(x: torch.Tensor, scale: float) -> NDArray[np.uint8]:
     return codes.view(torch.uint8).numpy()
 
 
-def _read_rows(ref: TensorRef, start: int, stop: int) -> NDArray[np.generic]:
-    """Some rows, read and not mapped: mapped pages would count as this process's memory."""
-    row_bytes = ref.num_bytes // ref.shape[0]
-    rows = np.empty((stop - start, *ref.shape[1:]), ref.dtype.numpy_name)
-    with ref.path.open("rb", buffering=0) as file:
-        file.seek(ref.offset + start * row_bytes)
-        into = memoryview(rows.data).cast("B")
-        while into:
-            count = file.readinto(into)
-            if not count:
-                raise ExportError(f"{ref.path} became shorter while it was read. Export again.")
-            into = into[count:]
-    return rows
-
-
-def _as_tensor(ref: TensorRef, rows: NDArray[np.generic]) -> torch.Tensor:
+def _as_tensor(ref: LazyTensor, rows: NDArray[np.generic]) -> torch.Tensor:
     if ref.dtype is DType.BF16:
         return torch.from_numpy(rows.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(rows)
 
 
-def _amax(ref: TensorRef, rows: NDArray[np.generic]) -> float:
+def _amax(ref: LazyTensor, rows: NDArray[np.generic]) -> float:
     low, high = torch.aminmax(_as_tensor(ref, rows))
     return max(-float(low), float(high))
 
 
-def _row_amax(ref: TensorRef) -> NDArray[np.float32]:
+def _row_amax(ref: LazyTensor) -> NDArray[np.float32]:
     """The largest magnitude of each row, (N,)."""
     parts = [
-        _as_tensor(ref, _read_rows(ref, start, stop)).float().abs().amax(dim=1)
-        for start, stop in _row_ranges(ref)
+        _as_tensor(ref, ref.rows(start, stop)).float().abs().amax(dim=1)
+        for start, stop in row_ranges(ref)
     ]
     return np.asarray(torch.cat(parts).numpy(), np.float32)
