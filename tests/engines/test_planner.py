@@ -53,6 +53,15 @@ def test_memory_and_floor_are_sums_that_anyone_can_do(nemo: dict[DType, Manifest
     require_fit(budget, nemo[DType.BF16])
 
 
+def test_two_plans_hold_the_weights_twice(nemo: dict[DType, Manifest]) -> None:
+    one, two = (
+        plan_engine(nemo[DType.BF16], target_named("h100"), max_seq_len=8192, num_plans=number)
+        for number in (1, 2)
+    )
+    assert one.free_bytes - two.free_bytes == NEMO_BYTES[DType.BF16]
+    assert one.fits[8] > two.fits[8]
+
+
 @pytest.mark.parametrize("gpu", TARGETS)
 @pytest.mark.parametrize("precision", NEMO_BYTES)
 def test_what_is_said_to_fit_fits_and_a_step_more_does_not(

@@ -1,11 +1,14 @@
 """The graph that TensorRT is given computes what the bundle's graph computes: on ONNX Runtime."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from nemo_trt.digest import quick_digest, sha256_file
 from nemo_trt.engines.ort_session import OrtSession
@@ -81,3 +84,30 @@ def test_the_lowered_graph_computes_the_same(
         limit = 1e-5 if precision == "bf16" else 2e-2
         assert np.linalg.norm(one - other) <= limit * np.linalg.norm(other)
         assert np.linalg.norm(other) > 0
+
+
+def test_products_whose_scales_differ_are_not_merged(
+    small: dict[str, Path], tmp_path: Path
+) -> None:
+    """One scale a merged product: another one would silently be applied to the wrong rows."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(small["fp8"], bundle)
+    model = onnx.load(bundle / GRAPH_FILE, load_external_data=False)
+    by_name = {one.name: one for one in model.graph.initializer}
+    (reader,) = [
+        node
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear"
+        and node.input[0] == "model.layers.0.self_attn.k_proj.weight"
+    ]
+    scale = by_name[reader.input[1]]
+    twice = 2 * numpy_helper.to_array(scale)
+    scale.CopyFrom(numpy_helper.from_array(twice.astype(ml_dtypes.bfloat16), scale.name))
+    onnx.save(model, bundle / GRAPH_FILE)
+    manifest = replace(read_manifest(small["fp8"]), graph_sha256=sha256_file(bundle / GRAPH_FILE))
+    (bundle / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+    merged = lower(small["fp8"], GRAPH_FILE, capacity=T)
+    assert lower(bundle, GRAPH_FILE, capacity=T).num_fp8_products == merged.num_fp8_products + 1
+    found = logits_and_cache(materialise(bundle, tmp_path / "lowered"))
+    for one, other in zip(found, logits_and_cache(bundle), strict=True):
+        assert np.linalg.norm(one - other) <= 2e-2 * np.linalg.norm(other)
