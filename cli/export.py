@@ -8,7 +8,10 @@ import click
 from nemo_trt.errors import RequestError
 from nemo_trt.precision import PRECISIONS, DType
 
+from .options import format_option
+
 if TYPE_CHECKING:
+    from nemo_trt.export.checkpoints import Checkpoint
     from nemo_trt.progress import Progress
     from nemo_trt.quantization import Quantization
 
@@ -74,6 +77,7 @@ def fp8_options(command: Any) -> Any:
     show_default=True,
     help="Copy the weight files, or write BUNDLE around them where they are.",
 )
+@format_option
 @click.option("--sha256", is_flag=True, help="Digest the weight files whole; reads every byte.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
@@ -86,6 +90,7 @@ def command(
     bundle: Path,
     precision: str | None,
     weights: str,
+    format: str | None,
     sha256: bool,
     force: bool,
     as_json: bool,
@@ -98,19 +103,21 @@ def command(
     the checkpoint is calibrated first, one layer in memory at a time.
     """
     from nemo_trt.export.bundle import export_bundle
+    from nemo_trt.export.checkpoints import open_checkpoint
     from nemo_trt.export.target import WeightsMode, require_target
 
     from .console import OUT, Bar, num_bytes
 
     _require_fp8(context, precision, fp8)
     mode: WeightsMode = "in-place" if weights == "in-place" else "copy"
+    opened = open_checkpoint(checkpoint, format)
     with Bar() as bar:
         quantization = None
         if precision == DType.FP8:
             require_target(bundle, mode, force)  # before minutes of calibration
-            quantization = quantize(checkpoint, bar, **fp8)
+            quantization = quantize(opened, bar, **fp8)
         manifest = export_bundle(
-            checkpoint,
+            opened,
             bundle,
             precision=DType(precision) if precision else None,
             weights=mode,
@@ -138,7 +145,7 @@ def command(
 
 
 def quantize(
-    checkpoint: Path,
+    opened: "Checkpoint",
     progress: "Progress",
     *,
     calibration: Path | None = None,
@@ -152,7 +159,7 @@ def quantize(
 ) -> "Quantization":
     """Calibrate a checkpoint, or take the scales of an earlier calibration."""
     from nemo_trt.engines.tokenizers import open_tokenizer
-    from nemo_trt.export.checkpoints import open_checkpoint
+    from nemo_trt.export.checkpoints import unpacked
     from nemo_trt.export.quantization.calibrate import calibrate
     from nemo_trt.export.quantization.texts import read_calibration_set
     from nemo_trt.manifest import MANIFEST_FILE, Manifest
@@ -163,9 +170,9 @@ def quantize(
         if found is None:
             raise RequestError(f"{scales} must be of an FP8 bundle, got one without scales.")
         return found
-    opened = open_checkpoint(checkpoint)
     chosen = read_calibration_set(calibration, samples)
-    tokenizer = open_tokenizer(checkpoint) if opened.tokenizer_files else None
+    with unpacked(opened.tokenizer_files) as folder:
+        tokenizer = open_tokenizer(folder) if folder else None
     return calibrate(
         opened,
         chosen.tokens(tokenizer, opened.config.vocab_size),

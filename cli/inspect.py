@@ -8,23 +8,35 @@ import click
 
 from nemo_trt.errors import CheckpointError
 
+from .options import format_option
+
 if TYPE_CHECKING:
     from nemo_trt.config import ModelConfig
     from nemo_trt.precision import DType
     from nemo_trt.quantization import Quantization
+    from nemo_trt.tensors import LazyTensor
 
 
 @click.command(epilog="Example: nemo-trt inspect ./bundle --json")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--tensors", is_flag=True, help="List every tensor.")
+@click.option(
+    "--digest", is_flag=True, help="Digest all weights of a checkpoint: equal in any container."
+)
+@format_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(path: Path, tensors: bool, as_json: bool) -> None:
-    """Show what PATH, a checkpoint or a bundle, holds. Reads headers, never weights."""
+def command(path: Path, tensors: bool, digest: bool, format: str | None, as_json: bool) -> None:
+    """Show what PATH, a checkpoint or a bundle, holds.
+
+    Reads headers alone; with --digest, every weight.
+    """
     from nemo_trt.manifest import is_bundle
 
     if not path.exists():
         raise CheckpointError(f"{path} must exist, got nothing there. Check the spelling.")
-    facts = _bundle(path) if is_bundle(path) else _checkpoint(path)
+    # A folder may hold both, a bundle made in place: --format and --digest mean the checkpoint.
+    checkpoint = digest or format is not None or not is_bundle(path)
+    facts = _checkpoint(path, format, digest) if checkpoint else _bundle(path)
     listing = facts.pop("tensors")
     if as_json:
         click.echo(json.dumps({**facts, **({"tensors": listing} if tensors else {})}, indent=2))
@@ -41,26 +53,33 @@ def command(path: Path, tensors: bool, as_json: bool) -> None:
     if tensors:
         listed = rich.table.Table(box=None)
         listed.add_column("tensor", overflow="fold")
-        for heading in ("dtype", "shape", "file", "offset", "bytes"):
+        for heading in ("dtype", "shape", "bytes", "where"):
             listed.add_column(heading, overflow="fold")
         for row in listing:
             listed.add_row(*(str(value) for value in row.values()))
         OUT.print(listed)
 
 
-def _checkpoint(path: Path) -> dict[str, Any]:
+def _checkpoint(path: Path, format: str | None, digest: bool) -> dict[str, Any]:
+    from nemo_trt.digest import weights_digest
     from nemo_trt.export.checkpoints import open_checkpoint
 
-    checkpoint = open_checkpoint(path)
+    from .console import Bar
+
+    checkpoint = open_checkpoint(path, format)
+    found = {}
+    if digest:
+        with Bar() as bar:
+            found = {"weights_digest": weights_digest(checkpoint.ordered_tensors, bar)}
     dtypes = checkpoint.stored_dtypes
     return {
         "kind": f"checkpoint ({checkpoint.format})",
         **_model(checkpoint.config, dtypes[0]),
         "stored": list(dtypes),
         "weight_bytes": checkpoint.num_bytes,
-        "weight_files": [str(file.name) for file in checkpoint.weight_files],
+        **found,
         "tokenizer": [file.name for file in checkpoint.tokenizer_files],
-        "tensors": [_tensor(ref) for ref in checkpoint.tensors.values()],
+        "tensors": [_tensor(ref) for ref in checkpoint.ordered_tensors],
     }
 
 
@@ -142,14 +161,18 @@ def _model(config: "ModelConfig", cache: "DType") -> dict[str, Any]:
     }
 
 
-def _tensor(ref: Any) -> dict[str, Any]:
+def _tensor(tensor: "LazyTensor") -> dict[str, Any]:
+    from nemo_trt.tensors import TensorRef
+
+    where = "made of others"
+    if isinstance(tensor, TensorRef):
+        where = f"{tensor.path.name} at {tensor.offset}"
     return {
-        "name": ref.name,
-        "dtype": ref.dtype,
-        "shape": list(ref.shape),
-        "file": ref.path.name,
-        "offset": ref.offset,
-        "num_bytes": ref.num_bytes,
+        "name": tensor.name,
+        "dtype": tensor.dtype,
+        "shape": list(tensor.shape),
+        "num_bytes": tensor.num_bytes,
+        "where": where,
     }
 
 

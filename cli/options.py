@@ -29,6 +29,11 @@ _SAMPLING = (
     click.option("--stop", multiple=True, help="Text that ends the answer; may be repeated."),
 )
 
+format_option = click.option(
+    "--format", help="The checkpoint's container, where its files would be taken for another."
+)
+"""Adds --format, which `open_checkpoint` takes."""
+
 
 def session_options(command: Command) -> Command:
     """Add --max-seq-len and --threads."""

@@ -102,7 +102,7 @@ def run_validation(
             f"The checkpoint that the bundle was made from must be at {source}, got nothing there. "
             "Name it with --reference."
         )
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, None if reference else manifest.source["format"])
     folder = manifest.tokenizer_folder(bundle)
     with ExitStack() as closing:
         session, about, target = _open(bundle, manifest, max_seq_len, engine, threads)

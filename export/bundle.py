@@ -1,7 +1,6 @@
 """Writes a bundle, atomically: trace, place the weights, attach them, check, manifest."""
 
 import importlib.metadata
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -175,7 +174,7 @@ def _finish(
     if checkpoint.tokenizer_files:
         (folder / TOKENIZER_FOLDER).mkdir()
     for file in checkpoint.tokenizer_files:
-        shutil.copyfile(file, folder / TOKENIZER_FOLDER / file.name)
+        (folder / TOKENIZER_FOLDER / file.name).write_bytes(file.contents())
     progress.phase("write and check the graph")
     _save_graph(model, folder / GRAPH_FILE, checkpoint.config, precision)
     manifest = _manifest(
@@ -214,7 +213,9 @@ def _write_in_place(
             graph_sha256=sha256_file(graph),
             weights=_digests(bundle, locations.values(), sha256, progress),
             tokenizer_files=tuple(
-                relative_to_bundle(file, bundle).as_posix() for file in checkpoint.tokenizer_files
+                relative_to_bundle(file.path, bundle).as_posix()
+                for file in checkpoint.tokenizer_files
+                if file.path
             ),
         )
         atomic.write_text(bundle / NEXT_MANIFEST_FILE, manifest.to_json())

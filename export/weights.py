@@ -73,7 +73,7 @@ def write_weights(checkpoint: Checkpoint, target: Path, progress: Progress) -> N
 
     Memory: a few pieces of 8 MB.
     """
-    tensors = [checkpoint.tensors[name] for name, _ in checkpoint.config.tensors()]
+    tensors = checkpoint.ordered_tensors
     layout = [(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors]
     progress.phase("write the weights", sum(one.num_bytes for one in tensors), "bytes")
     write_stream(

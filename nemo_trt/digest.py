@@ -1,11 +1,17 @@
 """Digests that bind a bundle, its weights and a verdict to each other."""
 
 import hashlib
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from nemo_trt.progress import Progress, Silent
 from nemo_trt.safetensors import read_layout
+from nemo_trt.tensors import LazyTensor
 
 SAMPLE_BYTES = 4096
+_PIECE_BYTES = 8 * 2**20
 
 
 def sha256_file(path: Path) -> str:
@@ -34,3 +40,30 @@ def quick_digest(path: Path) -> str:
                 file.seek(ref.offset + start)
                 digest.update(file.read(length))
     return digest.hexdigest()
+
+
+def weights_digest(tensors: Iterable[LazyTensor], progress: Progress | None = None) -> str:
+    """A sha256 over name, dtype, shape and every number of tensors in their order, in hex.
+
+    It is the same for every container of one model: pass the tensors in the order of
+    `config.tensors()`. Reads all weights, a tensor a processor at a time.
+
+    Raises:
+        CheckpointError: the bytes are no longer there.
+    """
+    progress = progress or Silent()
+    every = list(tensors)
+    progress.phase("digest the weights", sum(one.num_bytes for one in every), "bytes")
+
+    def line(tensor: LazyTensor) -> str:
+        digest = hashlib.sha256()
+        each = max(1, _PIECE_BYTES // max(tensor.row_bytes, 1))
+        for start in range(0, tensor.shape[0], each):
+            rows = tensor.rows(start, min(start + each, tensor.shape[0]))
+            digest.update(rows.data.cast("B"))
+            progress.advance(rows.nbytes)
+        return f"{tensor.name} {tensor.dtype} {list(tensor.shape)} {digest.hexdigest()}\n"
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        lines = list(pool.map(line, every))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -2,5 +2,6 @@
 
 from .checkpoint import Checkpoint
 from .open import open_checkpoint
+from .tokenizer_files import unpacked
 
-__all__ = ["Checkpoint", "open_checkpoint"]
+__all__ = ["Checkpoint", "open_checkpoint", "unpacked"]

@@ -8,6 +8,8 @@ from nemo_trt.errors import CheckpointError
 from nemo_trt.precision import DType
 from nemo_trt.tensors import LazyTensor
 
+from .tokenizer_files import TokenizerFile
+
 _MOST_NAMED = 5
 
 
@@ -19,7 +21,7 @@ class Checkpoint:
         path: the file or folder that was opened.
         format: the container's name, e.g. "hf".
         tensors: every weight of `config.tensors()` by its Hugging Face name, as lazy references.
-        tokenizer_files: files that a tokenizer needs, absolute.
+        tokenizer_files: what a tokenizer is made of; none when the container has no tokenizer.
         weight_files: safetensors files that hold these weights under these names, which a bundle
             can point into; none where the container has another order of bytes.
     """
@@ -28,7 +30,7 @@ class Checkpoint:
     format: str
     config: ModelConfig
     tensors: dict[str, LazyTensor]
-    tokenizer_files: tuple[Path, ...]
+    tokenizer_files: tuple[TokenizerFile, ...]
     weight_files: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
@@ -55,6 +57,11 @@ class Checkpoint:
                 raise CheckpointError(
                     f"{self.path} {words}: {'; '.join(names[:_MOST_NAMED])}{more}."
                 )
+
+    @property
+    def ordered_tensors(self) -> list[LazyTensor]:
+        """The tensors in the order of `config.tensors()`."""
+        return [self.tensors[name] for name, _ in self.config.tensors()]
 
     @property
     def stored_dtypes(self) -> tuple[DType, ...]:

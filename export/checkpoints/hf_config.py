@@ -10,6 +10,8 @@ from typing import Any
 from nemo_trt.config import ModelConfig
 from nemo_trt.errors import CheckpointError
 
+from .fields import Fields
+
 ARCHITECTURES = ("MistralForCausalLM", "LlamaForCausalLM")
 
 
@@ -22,7 +24,7 @@ def parse_config(raw: dict[str, Any], generation: dict[str, Any], path: Path) ->
     Raises:
         CheckpointError: a field is missing, of a wrong type, or asks for what is not supported.
     """
-    fields = _Fields(raw, path)
+    fields = Fields(raw, path)
     architecture = _architecture(fields)
     _refuse_unsupported(fields, architecture)
     num_heads = fields.integer("num_attention_heads")
@@ -58,51 +60,21 @@ def parse_config(raw: dict[str, Any], generation: dict[str, Any], path: Path) ->
     )
 
 
-class _Fields:
-    """Typed access to a raw config, with errors that name file and field."""
-
-    def __init__(self, raw: dict[str, Any], path: Path) -> None:
-        self.raw, self.path = raw, path
-
-    def error(self, name: str, condition: str) -> CheckpointError:
-        got = repr(self.raw[name]) if name in self.raw else "nothing"
-        return CheckpointError(f"{name} in {self.path} {condition}, got {got}.")
-
-    def integer(self, name: str) -> int:
-        value = self.raw.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.error(name, "must be a positive integer")
-        return value
-
-    def number(self, name: str) -> float:
-        value = self.raw.get(name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-            raise self.error(name, "must be a positive number")
-        return float(value)
-
-    def flag(self, name: str) -> bool:
-        """A boolean; absent means false."""
-        value = self.raw.get(name)
-        if value not in (None, True, False):
-            raise self.error(name, "must be true or false")
-        return bool(value)
-
-
-def _architecture(fields: _Fields) -> str:
+def _architecture(fields: Fields) -> str:
     found = fields.raw.get("architectures")
     if not isinstance(found, list) or len(found) != 1 or found[0] not in ARCHITECTURES:
         raise fields.error("architectures", f"must be one of {', '.join(ARCHITECTURES)}")
     return str(found[0])
 
 
-def _refuse_unsupported(fields: _Fields, architecture: str) -> None:
+def _refuse_unsupported(fields: Fields, architecture: str) -> None:
     raw = fields.raw
     quantised = raw.get("quantization_config")
     if quantised is not None:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
         raise CheckpointError(
-            f"quantization_config in {fields.path} names the method {method!r}, which is not read. "
-            "Use the unquantised (BF16) checkpoint."
+            f"quantization_config in {fields.where} names the method {method!r}, which is not "
+            "read. Use the unquantised (BF16) checkpoint."
         )
     for name in ("attention_bias", "mlp_bias"):
         if fields.flag(name):
@@ -113,18 +85,11 @@ def _refuse_unsupported(fields: _Fields, architecture: str) -> None:
         raise fields.error(
             "sliding_window", "must be stated, since absent means 4096; null means none"
         )
-    window = raw.get("sliding_window")
-    if window is not None:
-        limit = fields.integer("max_position_embeddings")
-        if not isinstance(window, int) or isinstance(window, bool) or window < limit:
-            raise fields.error(
-                "sliding_window",
-                f"must be null or at least max_position_embeddings ({limit}): an active window is "
-                "not supported",
-            )
+    if raw.get("sliding_window") is not None:
+        fields.no_window("sliding_window", fields.integer("max_position_embeddings"))
 
 
-def _rope_theta(fields: _Fields) -> float:
+def _rope_theta(fields: Fields) -> float:
     """The RoPE base, top-level (transformers 4) or in rope_parameters (transformers 5)."""
     for name in ("rope_scaling", "rope_parameters"):
         value = fields.raw.get(name)
@@ -148,7 +113,7 @@ def _rope_theta(fields: _Fields) -> float:
     return found.pop()
 
 
-def _token_ids(fields: _Fields, raw: dict[str, Any], name: str, most: int) -> tuple[int, ...]:
+def _token_ids(fields: Fields, raw: dict[str, Any], name: str, most: int) -> tuple[int, ...]:
     value = raw.get(name)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if len(ids) > most or not all(
@@ -158,9 +123,7 @@ def _token_ids(fields: _Fields, raw: dict[str, Any], name: str, most: int) -> tu
     return tuple(ids)
 
 
-def _end_tokens(
-    fields: _Fields, raw: dict[str, Any], generation: dict[str, Any]
-) -> tuple[int, ...]:
+def _end_tokens(fields: Fields, raw: dict[str, Any], generation: dict[str, Any]) -> tuple[int, ...]:
     """End tokens of config.json and generation_config.json, which may name more."""
     both = (
         *_token_ids(fields, raw, "eos_token_id", most=100),

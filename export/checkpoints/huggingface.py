@@ -1,6 +1,5 @@
 """Reads a Hugging Face checkpoint: config.json beside one safetensors file or sharded ones."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +9,23 @@ from nemo_trt.tensors import TensorRef
 
 from .checkpoint import Checkpoint
 from .hf_config import parse_config
+from .text_files import read_json
+from .tokenizer_files import in_folder
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_TOKENIZER_FILES = (
-    "tekken.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
 # Buffers that old checkpoints carry and everybody computes anew.
 _IGNORED_SUFFIX = ".rotary_emb.inv_freq"
 
 
 def recognises(path: Path) -> bool:
-    """Whether `path` is a folder with a config.json."""
-    return path.is_dir() and (path / CONFIG).is_file()
+    """Whether `path` is a folder with a config.json, not one for Mistral's own files alone."""
+    if not (path / CONFIG).is_file():
+        return False
+    ours = (path / INDEX).is_file() or (path / SINGLE).is_file()
+    return ours or not (path / "params.json").is_file()
 
 
 def read(path: Path) -> Checkpoint:
@@ -63,14 +60,9 @@ def read(path: Path) -> Checkpoint:
         format="hf",
         config=config,
         tensors=dict(kept),
-        tokenizer_files=tokenizer_files(path),
+        tokenizer_files=in_folder(path),
         weight_files=tuple(sorted({ref.path for ref in kept.values()})),
     )
-
-
-def tokenizer_files(folder: Path) -> tuple[Path, ...]:
-    """The files of a folder that a tokenizer is made of."""
-    return tuple(folder / name for name in _TOKENIZER_FILES if (folder / name).is_file())
 
 
 def _read_shards(path: Path) -> dict[str, TensorRef]:
@@ -98,29 +90,3 @@ def _read_shards(path: Path) -> dict[str, TensorRef]:
         if name not in tensors:
             raise CheckpointError(f"{path / shard} must hold {name} by {INDEX}, got none.")
     return tensors
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: the file is no UTF-8, no JSON, no object, or names a key twice.
-    """
-    try:
-        data = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_unique)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} must be JSON in UTF-8: {error}.") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, got {type(data).__name__}.")
-    return data
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"key {key!r} stands twice")
-        found[key] = value
-    return found

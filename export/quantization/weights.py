@@ -67,7 +67,7 @@ def write_fp8_weights(
         ExportError: a weight is larger than the quantisation says: it is of another checkpoint.
     """
     fp8 = _fp8_weights(checkpoint, quantization)
-    refs = [checkpoint.tensors[name] for name, _ in checkpoint.config.tensors()]
+    refs = checkpoint.ordered_tensors
     layout = [(ref.name, DType.FP8 if ref.name in fp8 else ref.dtype, ref.shape) for ref in refs]
     progress.phase("quantise the weights", sum(ref.num_bytes for ref in refs), "bytes")
 

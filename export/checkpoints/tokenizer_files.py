@@ -1,0 +1,81 @@
+"""The files that a tokenizer is made of, on the disk or inside a container."""
+
+import importlib.util
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .text_files import parse_json
+
+TEKKEN = "tekken.json"
+TEKKEN_BOS, TEKKEN_EOS = 1, (2,)  # Tekken v3's <s> and </s>, in every tekken.json
+_NAMES = (
+    TEKKEN,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerFile:
+    """One file of a tokenizer.
+
+    Attributes:
+        name: under which a tokenizer expects it.
+        path: where it lies; None for one inside a container.
+        contents: makes its bytes.
+    """
+
+    name: str
+    path: Path | None
+    contents: Callable[[], bytes]
+
+
+def in_folder(folder: Path) -> tuple[TokenizerFile, ...]:
+    """The tokenizer's files of a folder."""
+    paths = [folder / name for name in _NAMES if (folder / name).is_file()]
+    return tuple(on_disk(path) for path in paths)
+
+
+def on_disk(path: Path) -> TokenizerFile:
+    """A file of its own."""
+    return TokenizerFile(name=path.name, path=path, contents=path.read_bytes)
+
+
+@contextmanager
+def unpacked(files: Sequence[TokenizerFile]) -> Iterator[Path | None]:
+    """A folder that holds the files, while the block runs; None when there are none."""
+    if not files:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="nemo-trt-") as folder:
+        for file in files:
+            (Path(folder) / file.name).write_bytes(file.contents())
+        yield Path(folder)
+
+
+def tekken_of_vocabulary(vocabulary: Callable[[], bytes], where: str) -> TokenizerFile:
+    """A tekken.json around a bare vocabulary list, which is all that a .nemo archive carries.
+
+    Pattern, version and sizes are those of Tekken v3 as mistral-common carries them.
+    """
+
+    def contents() -> bytes:
+        wrapped = b'{"vocab": ' + vocabulary() + b"}"
+        return json.dumps({"config": _tekken_config(), **parse_json(wrapped, where)}).encode()
+
+    return TokenizerFile(name=TEKKEN, path=None, contents=contents)
+
+
+def _tekken_config() -> dict[str, Any]:
+    spec = importlib.util.find_spec("mistral_common")  # found, not imported
+    assert spec is not None and spec.origin is not None
+    path = Path(spec.origin).parent / "data" / "tekken_240718.json"
+    config: dict[str, Any] = parse_json(path.read_bytes(), str(path))["config"]
+    return config
