@@ -113,6 +113,7 @@ _EXTRAS = {
     "onnxscript": "export",
     "onnx_ir": "export",
     "safetensors": "export",
+    "yaml": "export",
     "onnxruntime": "cpu",
     "transformers": "validate",
     "gguf": "demo",

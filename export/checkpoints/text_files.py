@@ -1,10 +1,12 @@
-"""JSON objects from checkpoints, read with suspicion."""
+"""JSON objects and YAML mappings from checkpoints, read with suspicion."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from nemo_trt.errors import CheckpointError
+
+_MAX_YAML_BYTES = 16 * 2**20
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -29,6 +31,44 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{where} must hold a JSON object, got {type(found).__name__}.")
     return found
+
+
+def parse_yaml(data: bytes, where: str) -> dict[str, Any]:
+    """Parse a YAML mapping with the safe loader: no tag makes an object.
+
+    Raises:
+        CheckpointError: the bytes are no YAML, no mapping, or name a key twice.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """The safe loader, which would let the second of two equal keys win."""
+
+    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+        pairs = [
+            (loader.construct_object(key, deep=True), loader.construct_object(value, deep=True))
+            for key, value in node.value
+        ]
+        return _unique(pairs)
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    # NeMo 2 names the class to build under _target_ and tags tuples and the like; the values of
+    # such nodes are kept as plain data and nothing is built.
+    Loader.add_multi_constructor("tag:yaml.org,2002:python/", _inert)
+    try:
+        if len(data) > _MAX_YAML_BYTES:
+            raise ValueError(f"more than {_MAX_YAML_BYTES} bytes")
+        found = yaml.load(data.decode("utf-8"), Loader=Loader)  # a safe loader's subclass
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        text = " ".join(str(error).split())
+        raise CheckpointError(f"{where} must be YAML in UTF-8: {text}.") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{where} must hold a mapping, got {type(found).__name__}.")
+    return found
+
+
+def _inert(loader: Any, suffix: str, node: Any) -> str:
+    return f"!!python/{suffix}"
 
 
 def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
