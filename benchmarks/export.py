@@ -23,8 +23,8 @@ from pathlib import Path
 
 from made_up_scales import write_scales
 
+from nemo_trt.export.convert.huggingface import hf_config
 from nemo_trt.export.samples import SHAPES, write_seeded
-from nemo_trt.export.samples.seeded import hf_config
 from nemo_trt.precision import DType
 from nemo_trt.safetensors import encode_header
 

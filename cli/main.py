@@ -15,6 +15,7 @@ from nemo_trt.errors import MachineError, NemoTrtError
 # Command -> its line in `nemo-trt --help`; the module of the same name holds its `command`.
 COMMANDS = {
     "demo": "Sample model to a chat answer, every step shown.",
+    "convert": "Write a checkpoint as another container.",
     "sample": "Write a checkpoint to try things on.",
     "export": "Export a checkpoint to a bundle.",
     "plan": "Tell whether an engine fits a GPU, and how fast it can be.",

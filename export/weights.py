@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -35,8 +35,9 @@ def require_free_disk(folder: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < num_bytes:
         raise ExportError(
-            f"{existing} must have {num_bytes / 1e9:.2f} GB free for the bundle, got "
-            f"{free / 1e9:.2f} GB. Free some, choose another disk, or use --weights in-place."
+            f"{existing} must have {num_bytes / 1e9:.2f} GB free, got {free / 1e9:.2f} GB. Free "
+            "some or choose another disk; a Hugging Face checkpoint can be exported without a copy "
+            "of its weights: --weights in-place."
         )
 
 
@@ -73,9 +74,13 @@ def write_weights(checkpoint: Checkpoint, target: Path, progress: Progress) -> N
 
     Memory: a few pieces of 8 MB.
     """
-    tensors = checkpoint.ordered_tensors
+    progress.phase("write the weights", checkpoint.num_bytes, "bytes")
+    write_tensors(checkpoint.ordered_tensors, target, progress)
+
+
+def write_tensors(tensors: Sequence[LazyTensor], target: Path, progress: Progress) -> None:
+    """Write tensors to a safetensors file, in their order."""
     layout = [(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors]
-    progress.phase("write the weights", sum(one.num_bytes for one in tensors), "bytes")
     write_stream(
         target, layout, pieces(tensors, lambda t, start, stop: t.rows(start, stop), progress)
     )

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +79,8 @@ class TensorRef(LazyTensor):
         if not self.num_bytes:
             return np.empty(self.shape, self.dtype.numpy_name)
         return np.memmap(self.path, self.dtype.numpy_name, "r", self.offset, self.shape)
+
+
+def renamed(tensor: LazyTensor, name: str) -> LazyTensor:
+    """The same tensor under another name."""
+    return replace(tensor, name=name)

@@ -6,14 +6,13 @@ conversion of these files, whose `permute_for_rope` is `half_split_index` here.
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nemo_trt.config import ModelConfig
 from nemo_trt.errors import CheckpointError
 from nemo_trt.safetensors import read_layout
-from nemo_trt.tensors import LazyTensor, TensorRef
+from nemo_trt.tensors import LazyTensor, TensorRef, renamed
 
 from .checkpoint import Checkpoint
 from .derived import gathered, half_split_index
@@ -160,7 +159,7 @@ def _canonical(
             raise CheckpointError(
                 f"{name} in {ref.path} must have {len(index)} rows by {PARAMS}, got {ref.shape[0]}."
             )
-        yield target, replace(ref, name=target) if index is None else gathered(target, ref, index)
+        yield target, renamed(ref, target) if index is None else gathered(target, ref, index)
 
 
 def native_name(canonical: str) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_trt.errors import MachineError
+
 from .text_files import parse_json
 
 TEKKEN = "tekken.json"
@@ -74,8 +76,19 @@ def tekken_of_vocabulary(vocabulary: Callable[[], bytes], where: str) -> Tokeniz
 
 
 def _tekken_config() -> dict[str, Any]:
-    spec = importlib.util.find_spec("mistral_common")  # found, not imported
-    assert spec is not None and spec.origin is not None
-    path = Path(spec.origin).parent / "data" / "tekken_240718.json"
+    path = tekken_of_mistral_common()
     config: dict[str, Any] = parse_json(path.read_bytes(), str(path))["config"]
     return config
+
+
+def tekken_of_mistral_common() -> Path:
+    """The Tekken of Mistral-Nemo-Instruct-2407, which mistral-common carries.
+
+    Raises:
+        MachineError: it is not installed.
+    """
+    spec = importlib.util.find_spec("mistral_common")  # found, not imported
+    path = Path(str(spec.origin)).parent / "data" / "tekken_240718.json" if spec else None
+    if path is None or not path.is_file():
+        raise MachineError("Tekken needs mistral-common. Install it: pip install mistral-common.")
+    return path

@@ -1,7 +1,5 @@
 """Writes a seeded random checkpoint of any shape, streamed, with plausible weight scales."""
 
-import importlib.util
-import json
 import math
 import os
 import zlib
@@ -12,14 +10,20 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nemo_trt import atomic, bfloat16
 from nemo_trt.config import ModelConfig
-from nemo_trt.errors import MachineError
+from nemo_trt.export.checkpoints.tokenizer_files import TEKKEN, tekken_of_mistral_common
+from nemo_trt.export.convert.huggingface import (
+    hf_config,
+    num_bytes_of,
+    shards,
+    write_index,
+    write_json,
+)
 from nemo_trt.export.weights import require_free_disk
 from nemo_trt.precision import DType
 from nemo_trt.progress import Progress, Silent
@@ -57,11 +61,9 @@ SHAPES = {
         head_dim=16,
     ),
 }
-SHARD_BYTES = 5_000_000_000
 _PIECE = 4 * 2**20  # elements drawn at once; part of what a seed means
 _LOGIT_STD = 2.0
 _NORM_STD = 0.05
-_TEKKEN = "data/tekken_240718.json"  # the Tekken of Mistral-Nemo-Instruct-2407
 _TEKKEN_VOCAB = 131072
 
 
@@ -90,41 +92,18 @@ def write_seeded(
     require_free_name(dest, force)
     num_bytes = config.num_parameters * DType.BF16.itemsize
     require_free_disk(dest, num_bytes + 2**26)
-    shards = _shards(config)
+    shapes = dict(config.tensors())
+    files = shards(num_bytes_of(config, DType.BF16))
     progress.phase("write seeded weights", num_bytes, "bytes")
     with atomic.new_directory(dest) as folder:
-        weight_map = {}
-        for index, tensors in enumerate(shards):
-            name = _shard_name(index, len(shards))
-            layout = [(tensor, DType.BF16, dims) for tensor, dims in tensors]
-            write_stream(folder / name, layout, _pieces(tensors, config, seed, progress))
-            weight_map.update({tensor: name for tensor, _ in tensors})
-        if len(shards) > 1:
-            index_data = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
-            _write_json(folder / "model.safetensors.index.json", index_data)
-        _write_json(folder / "config.json", hf_config(config))
+        for file, names in files.items():
+            tensors = [(name, shapes[name]) for name in names]
+            layout = [(name, DType.BF16, shape) for name, shape in tensors]
+            write_stream(folder / file, layout, _pieces(tensors, config, seed, progress))
+        write_index(files, num_bytes, folder)
+        write_json(folder / "config.json", hf_config(config))
         if config.vocab_size == _TEKKEN_VOCAB:
-            (folder / "tekken.json").write_bytes(_tekken().read_bytes())
-
-
-def _shards(config: ModelConfig) -> list[list[tuple[str, tuple[int, ...]]]]:
-    """The tensors in order, cut into files of at most SHARD_BYTES."""
-    shards: list[list[tuple[str, tuple[int, ...]]]] = [[]]
-    size = 0
-    for name, dims in config.tensors():
-        num_bytes = math.prod(dims) * DType.BF16.itemsize
-        if size and size + num_bytes > SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1].append((name, dims))
-        size += num_bytes
-    return shards
-
-
-def _shard_name(index: int, count: int) -> str:
-    if count == 1:
-        return "model.safetensors"
-    return f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+            (folder / TEKKEN).write_bytes(tekken_of_mistral_common().read_bytes())
 
 
 def _pieces(
@@ -186,39 +165,3 @@ def _distribution(name: str, dims: tuple[int, ...], config: ModelConfig) -> tupl
     if name.endswith(("o_proj.weight", "down_proj.weight")):
         std /= math.sqrt(2 * config.num_layers)
     return 0.0, std
-
-
-def hf_config(config: ModelConfig) -> dict[str, Any]:
-    """The config.json of a checkpoint of this shape."""
-    return {
-        "architectures": [config.architecture],
-        "model_type": config.architecture.removesuffix("ForCausalLM").lower(),
-        "num_hidden_layers": config.num_layers,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "vocab_size": config.vocab_size,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
-        "max_position_embeddings": config.max_position_embeddings,
-        "sliding_window": None,
-        "tie_word_embeddings": config.tied_head,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_ids[0],
-        "dtype": "bfloat16",
-    }
-
-
-def _tekken() -> Path:
-    spec = importlib.util.find_spec("mistral_common")
-    path = Path(str(spec.origin)).parent / _TEKKEN if spec else None
-    if path is None or not path.is_file():
-        raise MachineError("Tekken needs mistral-common. Install it: pip install mistral-common.")
-    return path
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

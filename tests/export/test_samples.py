@@ -104,11 +104,11 @@ def test_forty_layers_neither_explode_nor_saturate(tmp_path: Path) -> None:
 
 
 def test_large_shapes_are_cut_into_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nemo_trt.export.samples import seeded
+    from nemo_trt.export.convert import huggingface
 
     shape = replace(SHAPES["nemo-tiny"], vocab_size=512)
     write_seeded(tmp_path / "one", shape)
-    monkeypatch.setattr(seeded, "SHARD_BYTES", 500_000)
+    monkeypatch.setattr(huggingface, "SHARD_BYTES", 500_000)
     write_seeded(tmp_path / "many", shape)
     one, many = open_checkpoint(tmp_path / "one"), open_checkpoint(tmp_path / "many")
     assert len(many.weight_files) > 1

@@ -1,0 +1,35 @@
+"""`nemo-trt convert`."""
+
+from pathlib import Path
+
+import click
+
+from .options import format_option
+
+
+@click.command(epilog="Example: nemo-trt convert ./nemo.nemo ./nemo-hf --to hf")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    type=click.Choice(["hf", "mistral", "nemo"]),
+    required=True,
+    help="hf and mistral write a folder, nemo a .nemo archive.",
+)
+@format_option
+@click.option("--force", is_flag=True, help="Replace an existing DEST of the same kind.")
+def command(source: Path, dest: Path, to: str, format: str | None, force: bool) -> None:
+    """Write the checkpoint SOURCE to DEST as another container of the same model.
+
+    Every number stays as it is: `nemo-trt inspect --digest` says the same of both.
+    """
+    from nemo_trt.export.checkpoints import open_checkpoint
+    from nemo_trt.export.convert import convert
+
+    from .console import OUT, Bar, num_bytes
+
+    checkpoint = open_checkpoint(source, format)
+    with Bar() as bar:
+        convert(checkpoint, dest, to, force=force, progress=bar)
+    OUT.print(f"[bold]{dest}[/]  {to}, {num_bytes(checkpoint.num_bytes)} of weights")
+    OUT.print(f"Next: nemo-trt inspect {dest} --digest")
