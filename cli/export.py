@@ -78,6 +78,12 @@ def fp8_options(command: Any) -> Any:
     help="Copy the weight files, or write BUNDLE around them where they are.",
 )
 @format_option
+@click.option(
+    "--lora",
+    multiple=True,
+    metavar="PATH[:WEIGHT]",
+    help="Merge this PEFT adapter into the weights; may be repeated.",
+)
 @click.option("--sha256", is_flag=True, help="Digest the weight files whole; reads every byte.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
@@ -91,6 +97,7 @@ def command(
     precision: str | None,
     weights: str,
     format: str | None,
+    lora: tuple[str, ...],
     sha256: bool,
     force: bool,
     as_json: bool,
@@ -104,13 +111,16 @@ def command(
     """
     from nemo_trt.export.bundle import export_bundle
     from nemo_trt.export.checkpoints import open_checkpoint
+    from nemo_trt.export.checkpoints.lora import Adapter, merge_adapters
     from nemo_trt.export.target import WeightsMode, require_target
 
     from .console import OUT, Bar, num_bytes
 
     _require_fp8(context, precision, fp8)
     mode: WeightsMode = "in-place" if weights == "in-place" else "copy"
-    opened = open_checkpoint(checkpoint, format)
+    opened = merge_adapters(
+        open_checkpoint(checkpoint, format), [Adapter.parse(text) for text in lora]
+    )
     with Bar() as bar:
         quantization = None
         if precision == DType.FP8:

@@ -92,6 +92,7 @@ def run_validation(
     from nemo_trt import atomic
     from nemo_trt.engines.tokenizers import open_tokenizer
     from nemo_trt.export.checkpoints import open_checkpoint
+    from nemo_trt.export.checkpoints.lora import Adapter, merge_adapters
     from nemo_trt.manifest import VALIDATION_FILE, read_manifest
     from nemo_trt.validate.validator import make_sequences, validate
 
@@ -103,6 +104,14 @@ def run_validation(
             "Name it with --reference."
         )
     checkpoint = open_checkpoint(source, None if reference else manifest.source["format"])
+    if manifest.adapters and not reference:
+        named = [Adapter(Path(str(a["path"])), float(a["weight"])) for a in manifest.adapters]
+        checkpoint = merge_adapters(checkpoint, named)
+        if checkpoint.adapters != manifest.adapters:
+            raise BundleError(
+                "A LoRA adapter was altered after the export. Export again, or name a merged "
+                "checkpoint with --reference."
+            )
     folder = manifest.tokenizer_folder(bundle)
     with ExitStack() as closing:
         session, about, target = _open(bundle, manifest, max_seq_len, engine, threads)

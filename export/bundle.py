@@ -273,6 +273,7 @@ def _manifest(
             **{name: importlib.metadata.version(name) for name in _TOOLS},
         },
         quantization=quantization,
+        adapters=checkpoint.adapters,
     )
 
 

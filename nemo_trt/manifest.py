@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -46,6 +47,7 @@ class Manifest:
     Attributes:
         source: the checkpoint's path and format at export time.
         quantization: of an FP8 bundle; None for any other.
+        adapters: path, weight and sha256 of every LoRA adapter that was merged, in order.
     """
 
     config: ModelConfig
@@ -58,6 +60,7 @@ class Manifest:
     source: dict[str, str]
     tools: dict[str, str]
     quantization: Quantization | None = None
+    adapters: tuple[Mapping[str, str | float], ...] = ()
     contract_version: int = contract.CONTRACT_VERSION
 
     @property
@@ -89,6 +92,7 @@ class Manifest:
             "weights": [asdict(weight) for weight in self.weights],
             "tokenizer_files": list(self.tokenizer_files),
             "source": self.source,
+            "adapters": [dict(adapter) for adapter in self.adapters],
             "tools": self.tools,
             "quantization": self.quantization.to_dict() if self.quantization else None,
         }
@@ -125,6 +129,7 @@ class Manifest:
                 source=dict(data["source"]),
                 tools=dict(data["tools"]),
                 quantization=Quantization.from_dict(quantization) if quantization else None,
+                adapters=tuple(dict(adapter) for adapter in data.get("adapters", ())),
                 contract_version=data["contract_version"],
             )
         except (ValueError, KeyError, TypeError, CheckpointError) as error:

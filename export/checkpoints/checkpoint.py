@@ -1,5 +1,6 @@
 """What every checkpoint reader yields, whatever the container."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class Checkpoint:
         tokenizer_files: what a tokenizer is made of; none when the container has no tokenizer.
         weight_files: safetensors files that hold these weights under these names, which a bundle
             can point into; none where the container has another order of bytes.
+        adapters: path, weight and sha256 of every LoRA adapter that is merged into `tensors`.
     """
 
     path: Path
@@ -32,6 +34,7 @@ class Checkpoint:
     tensors: dict[str, LazyTensor]
     tokenizer_files: tuple[TokenizerFile, ...]
     weight_files: tuple[Path, ...] = ()
+    adapters: tuple[Mapping[str, str | float], ...] = ()
 
     def __post_init__(self) -> None:
         expected = dict(self.config.tensors())

@@ -1,0 +1,221 @@
+"""LoRA adapters merged at export, against PEFT's own merge in fp32."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from nemo_trt import bfloat16
+from nemo_trt.errors import CheckpointError
+from nemo_trt.export.checkpoints import open_checkpoint
+from nemo_trt.export.checkpoints.lora import Adapter, merge_adapters
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+PROJECTIONS = ["q_proj", "v_proj", "gate_proj", "down_proj"]
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {"r": 4, "lora_alpha": 8, "target_modules": PROJECTIONS},
+    "rank-stabilised": {"r": 4, "lora_alpha": 8, "use_rslora": True, "target_modules": PROJECTIONS},
+    "patterns": {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": PROJECTIONS,
+        "rank_pattern": {"layers.1.self_attn.q_proj": 2, "down_proj": 6},
+        "alpha_pattern": {"gate_proj": 3, "layers.0.*v_proj": 32},
+    },
+    "one layer": {
+        "r": 2,
+        "lora_alpha": 2,
+        "target_modules": "all-linear",
+        "layers_to_transform": 1,
+    },
+    "head": {"r": 3, "lora_alpha": 5, "target_modules": ["lm_head"]},
+}
+
+
+def peft_model(checkpoint: Path, seed: int, **options: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    if "layers_to_transform" in options:
+        options = {**options, "target_modules": PROJECTIONS}
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    adapted = get_peft_model(model, LoraConfig(**options))
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
+    return adapted
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("adapters")
+    for number, (kind, options) in enumerate(KINDS.items()):
+        model = peft_model(tiny_checkpoint, number, **options)
+        # The head's adapter would carry a copy of the head, which is no part of LoRA.
+        model.save_pretrained(root / kind, save_embedding_layers=False)
+    return {kind: root / kind for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_merge_is_pefts(kind: str, adapters: dict[str, Path], tiny_checkpoint: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    expected = PeftModel.from_pretrained(base, adapters[kind]).merge_and_unload().state_dict()
+    before = open_checkpoint(tiny_checkpoint)
+    merged = merge_adapters(before, [Adapter(adapters[kind])])
+    changed = 0
+    for name, tensor in merged.tensors.items():
+        wanted = expected[name].to(torch.bfloat16).view(torch.int16).numpy()
+        found = tensor.read().view(np.int16)
+        # Sums of another order may fall to the other side of a rounding.
+        assert (found != wanted).mean() < 1e-3, name
+        close = bfloat16.to_float32(tensor.read())
+        np.testing.assert_allclose(close, expected[name].numpy(), rtol=2**-7, atol=1e-6)
+        changed += not np.array_equal(tensor.read(), before.tensors[name].read())
+        middle = tensor.shape[0] // 2
+        np.testing.assert_array_equal(
+            tensor.rows(middle, middle + 2), found.view(np.uint16)[middle : middle + 2]
+        )
+    assert changed == sum(name.endswith("lora_A.weight") for name in load(adapters[kind]))
+
+
+def load(adapter: Path) -> dict[str, torch.Tensor]:
+    return dict(load_file(adapter / "adapter_model.safetensors"))
+
+
+def test_several_adapters_with_weights_add_up(
+    adapters: dict[str, Path], tiny_checkpoint: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    name = "model.layers.0.self_attn.v_proj.weight"
+    total = AutoModelForCausalLM.from_pretrained(tiny_checkpoint).state_dict()[name].float()
+    for kind, weight, scaling in (("plain", 0.5, 2.0), ("patterns", -1.5, 8.0)):
+        stem = f"base_model.model.{name.removesuffix('.weight')}.lora_"
+        a, b = (load(adapters[kind])[f"{stem}{which}.weight"] for which in "AB")
+        total = total + weight * scaling * (b @ a)
+    merged = merge_adapters(
+        open_checkpoint(tiny_checkpoint),
+        [Adapter.parse(f"{adapters['plain']}:0.5"), Adapter.parse(f"{adapters['patterns']}:-1.5")],
+    )
+    found = bfloat16.to_float32(merged.tensors[name].read())
+    np.testing.assert_allclose(found, total.numpy(), rtol=2**-8, atol=1e-6)
+
+
+def test_export_merges_and_says_so(
+    adapters: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    from nemo_trt.cli.main import run
+    from nemo_trt.manifest import read_manifest
+
+    lora = f"{adapters['plain']}:0.75"
+    assert run(["export", str(tiny_checkpoint), str(tmp_path / "b"), "--lora", lora]) == 0
+    (said,) = read_manifest(tmp_path / "b").adapters
+    assert said["path"].endswith("plain") and said["weight"] == 0.75
+    assert re.fullmatch("[0-9a-f]{64}", str(said["sha256"]))
+    assert run(["validate", str(tmp_path / "b")]) == 0  # against the merged model
+
+
+def edit(**changes: Any) -> Callable[[Path], None]:
+    def apply(adapter: Path) -> None:
+        data = json.loads((adapter / "adapter_config.json").read_text())
+        (adapter / "adapter_config.json").write_text(json.dumps({**data, **changes}))
+
+    return apply
+
+
+def tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    def apply(adapter: Path) -> None:
+        found = load(adapter)
+        change(found)
+        save_file(found, adapter / "adapter_model.safetensors")
+
+    return apply
+
+
+A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "DoRA": (edit(use_dora=True), "use_dora in .* must be None or False"),
+    "another method": (edit(peft_type="IA3"), "peft_type in .* must be 'LORA'"),
+    "biases": (edit(bias="all"), "bias in .* must be"),
+    "saved modules": (edit(modules_to_save=["lm_head"]), "modules_to_save in"),
+    "rank": (edit(r=5), "must have rank 5 by adapter_config.json, got 4"),
+    "alpha": (edit(lora_alpha="x"), "lora_alpha in .* must be a positive number"),
+    "pattern": (edit(alpha_pattern={"(": 1}), "alpha_pattern in .* regular expressions"),
+    "one half": (tensors(lambda t: t.pop(A)), "must hold lora_A and lora_B of"),
+    "shape": (
+        tensors(lambda t: t.update({A: t[A][:, :-1].contiguous()})),
+        "q_proj in .* must have A",
+    ),
+    "module": (
+        tensors(lambda t: t.update({A.replace("q_proj", "qq_proj"): t[A].clone()})),
+        "adapts model.layers.0.self_attn.qq_proj, a module that the model does not have",
+    ),
+    "layer": (
+        tensors(lambda t: t.update({A.replace("layers.0", "layers.9"): t[A].clone()})),
+        "adapts model.layers.9",
+    ),
+    "magnitude": (
+        tensors(lambda t: t.update({A.replace("_A.weight", "_magnitude_vector"): t[A].clone()})),
+        "is no weight of plain LoRA",
+    ),
+    "nothing": (tensors(lambda t: t.clear()), "at least one adapted module"),
+    "empty": (lambda p: (p / "adapter_model.safetensors").write_bytes(b""), "truncated"),
+    "no UTF-8": (lambda p: (p / "adapter_config.json").write_bytes(b"\xff"), "JSON in UTF-8"),
+    "missing": (lambda p: (p / "adapter_model.safetensors").unlink(), "must be a PEFT adapter"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_refused_in_a_sentence(
+    damage: str, adapters: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (adapter / name).write_bytes((adapters["plain"] / name).read_bytes())
+    change, message = DAMAGES[damage]
+    change(adapter)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        merge_adapters(open_checkpoint(tiny_checkpoint), [Adapter(adapter)])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_weight_must_be_a_number() -> None:
+    assert Adapter.parse("a/b") == Adapter(Path("a/b"), 1.0)
+    assert Adapter.parse("a:2") == Adapter(Path("a"), 2.0)
+    for text in ("a:b", "a:nan", "a:inf"):
+        with pytest.raises(CheckpointError, match="--lora must be PATH or PATH:weight"):
+            Adapter.parse(text)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_fuzzed_adapters_raise_nothing_else(
+    data: st.DataObject, adapters: dict[str, Path], tiny_checkpoint: Path
+) -> None:
+    name = data.draw(st.sampled_from(["adapter_config.json", "adapter_model.safetensors"]))
+    path = adapters["plain"] / name
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, min(len(damaged), 3000) - 1))
+        damaged[at] = data.draw(st.integers(0, 255))
+    path.write_bytes(damaged)
+    try:
+        merge_adapters(open_checkpoint(tiny_checkpoint), [Adapter(adapters["plain"])])
+    except CheckpointError:
+        pass
+    finally:
+        path.write_bytes(whole)
