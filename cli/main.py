@@ -117,7 +117,7 @@ _EXTRAS = {
     "yaml": "export",
     "onnxruntime": "cpu",
     "transformers": "validate",
-    "gguf": "demo",
+    "gguf": "export",
 }
 
 

