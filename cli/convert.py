@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .options import format_option
+from .options import dequantise_option, format_option
 
 
 @click.command(epilog="Example: nemo-trt convert ./nemo.nemo ./nemo-hf --to hf")
@@ -17,8 +17,11 @@ from .options import format_option
     help="hf and mistral write a folder, nemo a .nemo archive.",
 )
 @format_option
+@dequantise_option
 @click.option("--force", is_flag=True, help="Replace an existing DEST of the same kind.")
-def command(source: Path, dest: Path, to: str, format: str | None, force: bool) -> None:
+def command(
+    source: Path, dest: Path, to: str, format: str | None, dequantise: bool, force: bool
+) -> None:
     """Write the checkpoint SOURCE to DEST as another container of the same model.
 
     Every number stays as it is: `nemo-trt inspect --digest` says the same of both.
@@ -28,7 +31,7 @@ def command(source: Path, dest: Path, to: str, format: str | None, force: bool) 
 
     from .console import OUT, Bar, num_bytes
 
-    checkpoint = open_checkpoint(source, format)
+    checkpoint = open_checkpoint(source, format, dequantise=dequantise)
     with Bar() as bar:
         convert(checkpoint, dest, to, force=force, progress=bar)
     OUT.print(f"[bold]{dest}[/]  {to}, {num_bytes(checkpoint.num_bytes)} of weights")

@@ -8,7 +8,7 @@ import click
 from nemo_trt.errors import RequestError
 from nemo_trt.precision import PRECISIONS, DType
 
-from .options import format_option
+from .options import dequantise_option, format_option
 
 if TYPE_CHECKING:
     from nemo_trt.export.checkpoints import Checkpoint
@@ -78,6 +78,7 @@ def fp8_options(command: Any) -> Any:
     help="Copy the weight files, or write BUNDLE around them where they are.",
 )
 @format_option
+@dequantise_option
 @click.option(
     "--lora",
     multiple=True,
@@ -97,6 +98,7 @@ def command(
     precision: str | None,
     weights: str,
     format: str | None,
+    dequantise: bool,
     lora: tuple[str, ...],
     sha256: bool,
     force: bool,
@@ -119,7 +121,8 @@ def command(
     _require_fp8(context, precision, fp8)
     mode: WeightsMode = "in-place" if weights == "in-place" else "copy"
     opened = merge_adapters(
-        open_checkpoint(checkpoint, format), [Adapter.parse(text) for text in lora]
+        open_checkpoint(checkpoint, format, dequantise=dequantise),
+        [Adapter.parse(text) for text in lora],
     )
     with Bar() as bar:
         quantization = None

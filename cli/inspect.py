@@ -8,7 +8,7 @@ import click
 
 from nemo_trt.errors import CheckpointError
 
-from .options import format_option
+from .options import dequantise_option, format_option
 
 if TYPE_CHECKING:
     from nemo_trt.config import ModelConfig
@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     "--digest", is_flag=True, help="Digest all weights of a checkpoint: equal in any container."
 )
 @format_option
+@dequantise_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(path: Path, tensors: bool, digest: bool, format: str | None, as_json: bool) -> None:
+def command(
+    path: Path, tensors: bool, digest: bool, format: str | None, dequantise: bool, as_json: bool
+) -> None:
     """Show what PATH, a checkpoint or a bundle, holds.
 
     Reads headers alone; with --digest, every weight.
@@ -36,7 +39,7 @@ def command(path: Path, tensors: bool, digest: bool, format: str | None, as_json
         raise CheckpointError(f"{path} must exist, got nothing there. Check the spelling.")
     # A folder may hold both, a bundle made in place: --format and --digest mean the checkpoint.
     checkpoint = digest or format is not None or not is_bundle(path)
-    facts = _checkpoint(path, format, digest) if checkpoint else _bundle(path)
+    facts = _checkpoint(path, format, dequantise, digest) if checkpoint else _bundle(path)
     listing = facts.pop("tensors")
     if as_json:
         click.echo(json.dumps({**facts, **({"tensors": listing} if tensors else {})}, indent=2))
@@ -60,13 +63,13 @@ def command(path: Path, tensors: bool, digest: bool, format: str | None, as_json
         OUT.print(listed)
 
 
-def _checkpoint(path: Path, format: str | None, digest: bool) -> dict[str, Any]:
+def _checkpoint(path: Path, format: str | None, dequantise: bool, digest: bool) -> dict[str, Any]:
     from nemo_trt.digest import weights_digest
     from nemo_trt.export.checkpoints import open_checkpoint
 
     from .console import Bar
 
-    checkpoint = open_checkpoint(path, format)
+    checkpoint = open_checkpoint(path, format, dequantise=dequantise)
     found = {}
     if digest:
         with Bar() as bar:

@@ -103,7 +103,11 @@ def run_validation(
             f"The checkpoint that the bundle was made from must be at {source}, got nothing there. "
             "Name it with --reference."
         )
-    checkpoint = open_checkpoint(source, None if reference else manifest.source["format"])
+    checkpoint = open_checkpoint(
+        source,
+        None if reference else manifest.source["format"],
+        dequantise="dequantised" in manifest.source and not reference,
+    )
     if manifest.adapters and not reference:
         named = [Adapter(Path(str(a["path"])), float(a["weight"])) for a in manifest.adapters]
         checkpoint = merge_adapters(checkpoint, named)

@@ -267,6 +267,7 @@ def _manifest(
             "path": str(checkpoint.path.resolve()),
             "format": checkpoint.format,
             "architecture": checkpoint.config.architecture,
+            **({"dequantised": "from FP8"} if checkpoint.dequantised else {}),
         },
         tools={
             "nemo-trt": __version__,

@@ -25,6 +25,7 @@ class Checkpoint:
         tokenizer_files: what a tokenizer is made of; none when the container has no tokenizer.
         weight_files: safetensors files that hold these weights under these names, which a bundle
             can point into; none where the container has another order of bytes.
+        dequantised: whether FP8 weights were read as BF16 ones.
         adapters: path, weight and sha256 of every LoRA adapter that is merged into `tensors`.
     """
 
@@ -34,6 +35,7 @@ class Checkpoint:
     tensors: dict[str, LazyTensor]
     tokenizer_files: tuple[TokenizerFile, ...]
     weight_files: tuple[Path, ...] = ()
+    dequantised: bool = False
     adapters: tuple[Mapping[str, str | float], ...] = ()
 
     def __post_init__(self) -> None:
@@ -51,7 +53,7 @@ class Checkpoint:
             ("holds unexpected tensors", unexpected),
             ("holds tensors of a wrong shape", misshaped),
             (
-                "holds FP8 weights, which are not read from a checkpoint; use the BF16 one",
+                "holds FP8 weights although its config states no quantisation",
                 quantised,
             ),
         ):

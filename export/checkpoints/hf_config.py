@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from nemo_trt.config import ModelConfig
-from nemo_trt.errors import CheckpointError
 
 from .fields import Fields
 
@@ -69,13 +68,6 @@ def _architecture(fields: Fields) -> str:
 
 def _refuse_unsupported(fields: Fields, architecture: str) -> None:
     raw = fields.raw
-    quantised = raw.get("quantization_config")
-    if quantised is not None:
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-        raise CheckpointError(
-            f"quantization_config in {fields.where} names the method {method!r}, which is not "
-            "read. Use the unquantised (BF16) checkpoint."
-        )
     for name in ("attention_bias", "mlp_bias"):
         if fields.flag(name):
             raise fields.error(name, "must be false: biases are not supported")

@@ -5,9 +5,10 @@ from typing import Any
 
 from nemo_trt.errors import CheckpointError
 from nemo_trt.safetensors import read_layout
-from nemo_trt.tensors import TensorRef
+from nemo_trt.tensors import LazyTensor, TensorRef
 
 from .checkpoint import Checkpoint
+from .fp8 import block_size, dequantised, quantization_of, require_dequantise
 from .hf_config import parse_config
 from .text_files import read_json
 from .tokenizer_files import in_folder
@@ -28,13 +29,16 @@ def recognises(path: Path) -> bool:
     return ours or not (path / "params.json").is_file()
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path, dequantise: bool = False) -> Checkpoint:
     """Read headers and config; the index, where there is one, says which files count.
 
     Raises:
         CheckpointError: a file is missing, damaged or not supported.
     """
     raw = read_json(path / CONFIG)
+    quantization = quantization_of(raw, path)
+    if quantization is not None:
+        require_dequantise(quantization["described"], path, dequantise)
     generation: dict[str, Any] = {}
     if (path / GENERATION_CONFIG).is_file():
         generation = read_json(path / GENERATION_CONFIG)
@@ -55,13 +59,18 @@ def read(path: Path) -> Checkpoint:
             )
         )
     kept = {n: ref for n, ref in tensors.items() if not n.endswith(_IGNORED_SUFFIX)}
+    files = tuple(sorted({ref.path for ref in kept.values()}))
+    weights: dict[str, LazyTensor] = dict(kept)
+    if quantization is not None:
+        weights, files = dequantised(weights, block_size(quantization), path), ()
     return Checkpoint(
         path=path,
         format="hf",
         config=config,
-        tensors=dict(kept),
+        dequantised=quantization is not None,
+        tensors=weights,
         tokenizer_files=in_folder(path),
-        weight_files=tuple(sorted({ref.path for ref in kept.values()})),
+        weight_files=files,
     )
 
 

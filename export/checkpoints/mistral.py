@@ -17,6 +17,7 @@ from nemo_trt.tensors import LazyTensor, TensorRef, renamed
 from .checkpoint import Checkpoint
 from .derived import gathered, half_split_index
 from .fields import Fields
+from .fp8 import dequantised, require_dequantise
 from .text_files import read_json
 from .tokenizer_files import TEKKEN, TEKKEN_BOS, TEKKEN_EOS, in_folder
 
@@ -46,7 +47,7 @@ def recognises(path: Path) -> bool:
     return path.is_dir() and (path / PARAMS).is_file() and any(path.glob("consolidated*"))
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Path, dequantise: bool = False) -> Checkpoint:
     """Read headers and params.json.
 
     Raises:
@@ -55,14 +56,24 @@ def read(path: Path) -> Checkpoint:
     if not (path / PARAMS).is_file():
         raise CheckpointError(f"{path} must hold {PARAMS} and {PATTERN}, got no {PARAMS}.")
     files = in_folder(path)
-    config = parse_params(
-        read_json(path / PARAMS), path / PARAMS, tekken=any(f.name == TEKKEN for f in files)
-    )
+    raw = read_json(path / PARAMS)
+    quantization = raw.pop("quantization", None)
+    stored: dict[str, LazyTensor] = dict(_stored(path))
+    if quantization is not None:
+        kind = quantization.get("qformat_weight") if isinstance(quantization, dict) else None
+        if kind != "fp8_e4m3":
+            raise CheckpointError(
+                f"quantization in {path / PARAMS} must be fp8_e4m3, got {quantization!r}."
+            )
+        require_dequantise(kind, path, dequantise)
+        stored = dequantised(stored, None, path)
+    config = parse_params(raw, path / PARAMS, tekken=any(f.name == TEKKEN for f in files))
     return Checkpoint(
         path=path,
         format="mistral",
         config=config,
-        tensors=dict(_canonical(_stored(path), config, path)),
+        dequantised=quantization is not None,
+        tensors=dict(_canonical(stored, config, path)),
         tokenizer_files=files,
     )
 
@@ -77,7 +88,7 @@ def parse_params(raw: dict[str, Any], where: Path, *, tekken: bool) -> ModelConf
         CheckpointError: a field is missing, of a wrong type, or asks for what is not supported.
     """
     fields = Fields(raw, where)
-    for name in ("moe", "lora", "vision_encoder", "quantization", "rope_scaling", "yarn"):
+    for name in ("moe", "lora", "vision_encoder", "rope_scaling", "yarn"):
         fields.only(name, None, why="this is not supported")
     fields.only("model_type", None, "transformer", why="other models are not supported")
     fields.only("activation", None, "silu", why="other activations are not supported")
@@ -137,7 +148,7 @@ def _stored(path: Path) -> dict[str, TensorRef]:
 
 
 def _canonical(
-    stored: dict[str, TensorRef], config: ModelConfig, path: Path
+    stored: dict[str, LazyTensor], config: ModelConfig, path: Path
 ) -> Iterator[tuple[str, LazyTensor]]:
     """Every tensor under its canonical name, rows of q and k in half-split order."""
     orders = {
@@ -150,14 +161,14 @@ def _canonical(
         target = _LAYER.get(leaf) if layer else _OTHER.get(leaf)
         if target is None:
             raise CheckpointError(
-                f"{ref.path} holds {name}, which a model of this family does not have."
+                f"{path} holds {name}, which a model of this family does not have."
             )
         if layer:
             target = f"model.layers.{int(layer[1])}.{target}"
         index = orders.get(leaf) if layer else None
         if index is not None and len(index) != ref.shape[0]:
             raise CheckpointError(
-                f"{name} in {ref.path} must have {len(index)} rows by {PARAMS}, got {ref.shape[0]}."
+                f"{name} in {path} must have {len(index)} rows by {PARAMS}, got {ref.shape[0]}."
             )
         yield target, renamed(ref, target) if index is None else gathered(target, ref, index)
 

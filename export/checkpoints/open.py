@@ -17,32 +17,38 @@ FORMATS = {
 }
 """Name of each container -> the module that reads it, and what it looks like; in this order."""
 
+_WITH_FP8 = ("hf", "mistral")
 
-def open_checkpoint(path: Path, format: str | None = None) -> Checkpoint:
+
+def open_checkpoint(
+    path: Path, format: str | None = None, *, dequantise: bool = False
+) -> Checkpoint:
     """Open a checkpoint: its tensors are lazy, no weight is read.
 
     Args:
         path: the file or folder; `FORMATS` says which.
         format: the container's name; by default the first whose files are there.
+        dequantise: read FP8 weights as BF16 ones, which are otherwise refused.
 
     Raises:
         CheckpointError: there is nothing to read, or it is damaged, incomplete or not supported.
     """
     if not path.exists():
         raise CheckpointError(f"{path} must exist, got nothing there. Check the spelling.")
-    if format is not None:
-        if format not in FORMATS:
-            raise CheckpointError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}.")
-        return _opened(_reader(format), path)
-    for reader in map(_reader, FORMATS):
-        if reader.recognises(path):
-            return _opened(reader, path)
+    if format is not None and format not in FORMATS:
+        raise CheckpointError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}.")
+    for name in [format] if format else FORMATS:
+        reader = _reader(name)
+        if format or reader.recognises(path):
+            if dequantise and name not in _WITH_FP8:
+                raise CheckpointError(
+                    f"--dequantise is for FP8 weights of {' and '.join(_WITH_FP8)}, got {name}."
+                )
+            checkpoint: Checkpoint = (
+                reader.read(path, dequantise=True) if dequantise else reader.read(path)
+            )
+            return checkpoint
     raise CheckpointError(f"{path} must be {'; '.join(_looks())}. Got none of these.")
-
-
-def _opened(reader: Any, path: Path) -> Checkpoint:
-    checkpoint: Checkpoint = reader.read(path)
-    return checkpoint
 
 
 def _reader(name: str) -> Any:

@@ -224,7 +224,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (edit_weights(lambda t: t.pop(NORM)), r"lacks tensors: .*0.input_layernorm"),
     "extra": (
         edit_weights(lambda t: t.update(extra=torch.ones(2))),
-        "consolidated.00.safetensors holds extra",
+        "holds extra, which a model of this family does not have",
     ),
     "layer too many": (
         edit_weights(lambda t: t.update({"layers.7.ffn_norm.weight": t[NORM].clone()})),
@@ -261,7 +261,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "layers": (edit_params(n_layers=1), "unexpected tensors: model.layers.1"),
     "experts": (edit_params(moe={"num_experts": 8}), "moe in .* must be None"),
     "window": (edit_params(sliding_window=64), "sliding_window in .* an active window"),
-    "quantised": (edit_params(quantization={"qformat_weight": "fp8_e4m3"}), "quantization in"),
+    "quantised": (
+        edit_params(quantization={"qformat_weight": "fp8_e4m3"}),
+        "holds FP8 weights .* with --dequantise",
+    ),
     "boolean": (edit_params(n_heads=True), "n_heads in .* must be a positive integer, got True"),
 }
 
