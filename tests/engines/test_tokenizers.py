@@ -52,10 +52,10 @@ CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]] | None
 
 @pytest.fixture(scope="module")
 def tekken(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    from nemo_trt.export.samples.seeded import _tekken
+    from nemo_trt.export.checkpoints.tokenizer_files import tekken_of_mistral_common
 
     folder = tmp_path_factory.mktemp("tekken")
-    shutil.copyfile(_tekken(), folder / "tekken.json")
+    shutil.copyfile(tekken_of_mistral_common(), folder / "tekken.json")
     return open_tokenizer(folder)
 
 
@@ -215,9 +215,9 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
 def test_using_both_tokenisers_loads_neither_torch_nor_transformers(
     tekken: Any, sample_bundle: Any, tmp_path: Path
 ) -> None:
-    from nemo_trt.export.samples.seeded import _tekken
+    from nemo_trt.export.checkpoints.tokenizer_files import tekken_of_mistral_common
 
-    shutil.copyfile(_tekken(), tmp_path / "tekken.json")
+    shutil.copyfile(tekken_of_mistral_common(), tmp_path / "tekken.json")
     code = (
         "import sys; from pathlib import Path\n"
         "from nemo_trt.engines.tokenizers import open_tokenizer\n"
