@@ -50,6 +50,12 @@ _FP8_OPTIONS = (
         show_default=True,
         help="FP8: a weight scale for each merged product, or for each output channel.",
     ),
+    click.option(
+        "--merge-scales",
+        is_flag=True,
+        help="FP8 checkpoints: one scale for q, k, v and one for gate, up, so that engines merge "
+        "their products; rounds weights of other scales again.",
+    ),
     click.option("--fp8-lm-head", is_flag=True, help="FP8: the head too."),
     click.option("--device", default="cpu", show_default=True, help="FP8: where to calibrate."),
 )
@@ -109,26 +115,31 @@ def command(
 
     The decoder is traced without allocating a weight. With --weights in-place, BUNDLE is the folder
     that holds the checkpoint's weight files, and not a byte of them is copied. With --precision fp8
-    the checkpoint is calibrated first, one layer in memory at a time.
+    the checkpoint is calibrated first, one layer in memory at a time; one that holds FP8 weights
+    keeps them and its scales.
     """
     from nemo_trt.export.bundle import export_bundle
     from nemo_trt.export.checkpoints import open_checkpoint
     from nemo_trt.export.checkpoints.lora import Adapter, merge_adapters
+    from nemo_trt.export.quantization.stored import extra_products, merge_scales
     from nemo_trt.export.target import WeightsMode, require_target
 
     from .console import OUT, Bar, num_bytes
 
     _require_fp8(context, precision, fp8)
     mode: WeightsMode = "in-place" if weights == "in-place" else "copy"
+    keep_fp8 = precision == DType.FP8 and not dequantise
     opened = merge_adapters(
-        open_checkpoint(checkpoint, format, dequantise=dequantise),
+        open_checkpoint(checkpoint, format, dequantise=dequantise, keep_fp8=keep_fp8),
         [Adapter.parse(text) for text in lora],
     )
+    if fp8["merge_scales"] and opened.fp8:
+        opened = merge_scales(opened)
     with Bar() as bar:
         quantization = None
         if precision == DType.FP8:
             require_target(bundle, mode, force)  # before minutes of calibration
-            quantization = quantize(opened, bar, **fp8)
+            quantization = _quantization(context, opened, bar, fp8)
         manifest = export_bundle(
             opened,
             bundle,
@@ -148,13 +159,39 @@ def command(
         f"parameters, {manifest.precision}, weights {num_bytes(manifest.weight_bytes)} "
         f"({manifest.weights_mode})"
     )
-    if quantization:
+    if opened.fp8:
+        extra = extra_products(opened)
+        OUT.print(
+            f"{len(opened.fp8)} weights in FP8 as the checkpoint holds them ({opened.fp8_kind})"
+            + (f"; their different scales cost an engine {extra} more products" if extra else "")
+        )
+    elif quantization and quantization.kl is not None:
         measured = len(quantization.activations)
         OUT.print(
             f"{measured - len(quantization.kept)} of {measured} groups of products in FP8; all of "
             f"them would cost KL {quantization.kl:.2g}, at most {quantization.max_kl:g} is allowed"
         )
     OUT.print(f"Next: nemo-trt validate {bundle}")
+
+
+def _quantization(
+    context: click.Context, opened: "Checkpoint", progress: "Progress", fp8: dict[str, Any]
+) -> "Quantization":
+    """An FP8 checkpoint's own scales, or those of a calibration."""
+    from nemo_trt.export.quantization.stored import stored_quantization
+
+    given = [name for name in _given(context, fp8) if name != "merge_scales"]
+    options = {name: value for name, value in fp8.items() if name != "merge_scales"}
+    if not opened.fp8:
+        if fp8["merge_scales"]:
+            raise click.UsageError("--merge-scales is for checkpoints of FP8 weights.")
+        return quantize(opened, progress, **options)
+    if given:
+        raise click.UsageError(
+            f"{opened.path} holds FP8 weights and their scales: leave "
+            f"--{given[0].replace('_', '-')} out, or quantise anew with --dequantise."
+        )
+    return stored_quantization(opened)
 
 
 def quantize(
@@ -201,11 +238,7 @@ def quantize(
 
 def _require_fp8(context: click.Context, precision: str | None, fp8: dict[str, Any]) -> None:
     """Refuse options that would be ignored."""
-    given = [
-        name
-        for name in fp8
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-    ]
+    given = _given(context, fp8)
     if given and precision != DType.FP8:
         raise click.UsageError(f"--{given[0].replace('_', '-')} needs --precision fp8.")
     others = [name for name in given if name != "scales"]
@@ -213,3 +246,12 @@ def _require_fp8(context: click.Context, precision: str | None, fp8: dict[str, A
         raise click.UsageError(
             f"--scales stands for a calibration; leave --{others[0].replace('_', '-')} out."
         )
+
+
+def _given(context: click.Context, options: dict[str, Any]) -> list[str]:
+    """Those of the options that the command line names."""
+    return [
+        name
+        for name in options
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    ]

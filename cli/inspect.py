@@ -69,7 +69,7 @@ def _checkpoint(path: Path, format: str | None, dequantise: bool, digest: bool) 
 
     from .console import Bar
 
-    checkpoint = open_checkpoint(path, format, dequantise=dequantise)
+    checkpoint = open_checkpoint(path, format, dequantise=dequantise, keep_fp8=not dequantise)
     found = {}
     if digest:
         with Bar() as bar:
@@ -149,8 +149,8 @@ def _quantization(found: "Quantization | None") -> dict[str, Any]:
             "groups": f"{measured - len(found.kept)} of {measured}",
             "weights": found.weight_scales,
             "clip": found.method,
-            "kl_of_all": f"{found.kl:.3g}",
-            "max_kl": f"{found.max_kl:g}",
+            **({} if found.kl is None else {"kl_of_all": f"{found.kl:.3g}"}),
+            **({} if found.max_kl is None else {"max_kl": f"{found.max_kl:g}"}),
             **found.calibration,
         }
     }

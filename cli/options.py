@@ -33,9 +33,7 @@ format_option = click.option(
     "--format", help="The checkpoint's container, where its files would be taken for another."
 )
 """Adds --format, which `open_checkpoint` takes."""
-dequantise_option = click.option(
-    "--dequantise", is_flag=True, help="Read FP8 weights as BF16; without it they are refused."
-)
+dequantise_option = click.option("--dequantise", is_flag=True, help="Read FP8 weights as BF16.")
 """Adds --dequantise, which `open_checkpoint` takes."""
 
 

@@ -106,7 +106,7 @@ def run_validation(
     checkpoint = open_checkpoint(
         source,
         None if reference else manifest.source["format"],
-        dequantise="dequantised" in manifest.source and not reference,
+        dequantise=bool({"dequantised", "fp8"} & set(manifest.source)) and not reference,
     )
     if manifest.adapters and not reference:
         named = [Adapter(Path(str(a["path"])), float(a["weight"])) for a in manifest.adapters]

@@ -24,7 +24,7 @@ from nemo_trt.manifest import (
 )
 from nemo_trt.precision import PRECISIONS, DType
 from nemo_trt.progress import Progress, Silent
-from nemo_trt.quantization import LM_HEAD, Quantization, groups
+from nemo_trt.quantization import LM_HEAD, STORED, Quantization, groups
 from nemo_trt.safetensors import read_layout
 from nemo_trt.tensors import TensorRef
 
@@ -71,8 +71,8 @@ def export_bundle(
         weights: "copy" them into the bundle, or leave them "in-place".
         sha256: digest the weight files whole (reads every byte) and not only in samples.
         force: replace an existing bundle.
-        quantization: scales of FP8, from `export.quantization.calibrate` or an FP8 bundle's
-            manifest. Needed for FP8, and for nothing else.
+        quantization: scales of FP8, from `export.quantization.calibrate`, an FP8 bundle's manifest
+            or, for an FP8 checkpoint, `export.quantization.stored`. Needed for FP8 alone.
 
     Returns:
         The manifest that was written.
@@ -99,20 +99,26 @@ def export_bundle(
         checkpoint.config, chosen, numerics_of(checkpoint.config, chosen, quantization)
     )
     _describe(model, checkpoint)
-    if quantization:
+    if quantization and not checkpoint.fp8:
         return _write_fp8(model, checkpoint, quantization, bundle, sha256, progress)
+    if quantization:
+        set_scales(model.graph, scales_of(checkpoint, quantization))
     locations = weight_locations(checkpoint, bundle, weights)
     if not checkpoint.weight_files:
-        return _write_new(model, checkpoint, chosen, bundle, sha256, progress)
+        return _write_new(model, checkpoint, chosen, bundle, sha256, progress, quantization)
     attach_weights(model, _stored(checkpoint), locations)
     if weights == "in-place":
-        return _write_in_place(model, checkpoint, chosen, bundle, locations, sha256, progress)
+        return _write_in_place(
+            model, checkpoint, chosen, bundle, locations, sha256, progress, quantization
+        )
     with atomic.new_directory(bundle) as folder:
         (folder / WEIGHTS_FOLDER).mkdir()
         progress.phase("copy the weights", checkpoint.num_file_bytes, "bytes")
         for path, location in locations.items():
             copy_file(path, folder / location, progress)
-        return _finish(model, checkpoint, chosen, folder, locations.values(), sha256, progress)
+        return _finish(
+            model, checkpoint, chosen, folder, locations.values(), sha256, progress, quantization
+        )
 
 
 def _stored(checkpoint: Checkpoint) -> dict[str, TensorRef]:
@@ -127,6 +133,7 @@ def _write_new(
     bundle: Path,
     sha256: bool,
     progress: Progress,
+    quantization: Quantization | None,
 ) -> Manifest:
     """Write the weights to one file of their own, and point the graph at them."""
     location = PurePosixPath(WEIGHTS_FOLDER, _WEIGHTS_FILE)
@@ -135,7 +142,9 @@ def _write_new(
         path.parent.mkdir()
         write_weights(checkpoint, path, progress)
         attach_weights(model, read_layout(path), {path: location})
-        return _finish(model, checkpoint, precision, folder, [location], sha256, progress)
+        return _finish(
+            model, checkpoint, precision, folder, [location], sha256, progress, quantization
+        )
 
 
 def _write_fp8(
@@ -200,6 +209,7 @@ def _write_in_place(
     locations: Mapping[Path, PurePosixPath],
     sha256: bool,
     progress: Progress,
+    quantization: Quantization | None,
 ) -> Manifest:
     """Add graph and manifest to the folder that holds the weights already."""
     graph = atomic.temporary_sibling(bundle / GRAPH_FILE)
@@ -217,6 +227,7 @@ def _write_in_place(
                 for file in checkpoint.tokenizer_files
                 if file.path
             ),
+            quantization=quantization,
         )
         atomic.write_text(bundle / NEXT_MANIFEST_FILE, manifest.to_json())
         graph.replace(bundle / GRAPH_FILE)  # from here on the new bundle is the one that counts
@@ -258,7 +269,9 @@ def _manifest(
     return Manifest(
         config=checkpoint.config,
         precision=precision,
-        stored_dtypes=(*stored, DType.FP8) if quantization else stored,
+        stored_dtypes=(
+            (*stored, DType.FP8) if quantization and DType.FP8 not in stored else stored
+        ),
         weights_mode=weights_mode,
         graph_sha256=graph_sha256,
         weights=weights,
@@ -268,6 +281,7 @@ def _manifest(
             "format": checkpoint.format,
             "architecture": checkpoint.config.architecture,
             **({"dequantised": "from FP8"} if checkpoint.dequantised else {}),
+            **({"fp8": checkpoint.fp8_kind} if checkpoint.fp8 else {}),
         },
         tools={
             "nemo-trt": __version__,
@@ -287,7 +301,13 @@ def _require_quantization(
     """FP8 and a quantisation of this very model go together."""
     if (precision is DType.FP8) != (quantization is not None):
         raise ExportError("A quantisation must be given for FP8 and for nothing else. Calibrate.")
-    if quantization is None:
+    if bool(checkpoint.fp8) != (quantization is not None and quantization.method == STORED):
+        raise ExportError(
+            f"{checkpoint.path} holds FP8 weights and must be exported with its own scales."
+            if checkpoint.fp8
+            else "The scales are an FP8 checkpoint's own, which no other one can take. Calibrate."
+        )
+    if quantization is None or checkpoint.fp8:
         return
     if weights == "in-place":
         raise ExportError("--weights must be copy for FP8: the weights are written anew.")
@@ -314,7 +334,7 @@ def _new_bytes(
     checkpoint: Checkpoint, weights: WeightsMode, quantization: Quantization | None
 ) -> int:
     """Bytes of weights that an export writes."""
-    if quantization:
+    if quantization and not checkpoint.fp8:
         return num_fp8_bytes(checkpoint, quantization)
     if weights == "in-place":
         return 0

@@ -17,6 +17,8 @@ from nemo_trt.errors import BundleError
 E4M3_MAX = 448.0
 """The largest finite number of FP8 E4M3FN."""
 LM_HEAD = "lm_head"
+STORED = "checkpoint"
+"""`Quantization.method` where an FP8 checkpoint gave the scales."""
 
 WeightScales = Literal["per-tensor", "per-channel"]
 
@@ -49,28 +51,32 @@ class Activation:
     Attributes:
         amax: largest magnitude that was seen.
         clip: magnitude that the scale is made for; `amax` or less.
-        shift: mean relative squared change of the residual stream when this group alone is FP8.
-        kl: its share of the divergence that FP8 in every group causes, in nats.
+        shift: mean relative squared change of the residual stream when this group alone is FP8;
+            None where an FP8 checkpoint gave the scale.
+        kl: its share of the divergence that FP8 in every group causes, in nats; None likewise.
     """
 
     amax: float
     clip: float
-    shift: float
-    kl: float
+    shift: float | None = None
+    kl: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantization:
-    """Everything that turns a BF16 checkpoint into this FP8 bundle.
+    """Everything that turns a BF16 checkpoint into this FP8 bundle, or an FP8 one's own scales.
 
     Attributes:
-        weight_scales: one a group, or one an output channel.
-        method: how `clip` was chosen.
-        calibration: name, sha256, samples and tokens of the calibration set.
+        weight_scales: one a group, or one an output channel; an FP8 checkpoint's own are one a
+            weight instead of one a group.
+        method: how `clip` was chosen; `STORED` where an FP8 checkpoint gave every scale.
+        calibration: name, sha256, samples and tokens of the calibration set; of an FP8 checkpoint
+            its kind.
         activations: group -> its input; all groups that were measured.
         weight_amax: weight -> largest magnitude.
-        kl: divergence of the answers with every group in FP8 from the exact ones, in nats.
-        max_kl: what was allowed.
+        kl: divergence of the answers with every group in FP8 from the exact ones, in nats; None
+            where it was not measured.
+        max_kl: what was allowed; None likewise.
         kept: groups that stay in BF16 -> why.
     """
 
@@ -79,8 +85,8 @@ class Quantization:
     calibration: Mapping[str, str | int]
     activations: Mapping[str, Activation]
     weight_amax: Mapping[str, float]
-    kl: float
-    max_kl: float
+    kl: float | None
+    max_kl: float | None
     kept: Mapping[str, str]
 
     def is_fp8(self, group: str) -> bool:
@@ -108,7 +114,7 @@ class Quantization:
         """
         try:
             activations = {
-                group: Activation(**{key: float(value) for key, value in one.items()})
+                group: Activation(**{key: _number(value) for key, value in one.items()})
                 for group, one in data["activations"].items()
             }
             if data["weight_scales"] not in ("per-tensor", "per-channel"):
@@ -116,3 +122,7 @@ class Quantization:
             return cls(**{**data, "activations": activations})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BundleError(f"The quantisation's record is damaged: {error!r}.") from error
+
+
+def _number(value: Any) -> Any:
+    return None if value is None else float(value)

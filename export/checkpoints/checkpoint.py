@@ -1,7 +1,7 @@
 """What every checkpoint reader yields, whatever the container."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemo_trt.config import ModelConfig
@@ -9,6 +9,7 @@ from nemo_trt.errors import CheckpointError
 from nemo_trt.precision import DType
 from nemo_trt.tensors import LazyTensor
 
+from .fp8 import StoredScales
 from .tokenizer_files import TokenizerFile
 
 _MOST_NAMED = 5
@@ -25,6 +26,8 @@ class Checkpoint:
         tokenizer_files: what a tokenizer is made of; none when the container has no tokenizer.
         weight_files: safetensors files that hold these weights under these names, which a bundle
             can point into; none where the container has another order of bytes.
+        fp8: what an FP8 checkpoint says of the scales of each FP8 weight; the weights are codes.
+        fp8_kind: how that checkpoint names its quantisation.
         dequantised: whether FP8 weights were read as BF16 ones.
         adapters: path, weight and sha256 of every LoRA adapter that is merged into `tensors`.
     """
@@ -35,6 +38,8 @@ class Checkpoint:
     tensors: dict[str, LazyTensor]
     tokenizer_files: tuple[TokenizerFile, ...]
     weight_files: tuple[Path, ...] = ()
+    fp8: Mapping[str, StoredScales] = field(default_factory=dict)
+    fp8_kind: str = ""
     dequantised: bool = False
     adapters: tuple[Mapping[str, str | float], ...] = ()
 
@@ -47,7 +52,11 @@ class Checkpoint:
             for name, shape in expected.items()
             if name in self.tensors and self.tensors[name].shape != shape
         ]
-        quantised = [name for name, ref in self.tensors.items() if ref.dtype is DType.FP8]
+        quantised = [
+            name
+            for name, ref in self.tensors.items()
+            if ref.dtype is DType.FP8 and name not in self.fp8
+        ]
         for words, names in (
             ("lacks tensors", missing),
             ("holds unexpected tensors", unexpected),

@@ -1,4 +1,4 @@
-"""FP8 checkpoints read as BF16, where that is asked for; otherwise refused by name.
+"""FP8 checkpoints: their codes and scales as they are, or read as BF16; others refused by name.
 
 Kinds: `fp8` of AutoFP8, vLLM and transformers (one scale, or one a block of 128 x 128),
 compressed-tensors (one scale, one a row or one a block), ModelOpt's unified export, and Mistral's
@@ -6,7 +6,7 @@ compressed-tensors (one scale, one a row or one a block), ModelOpt's unified exp
 it `weight_scale_inv`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,15 @@ from .text_files import read_json
 
 MODELOPT = "hf_quant_config.json"
 _SCALES = (".weight_scale", ".weight_scale_inv", ".qscale_weight")
-# Of activations and of the cache: what is computed in BF16 does not need them.
-_UNUSED = (
-    ".input_scale",
-    ".activation_scale",
-    ".qscale_act",
+_INPUT_SCALES = (".input_scale", ".activation_scale", ".qscale_act")
+# Of the cache, which is BF16 in every bundle.
+_CACHE_SCALES = (
     ".kv_scale",
     ".k_scale",
     ".v_scale",
     ".output_scale",
 )
+_ALL_SCALES = (*_SCALES, *_INPUT_SCALES, *_CACHE_SCALES)
 
 
 def quantization_of(raw: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
@@ -73,13 +72,65 @@ def quantization_of(raw: Mapping[str, Any], folder: Path) -> dict[str, Any] | No
     return {**found, "described": method}
 
 
-def require_dequantise(described: object, path: Path, dequantise: bool) -> None:
-    """Raise a CheckpointError unless an FP8 checkpoint may be read as BF16."""
-    if not dequantise:
-        raise CheckpointError(
-            f"{path} holds FP8 weights (method {described!r}), whose scales are not taken over "
-            "into an FP8 bundle. Read them as BF16 with --dequantise, or use the BF16 checkpoint."
-        )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredScales:
+    """The scales of an FP8 weight, as its checkpoint states them.
+
+    Attributes:
+        weight: () or one a row, (N,), fp32.
+        input: of the activation that the weight is multiplied with.
+    """
+
+    weight: NDArray[np.float32]
+    input: float
+
+
+def refused(described: object, path: Path) -> CheckpointError:
+    """What to say where FP8 weights are neither asked for nor to be read as BF16."""
+    return CheckpointError(
+        f"{path} holds FP8 weights (method {described!r}). Export them as they are with "
+        "--precision fp8, or read them as BF16 with --dequantise."
+    )
+
+
+def split_off_scales(
+    tensors: Mapping[str, LazyTensor], where: Path
+) -> tuple[dict[str, LazyTensor], dict[str, StoredScales]]:
+    """The weights alone, FP8 ones as the codes that they are, and the scales of these.
+
+    Raises:
+        CheckpointError: a weight lacks a scale or has one of blocks, or its activations' scale is
+            not static.
+    """
+    scales = {}
+    weights = {n: t for n, t in tensors.items() if not n.endswith(_ALL_SCALES)}
+    for name, tensor, scale in _scaled_weights(tensors, where):
+        values = _values(scale, where)
+        if values.size == 1:
+            values = values.reshape(())
+        elif values.size == tensor.shape[0] == values.shape[0]:
+            values = values.reshape(-1)
+        else:
+            raise CheckpointError(
+                f"{scale.name} in {where} must be one number or one a row, got blocks "
+                f"{list(values.shape)}: FP8 products with a scale a block are not standard ONNX "
+                "that TensorRT computes in FP8. Read the weights as BF16 with --dequantise."
+            )
+        stem = name.removesuffix(".weight")
+        of_input = [f"{stem}{s}" for s in _INPUT_SCALES if f"{stem}{s}" in tensors]
+        if len(of_input) != 1:
+            raise CheckpointError(
+                f"{name} in {where} must have one static scale of its input, got {len(of_input)}: "
+                "scales made while it runs are not supported. Calibrate static ones: --dequantise "
+                "--precision fp8."
+            )
+        static = _values(tensors[of_input[0]], where)
+        if static.size != 1:
+            raise CheckpointError(
+                f"{of_input[0]} in {where} must be one number, got {list(static.shape)}."
+            )
+        scales[name] = StoredScales(weight=values, input=float(static.reshape(())))
+    return weights, scales
 
 
 def dequantised(
@@ -93,13 +144,19 @@ def dequantised(
     Raises:
         CheckpointError: a weight lacks its scale, or has one of another shape.
     """
-    found: dict[str, LazyTensor] = {}
+    found = {name: t for name, t in tensors.items() if not name.endswith(_ALL_SCALES)}
+    for name, tensor, scale in _scaled_weights(tensors, where):
+        found[name] = _scaled(tensor, scale, block, where)
+    return found
+
+
+def _scaled_weights(
+    tensors: Mapping[str, LazyTensor], where: Path
+) -> Iterator[tuple[str, LazyTensor, LazyTensor]]:
+    """Every FP8 weight's name, codes and scale."""
     scales = {name for name in tensors if name.endswith(_SCALES)}
     for name, tensor in tensors.items():
-        if name in scales or name.endswith(_UNUSED):
-            continue
-        if tensor.dtype is not DType.FP8:
-            found[name] = tensor
+        if tensor.dtype is not DType.FP8 or name.endswith(_ALL_SCALES):
             continue
         stem = name.removesuffix(".weight")
         of_it = [f"{stem}{suffix}" for suffix in _SCALES if f"{stem}{suffix}" in scales]
@@ -108,17 +165,25 @@ def dequantised(
                 f"{name} in {where} is FP8 and must have one scale beside it, got {len(of_it)}."
             )
         scales.remove(of_it[0])
-        found[name] = _scaled(tensor, tensors[of_it[0]], block, where)
+        yield name, tensor, tensors[of_it[0]]
     if scales:
         raise CheckpointError(f"{where} holds {min(scales)}, a scale of no FP8 weight.")
-    return found
+
+
+def _values(scale: LazyTensor, where: Path) -> NDArray[np.float32]:
+    """A scale's numbers in fp32."""
+    if scale.dtype not in (DType.FP32, DType.BF16, DType.FP16):
+        raise CheckpointError(f"{scale.name} in {where} must be a float, got {scale.dtype}.")
+    stored = np.array(scale.read())
+    values = bfloat16.to_float32(stored) if scale.dtype is DType.BF16 else stored
+    values = values.astype(np.float32)
+    if not (np.isfinite(values) & (values > 0)).all():
+        raise CheckpointError(f"{scale.name} in {where} must be positive and finite.")
+    return values
 
 
 def _scaled(tensor: LazyTensor, scale: LazyTensor, block: object, where: Path) -> "Scaled":
-    if scale.dtype not in (DType.FP32, DType.BF16, DType.FP16):
-        raise CheckpointError(f"{scale.name} in {where} must be a float, got {scale.dtype}.")
-    values = np.array(scale.read())
-    values = bfloat16.to_float32(values) if scale.dtype is DType.BF16 else values.astype(np.float32)
+    values = _values(scale, where)
     rows, columns = tensor.shape
     if values.size == 1:
         values, shape = values.reshape(1, 1), (rows, columns)
@@ -132,8 +197,6 @@ def _scaled(tensor: LazyTensor, scale: LazyTensor, block: object, where: Path) -
                 f"{scale.name} in {where} must be one number, one a row, or {list(wanted)} for "
                 f"blocks of {list(shape)}, got {list(values.shape)}."
             )
-    if not (np.isfinite(values) & (values > 0)).all():
-        raise CheckpointError(f"{scale.name} in {where} must be positive and finite.")
     return Scaled(
         name=tensor.name,
         dtype=DType.BF16,

@@ -8,7 +8,7 @@ from nemo_trt.safetensors import read_layout
 from nemo_trt.tensors import LazyTensor, TensorRef
 
 from .checkpoint import Checkpoint
-from .fp8 import block_size, dequantised, quantization_of, require_dequantise
+from .fp8 import StoredScales, block_size, dequantised, quantization_of, refused, split_off_scales
 from .hf_config import parse_config
 from .text_files import read_json
 from .tokenizer_files import in_folder
@@ -29,16 +29,20 @@ def recognises(path: Path) -> bool:
     return ours or not (path / "params.json").is_file()
 
 
-def read(path: Path, dequantise: bool = False) -> Checkpoint:
+def read(path: Path, *, dequantise: bool = False, keep_fp8: bool = False) -> Checkpoint:
     """Read headers and config; the index, where there is one, says which files count.
+
+    Args:
+        dequantise: read FP8 weights as BF16 ones.
+        keep_fp8: read FP8 weights as the codes that they are.
 
     Raises:
         CheckpointError: a file is missing, damaged or not supported.
     """
     raw = read_json(path / CONFIG)
     quantization = quantization_of(raw, path)
-    if quantization is not None:
-        require_dequantise(quantization["described"], path, dequantise)
+    if quantization is not None and not dequantise and not keep_fp8:
+        raise refused(quantization["described"], path)
     generation: dict[str, Any] = {}
     if (path / GENERATION_CONFIG).is_file():
         generation = read_json(path / GENERATION_CONFIG)
@@ -61,13 +65,18 @@ def read(path: Path, dequantise: bool = False) -> Checkpoint:
     kept = {n: ref for n, ref in tensors.items() if not n.endswith(_IGNORED_SUFFIX)}
     files = tuple(sorted({ref.path for ref in kept.values()}))
     weights: dict[str, LazyTensor] = dict(kept)
-    if quantization is not None:
+    scales: dict[str, StoredScales] = {}
+    if quantization is not None and dequantise:
         weights, files = dequantised(weights, block_size(quantization), path), ()
+    elif quantization is not None:
+        weights, scales = split_off_scales(weights, path)
     return Checkpoint(
         path=path,
         format="hf",
         config=config,
-        dequantised=quantization is not None,
+        fp8=scales,
+        fp8_kind=quantization["described"] if quantization is not None else "",
+        dequantised=quantization is not None and dequantise,
         tensors=weights,
         tokenizer_files=in_folder(path),
         weight_files=files,

@@ -110,6 +110,11 @@ def merge_adapters(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Check
         CheckpointError: an adapter is damaged, of a kind that is not LoRA alone, or is for modules
             that this model does not have.
     """
+    if adapters and checkpoint.fp8:
+        raise CheckpointError(
+            f"Adapters must be merged into BF16 weights, got FP8 ones in {checkpoint.path}. Use "
+            "the BF16 checkpoint, or read these as BF16 with --dequantise."
+        )
     deltas: dict[str, list[_Delta]] = {}
     for adapter in adapters:
         for name, delta in _read(adapter, checkpoint).items():

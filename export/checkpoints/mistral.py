@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nemo_trt.config import ModelConfig
 from nemo_trt.errors import CheckpointError
 from nemo_trt.safetensors import read_layout
@@ -17,7 +20,7 @@ from nemo_trt.tensors import LazyTensor, TensorRef, renamed
 from .checkpoint import Checkpoint
 from .derived import gathered, half_split_index
 from .fields import Fields
-from .fp8 import dequantised, require_dequantise
+from .fp8 import StoredScales, dequantised, refused, split_off_scales
 from .text_files import read_json
 from .tokenizer_files import TEKKEN, TEKKEN_BOS, TEKKEN_EOS, in_folder
 
@@ -47,8 +50,12 @@ def recognises(path: Path) -> bool:
     return path.is_dir() and (path / PARAMS).is_file() and any(path.glob("consolidated*"))
 
 
-def read(path: Path, dequantise: bool = False) -> Checkpoint:
+def read(path: Path, *, dequantise: bool = False, keep_fp8: bool = False) -> Checkpoint:
     """Read headers and params.json.
+
+    Args:
+        dequantise: read FP8 weights as BF16 ones.
+        keep_fp8: read FP8 weights as the codes that they are.
 
     Raises:
         CheckpointError: a file is missing, damaged or not supported.
@@ -59,20 +66,27 @@ def read(path: Path, dequantise: bool = False) -> Checkpoint:
     raw = read_json(path / PARAMS)
     quantization = raw.pop("quantization", None)
     stored: dict[str, LazyTensor] = dict(_stored(path))
+    scales: dict[str, StoredScales] = {}
     if quantization is not None:
         kind = quantization.get("qformat_weight") if isinstance(quantization, dict) else None
         if kind != "fp8_e4m3":
             raise CheckpointError(
                 f"quantization in {path / PARAMS} must be fp8_e4m3, got {quantization!r}."
             )
-        require_dequantise(kind, path, dequantise)
-        stored = dequantised(stored, None, path)
+        if dequantise:
+            stored = dequantised(stored, None, path)
+        elif keep_fp8:
+            stored, scales = split_off_scales(stored, path)
+        else:
+            raise refused(kind, path)
     config = parse_params(raw, path / PARAMS, tekken=any(f.name == TEKKEN for f in files))
     return Checkpoint(
         path=path,
         format="mistral",
         config=config,
-        dequantised=quantization is not None,
+        fp8=_canonical_scales(scales, config),
+        fp8_kind="fp8_e4m3" if quantization is not None else "",
+        dequantised=quantization is not None and dequantise,
         tensors=dict(_canonical(stored, config, path)),
         tokenizer_files=files,
     )
@@ -151,26 +165,42 @@ def _canonical(
     stored: dict[str, LazyTensor], config: ModelConfig, path: Path
 ) -> Iterator[tuple[str, LazyTensor]]:
     """Every tensor under its canonical name, rows of q and k in half-split order."""
-    orders = {
-        "attention.wq.weight": half_split_index(config.num_heads, config.head_dim),
-        "attention.wk.weight": half_split_index(config.num_kv_heads, config.head_dim),
-    }
     for name, ref in stored.items():
-        layer = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
-        leaf = layer[2] if layer else name
-        target = _LAYER.get(leaf) if layer else _OTHER.get(leaf)
+        target, index = _place(name, config)
         if target is None:
             raise CheckpointError(
                 f"{path} holds {name}, which a model of this family does not have."
             )
-        if layer:
-            target = f"model.layers.{int(layer[1])}.{target}"
-        index = orders.get(leaf) if layer else None
         if index is not None and len(index) != ref.shape[0]:
             raise CheckpointError(
                 f"{name} in {path} must have {len(index)} rows by {PARAMS}, got {ref.shape[0]}."
             )
         yield target, renamed(ref, target) if index is None else gathered(target, ref, index)
+
+
+def _canonical_scales(
+    scales: dict[str, StoredScales], config: ModelConfig
+) -> dict[str, StoredScales]:
+    """Scales by canonical names, those of q's and k's rows in half-split order."""
+    found = {}
+    for name, one in scales.items():
+        target, index = _place(name, config)
+        assert target is not None  # its weight has been placed
+        weight = one.weight if index is None or one.weight.ndim == 0 else one.weight[index]
+        found[target] = StoredScales(weight=weight, input=one.input)
+    return found
+
+
+def _place(name: str, config: ModelConfig) -> tuple[str | None, NDArray[np.int64] | None]:
+    """A tensor's canonical name, None if there is none, and the order of its rows, None if kept."""
+    layer = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
+    if layer is None:
+        return _OTHER.get(name), None
+    heads = {"attention.wq.weight": config.num_heads, "attention.wk.weight": config.num_kv_heads}
+    leaf = _LAYER.get(layer[2])
+    target = None if leaf is None else f"model.layers.{int(layer[1])}.{leaf}"
+    count = heads.get(layer[2])
+    return target, None if count is None else half_split_index(count, config.head_dim)
 
 
 def native_name(canonical: str) -> str:

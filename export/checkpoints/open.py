@@ -21,14 +21,16 @@ _WITH_FP8 = ("hf", "mistral")
 
 
 def open_checkpoint(
-    path: Path, format: str | None = None, *, dequantise: bool = False
+    path: Path, format: str | None = None, *, dequantise: bool = False, keep_fp8: bool = False
 ) -> Checkpoint:
     """Open a checkpoint: its tensors are lazy, no weight is read.
 
     Args:
         path: the file or folder; `FORMATS` says which.
         format: the container's name; by default the first whose files are there.
-        dequantise: read FP8 weights as BF16 ones, which are otherwise refused.
+        dequantise: read FP8 weights as BF16 ones.
+        keep_fp8: read FP8 weights as the codes that they are, their scales in `Checkpoint.fp8`.
+            With neither, a checkpoint of FP8 weights is refused.
 
     Raises:
         CheckpointError: there is nothing to read, or it is damaged, incomplete or not supported.
@@ -40,13 +42,14 @@ def open_checkpoint(
     for name in [format] if format else FORMATS:
         reader = _reader(name)
         if format or reader.recognises(path):
-            if dequantise and name not in _WITH_FP8:
+            options = {}
+            if name in _WITH_FP8:
+                options = {"dequantise": dequantise, "keep_fp8": keep_fp8}
+            elif dequantise:
                 raise CheckpointError(
                     f"--dequantise is for FP8 weights of {' and '.join(_WITH_FP8)}, got {name}."
                 )
-            checkpoint: Checkpoint = (
-                reader.read(path, dequantise=True) if dequantise else reader.read(path)
-            )
+            checkpoint: Checkpoint = reader.read(path, **options)
             return checkpoint
     raise CheckpointError(f"{path} must be {'; '.join(_looks())}. Got none of these.")
 

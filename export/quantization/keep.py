@@ -26,8 +26,9 @@ def choose_kept(
     Returns:
         The groups with their share of the divergence, and those that are kept -> why.
     """
-    total = sum(one.shift for one in measured.values()) or 1.0
-    shared = {group: replace(one, kl=kl * one.shift / total) for group, one in measured.items()}
+    shifts = {group: one.shift or 0.0 for group, one in measured.items()}
+    total = sum(shifts.values()) or 1.0
+    shares = {group: kl * shift / total for group, shift in shifts.items()}
     shapes = dict(config.tensors())
     sizes = {
         group: sum(math.prod(shapes[name]) for name in weights)
@@ -35,9 +36,9 @@ def choose_kept(
         if group in measured
     }
     rest, kept = kl, {}
-    for group in sorted(shared, key=lambda g: shared[g].kl / sizes[g], reverse=True):
+    for group in sorted(shares, key=lambda g: shares[g] / sizes[g], reverse=True):
         if rest <= max_kl:
             break
-        kept[group] = f"KL {shared[group].kl:.2g} of {kl:.2g}, at most {max_kl:g} in all"
-        rest -= shared[group].kl
-    return shared, kept
+        kept[group] = f"KL {shares[group]:.2g} of {kl:.2g}, at most {max_kl:g} in all"
+        rest -= shares[group]
+    return {group: replace(one, kl=shares[group]) for group, one in measured.items()}, kept

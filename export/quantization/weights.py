@@ -17,6 +17,7 @@ from nemo_trt.safetensors import write_stream
 from nemo_trt.tensors import LazyTensor
 
 from .graph import scale_names
+from .stored import weight_scales
 
 _BLOCK = 32768  # numbers; torch gives so few to one thread, and there are as many as processors
 Scales = NDArray[np.float32]  # () or (N,)
@@ -25,7 +26,7 @@ Scales = NDArray[np.float32]  # () or (N,)
 def scales_of(checkpoint: Checkpoint, quantization: Quantization) -> dict[str, Scales]:
     """The decoder's name of every scale of an FP8 group -> its value, () or (N,).
 
-    Reads the weights where they have a scale a row.
+    Reads the weights where they have a scale a row that no checkpoint states.
     """
     scales: dict[str, Scales] = {}
     for group, weights in groups(checkpoint.config):
@@ -34,7 +35,11 @@ def scales_of(checkpoint: Checkpoint, quantization: Quantization) -> dict[str, S
         of_input, of_weights = scale_names(group, weights)
         scales[of_input] = np.array(quantization.activation_scale(group), np.float32)
         for weight, name in zip(weights, of_weights, strict=True):
-            if quantization.weight_scales == "per-channel":
+            per_channel = quantization.weight_scales == "per-channel"
+            if checkpoint.fp8:
+                rows_of = checkpoint.tensors[weight].shape[0]
+                scales[name] = weight_scales(checkpoint.fp8, weight, rows_of, per_channel)
+            elif per_channel:
                 rows = _row_amax(checkpoint.tensors[weight])
                 scales[name] = np.array([scale_of(float(value)) for value in rows], np.float32)
             else:
