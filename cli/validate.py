@@ -91,7 +91,7 @@ def run_validation(
     """Validate a bundle on the CPU, or an engine, and write validation.json beside it."""
     from nemo_trt import atomic
     from nemo_trt.engines.tokenizers import open_tokenizer
-    from nemo_trt.export.checkpoints import open_checkpoint
+    from nemo_trt.export.checkpoints import open_reference
     from nemo_trt.export.checkpoints.lora import Adapter, merge_adapters
     from nemo_trt.manifest import VALIDATION_FILE, read_manifest
     from nemo_trt.validate.validator import make_sequences, validate
@@ -103,11 +103,7 @@ def run_validation(
             f"The checkpoint that the bundle was made from must be at {source}, got nothing there. "
             "Name it with --reference."
         )
-    checkpoint = open_checkpoint(
-        source,
-        None if reference else manifest.source["format"],
-        dequantise=bool({"dequantised", "fp8"} & set(manifest.source)) and not reference,
-    )
+    checkpoint = open_reference(source, None if reference else manifest.source["format"])
     if manifest.adapters and not reference:
         named = [Adapter(Path(str(a["path"])), float(a["weight"])) for a in manifest.adapters]
         checkpoint = merge_adapters(checkpoint, named)

@@ -35,22 +35,36 @@ def open_checkpoint(
     Raises:
         CheckpointError: there is nothing to read, or it is damaged, incomplete or not supported.
     """
+    name = _format_of(path, format)
+    options = {}
+    if name in _WITH_FP8:
+        options = {"dequantise": dequantise, "keep_fp8": keep_fp8}
+    elif dequantise:
+        raise CheckpointError(
+            f"--dequantise is for FP8 weights of {' and '.join(_WITH_FP8)}, got {name}."
+        )
+    checkpoint: Checkpoint = _reader(name).read(path, **options)
+    return checkpoint
+
+
+def open_reference(path: Path, format: str | None = None) -> Checkpoint:
+    """Open a checkpoint to compute with: FP8 weights, where it has any, are read as BF16.
+
+    Raises:
+        CheckpointError: see `open_checkpoint`.
+    """
+    name = _format_of(path, format)
+    return open_checkpoint(path, name, dequantise=name in _WITH_FP8)
+
+
+def _format_of(path: Path, format: str | None) -> str:
     if not path.exists():
         raise CheckpointError(f"{path} must exist, got nothing there. Check the spelling.")
     if format is not None and format not in FORMATS:
         raise CheckpointError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}.")
     for name in [format] if format else FORMATS:
-        reader = _reader(name)
-        if format or reader.recognises(path):
-            options = {}
-            if name in _WITH_FP8:
-                options = {"dequantise": dequantise, "keep_fp8": keep_fp8}
-            elif dequantise:
-                raise CheckpointError(
-                    f"--dequantise is for FP8 weights of {' and '.join(_WITH_FP8)}, got {name}."
-                )
-            checkpoint: Checkpoint = reader.read(path, **options)
-            return checkpoint
+        if format or _reader(name).recognises(path):
+            return name
     raise CheckpointError(f"{path} must be {'; '.join(_looks())}. Got none of these.")
 
 

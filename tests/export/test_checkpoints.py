@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from nemo_trt.errors import CheckpointError
 from nemo_trt.export.checkpoints import open_checkpoint
@@ -236,3 +238,21 @@ def test_a_path_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match=r"config\.json"):
         open_checkpoint(tmp_path)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_fuzzed_configs_and_headers_raise_nothing_else(folder: Path, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(["config.json", "model.safetensors"]))
+    whole = (folder / name).read_bytes()
+    damaged = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, min(len(damaged), 3000) - 1))
+        damaged[at] = data.draw(st.integers(0, 255))
+    (folder / name).write_bytes(damaged)
+    try:
+        open_checkpoint(folder, "hf")
+    except CheckpointError:
+        pass
+    finally:
+        (folder / name).write_bytes(whole)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -190,6 +192,8 @@ def test_its_bundle_validates(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert run(arguments) == 2
     assert run([*arguments, "--dequantise"]) == 0
     assert run(["validate", str(tmp_path / "bundle")]) == 0
+    write("AutoFP8", tiny_checkpoint, tmp_path / "same")  # the same numbers, said another way
+    assert run(["validate", str(tmp_path / "bundle"), "--reference", str(tmp_path / "same")]) == 0
 
 
 def config_of(**values: Any) -> Callable[[Path], None]:
@@ -273,3 +277,26 @@ def test_other_containers_have_no_fp8_to_read(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     with pytest.raises(CheckpointError, match="--dequantise is for FP8 weights of hf and mistral"):
         open_checkpoint(tmp_path / "x.gguf", dequantise=True)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_fuzzed_configs_and_headers_raise_nothing_else(
+    tiny_checkpoint: Path, tmp_path: Path, data: st.DataObject
+) -> None:
+    folder = tmp_path / "fp8"
+    if not folder.exists():
+        write("compressed-tensors", tiny_checkpoint, folder)
+    name = data.draw(st.sampled_from(["config.json", "model.safetensors"]))
+    whole = (folder / name).read_bytes()
+    damaged = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, min(len(damaged), 4000) - 1))
+        damaged[at] = data.draw(st.integers(0, 255))
+    (folder / name).write_bytes(damaged)
+    try:
+        open_checkpoint(folder, "hf", keep_fp8=True)
+    except CheckpointError:
+        pass
+    finally:
+        (folder / name).write_bytes(whole)
