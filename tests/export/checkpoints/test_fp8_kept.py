@@ -3,6 +3,8 @@
 import copy
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -139,6 +141,28 @@ def test_its_bundle_computes_what_compressed_tensors_computes(
     # Random weights answer almost evenly, so which token is first may change; how likely may not.
     assert cases and all(case["max_kl"] <= 0.01 for case in cases)
     assert run(["inspect", str(tmp_path / "b")]) == run(["inspect", str(folder)]) == 0
+
+
+def test_its_bundle_computes_what_modelopt_computes(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("modelopt_export.py")
+    answers = tmp_path / "logits.npy"
+    folder = tmp_path / "checkpoint"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", script, tiny_checkpoint, folder, answers],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = np.load(answers)
+    checkpoint = opened(folder)
+    assert len(checkpoint.fp8) == 14 and extra_products(checkpoint) > 0
+    found = logits(export(checkpoint, tmp_path / "b"))
+    assert np.linalg.norm(found - expected) <= 1e-4 * np.linalg.norm(expected)
+    wrong = dict(checkpoint.fp8)
+    name = "model.layers.1.self_attn.k_proj.weight"
+    wrong[name] = replace(wrong[name], weight=wrong[name].weight * np.float32(1.05))
+    found = logits(export(replace(checkpoint, fp8=wrong), tmp_path / "wrong"))
+    assert np.linalg.norm(found - expected) > 1e-4 * np.linalg.norm(expected)
 
 
 def test_a_wrong_scale_is_seen(packed: tuple[Path, NDArray[np.float32]], tmp_path: Path) -> None:
