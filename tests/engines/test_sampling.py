@@ -70,7 +70,7 @@ PARAMS = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(params=PARAMS, seed=st.integers(0, 1000))
 def test_draws_follow_the_literal_distribution(params: SamplingParams, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -86,7 +86,7 @@ def test_draws_follow_the_literal_distribution(params: SamplingParams, seed: int
     assert statistic <= freedom + 6 * math.sqrt(2 * freedom) + 25
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     seed=st.integers(0, 10_000),
     scale=st.sampled_from([0.01, 1.0, 8.0]),

@@ -154,9 +154,7 @@ TEXTS = st.text(
 )
 
 
-@settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=TEXTS)
 def test_pieces_join_to_the_text_and_never_split_a_character(
     text: str, tekken: Tokenizer, smollm2: Tokenizer
@@ -171,9 +169,7 @@ def test_pieces_join_to_the_text_and_never_split_a_character(
             assert whole == text
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ids=st.lists(st.integers(1000, 131071), max_size=12))
 def test_any_tokens_stream_to_what_they_decode_to(ids: list[int], tekken: Tokenizer) -> None:
     detokenizer = Detokenizer(tekken)

@@ -93,7 +93,7 @@ def test_damage_is_refused_in_words_that_name_the_file(name: str, tmp_path: Path
     assert "damaged.safetensors" in str(error.value)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_damage_raises_nothing_else(
     data: st.DataObject, good: bytes, tmp_path: Path

@@ -318,7 +318,7 @@ def small_gguf(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     return write(tiny_checkpoint, tmp_path_factory.mktemp("gguf") / "x.gguf", Kind.F16)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_fuzzed_headers_raise_nothing_else(data: st.DataObject, small_gguf: Path) -> None:
     whole = small_gguf.read_bytes()

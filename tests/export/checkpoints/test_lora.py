@@ -200,7 +200,7 @@ def test_a_weight_must_be_a_number() -> None:
             Adapter.parse(text)
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_fuzzed_adapters_raise_nothing_else(
     data: st.DataObject, adapters: dict[str, Path], tiny_checkpoint: Path

@@ -242,7 +242,7 @@ def test_damage_is_refused_in_a_sentence(
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_fuzzed_files_raise_nothing_else(data: st.DataObject, written: dict[str, Path]) -> None:
     form, name = data.draw(
@@ -272,7 +272,7 @@ def test_fuzzed_files_raise_nothing_else(data: st.DataObject, written: dict[str,
         path.write_bytes(whole)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_fuzzed_archives_raise_nothing_else(data: st.DataObject, archive: Path) -> None:
     whole = archive.read_bytes()
