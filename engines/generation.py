@@ -1,6 +1,5 @@
 """One row's generation: sample a token, turn it into text that may be shown, know when to end."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,7 +41,7 @@ class Generation:
     def __init__(
         self,
         row: int,
-        prompt: Sequence[int],
+        prompt: list[int],
         params: SamplingParams,
         config: ModelConfig,
         tokenizer: Tokenizer | None,

@@ -12,6 +12,7 @@ from nemo_trt.manifest import read_manifest
 
 from .generation import Generation, TokenEvent
 from .ort_session import OrtSession
+from .rows import Rows, common_prefix
 from .sampling import SamplingParams
 from .session import Logits, Session
 from .tokenizers import Message, Tokenizer, open_tokenizer
@@ -34,7 +35,7 @@ class Runner:
     def __init__(self, session: Session, tokenizer: Tokenizer | None = None) -> None:
         self._session: Session | None = session
         self._tokenizer = tokenizer
-        self._rows: list[list[int]] = [[] for _ in range(session.max_batch)]
+        self._rows = Rows(session)
 
     @classmethod
     def open(
@@ -118,7 +119,7 @@ class Runner:
 
     def tokens(self, row: int) -> tuple[int, ...]:
         """The tokens that a row's cache holds."""
-        return tuple(self._rows[self._checked_row(row)])
+        return tuple(self._rows.held(row))
 
     def rewind(self, row: int, length: int = 0) -> None:
         """Drop a row's tokens from `length` on. No memory moves.
@@ -126,10 +127,7 @@ class Runner:
         Raises:
             RequestError: `length` is not between 0 and what the row holds.
         """
-        tokens = self._rows[self._checked_row(row)]
-        if not 0 <= length <= len(tokens):
-            raise RequestError(f"length must be 0 to {len(tokens)} for row {row}, got {length}.")
-        del tokens[length:]
+        self._rows.rewind(row, length)
 
     def prefill(self, rows: Mapping[int, Sequence[int]], *, chunk: int | None = None) -> Logits:
         """Append tokens to rows, which may differ in length, and return what follows each.
@@ -147,16 +145,17 @@ class Runner:
         """
         if chunk is not None and chunk < 1:
             raise RequestError(f"chunk must be at least 1, got {chunk}.")
-        self._require_fit(rows)
+        _ = self.session  # a closed runner says so
+        self._rows.require_fit(rows)
         order = {row: index for index, row in enumerate(rows)}
         result = np.empty((len(rows), self.config.vocab_size), np.float32)
         rest = {row: list(tokens) for row, tokens in rows.items()}
         while rest:
             piece = {row: tokens[:chunk] for row, tokens in rest.items()}
-            for row, logits in self._append(piece):
+            for row, logits in self._rows.append(piece):
                 rest[row] = rest[row][len(piece[row]) :]
                 if not rest[row]:
-                    result[order[row]] = logits
+                    result[order[row]] = logits[0]
                     del rest[row]
         return result
 
@@ -230,7 +229,7 @@ class Runner:
     def _generate(self, rows: list[Generation], chunk: int | None) -> Iterator[TokenEvent]:
         pending: dict[int, Sequence[int]] = {}
         for generation in rows:
-            kept = _common_prefix(self._rows[generation.row], generation.prompt)
+            kept = common_prefix(self._rows.held(generation.row), generation.prompt)
             self.rewind(generation.row, kept)
             pending[generation.row] = generation.prompt[kept:]
         active = {generation.row: generation for generation in rows}
@@ -238,7 +237,7 @@ class Runner:
             logits = self.prefill(pending, chunk=chunk)
             pending = {}
             for index, row in enumerate(list(active)):
-                full = len(self._rows[row]) + 1 >= self.max_seq_len
+                full = len(self._rows.held(row)) + 1 >= self.max_seq_len
                 event = active[row].next(logits[index], last=full)
                 if event.finish_reason:
                     del active[row]
@@ -251,58 +250,6 @@ class Runner:
             return self.tokenizer.encode(prompt, bos=True)
         return list(prompt)
 
-    def _checked_row(self, row: int) -> int:
-        if not 0 <= row < self.max_batch:
-            raise RequestError(f"row must be 0 to {self.max_batch - 1}, got {row}.")
-        return row
-
-    def _require_fit(self, rows: Mapping[int, Sequence[int]]) -> None:
-        if not rows:
-            raise RequestError("At least one row must be given.")
-        for row, tokens in rows.items():
-            length = len(self._rows[self._checked_row(row)])
-            if not len(tokens):
-                raise RequestError(f"Row {row} must be given at least one token.")
-            if length + len(tokens) > self.max_seq_len:
-                raise CapacityError(
-                    f"Row {row} must hold at most {self.max_seq_len} tokens, got "
-                    f"{length} + {len(tokens)}. Rewind it, or open with a larger max_seq_len."
-                )
-            if min(tokens) < 0 or max(tokens) >= self.config.vocab_size:
-                raise RequestError(
-                    f"Tokens must be 0 to {self.config.vocab_size - 1}, got "
-                    f"{min(tokens)} to {max(tokens)} in row {row}."
-                )
-
-    def _append(self, rows: Mapping[int, Sequence[int]]) -> Iterator[tuple[int, Logits]]:
-        """Run one step for each span of neighbouring rows; yield each row's last logits, (V,)."""
-        for span in self._spans(rows):
-            new_tokens = max(len(rows.get(row, ())) for row in span)
-            input_ids = np.zeros((len(span), new_tokens), np.int64)
-            logit_indices = np.zeros((len(span), 1), np.int64)
-            write_indices = np.array([len(self._rows[row]) for row in span], np.int64)
-            for index, row in enumerate(span):
-                tokens = rows.get(row, ())
-                input_ids[index, : len(tokens)] = tokens
-                logit_indices[index] = max(len(tokens) - 1, 0)
-            self.session.bind(int(write_indices.max()) + new_tokens)
-            logits = self.session.step(input_ids, write_indices, logit_indices, span[0])
-            for index, row in enumerate(span):
-                if row in rows:
-                    self._rows[row].extend(rows[row])
-                    yield row, logits[index, 0]
-
-    def _spans(self, rows: Mapping[int, Sequence[int]]) -> list[range]:
-        """Ranges of rows to run together. Padding and idle rows are written past their end, so a
-        row without room for that runs alone."""
-        new_tokens = max(map(len, rows.values()))
-        first, last = min(rows), max(rows)
-        whole = range(first, last + 1)
-        fits = all(len(self._rows[row]) + new_tokens <= self.max_seq_len for row in whole)
-        if fits and (len(rows) == len(whole) or new_tokens == 1):
-            return [whole]
-        return [range(row, row + 1) for row in rows]
-
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
@@ -312,12 +259,3 @@ def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if one and many:
         raise RequestError("prompts must be one prompt or several, got token ids among prompts.")
     return [one] if one else many
-
-
-def _common_prefix(held: Sequence[int], prompt: Sequence[int]) -> int:
-    """Tokens that both begin with, but for the prompt's last, whose logits are needed."""
-    limit = min(len(held), len(prompt) - 1)
-    for index in range(limit):
-        if held[index] != prompt[index]:
-            return index
-    return limit

@@ -7,6 +7,7 @@
     ├── BuildError         an engine cannot be built, or is not what the bundle means
     ├── RequestError       a prompt or a sampling parameter is out of its range
     ├── CapacityError      a request does not fit the KV cache; nothing was written
+    ├── QueueFullError     as many requests wait as may; try again later
     ├── StateError         a call does not fit the object's state (a closed runner)
     └── MachineError       this machine lacks something (a library, a GPU, memory)
 
@@ -40,6 +41,10 @@ class RequestError(NemoTrtError):
 
 class CapacityError(NemoTrtError):
     """A request does not fit the KV cache. Nothing was written."""
+
+
+class QueueFullError(NemoTrtError):
+    """As many requests wait as may. Nothing was taken; try again later."""
 
 
 class StateError(NemoTrtError):
