@@ -53,7 +53,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf build/typed && mkdir -p build/typed && cp -rs $(CURDIR)/nemo_trt build/typed/ \
-	  && cp -rs $(CURDIR)/export $(CURDIR)/engines $(CURDIR)/validate $(CURDIR)/cli build/typed/nemo_trt/
+	  && cp -rs $(CURDIR)/export $(CURDIR)/engines $(CURDIR)/serve $(CURDIR)/validate $(CURDIR)/cli build/typed/nemo_trt/
 	cd build/typed && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p nemo_trt
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 

@@ -15,7 +15,8 @@ MAY_IMPORT = {
     "export": set(),
     "engines": set(),
     "validate": {"export", "engines"},
-    "cli": {"export", "engines", "validate"},
+    "serve": {"engines"},
+    "cli": {"export", "engines", "validate", "serve"},
 }
 # Stage -> packages that no module of it may import, at any depth of its code.
 BANNED = {
@@ -23,6 +24,7 @@ BANNED = {
     "engines": {"torch", "transformers", "click", "rich", "safetensors"},
     "export": {"transformers", "onnxruntime", "click", "rich"},
     "validate": {"click", "rich", "onnxruntime"},
+    "serve": {"torch", "transformers", "onnxruntime", "click", "rich"},
 }
 HEAVY = {"torch", "onnx", "onnxruntime", "transformers", "tensorrt", "numpy", "rich"}
 

@@ -1,0 +1,306 @@
+"""Continuous batching: requests join and leave the rows of one session between its steps."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nemo_trt.engines.generation import Generation, TokenEvent
+from nemo_trt.engines.rows import Rows, common_prefix
+from nemo_trt.engines.sampling import SamplingParams
+from nemo_trt.engines.session import Logits, Session
+from nemo_trt.engines.tokenizers import Tokenizer
+from nemo_trt.errors import CapacityError, NemoTrtError, QueueFullError, RequestError
+
+from .drafts import PromptLookup
+
+Reason = Literal["stop", "length", "cancelled", "deadline", "error"]
+_MIN_COPY = 32
+"""Tokens of a prefix below which copying it is not worth a look."""
+_STEP_TOKENS = 32
+"""Tokens of one step, drafts included, up to which its time is mostly the weights' reading."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to continue and how.
+
+    Attributes:
+        prompt: token ids.
+        deadline: when it is given up, in seconds of the scheduler's clock.
+        speculate: draft from the request's own tokens; the answer is the same.
+    """
+
+    prompt: Sequence[int]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    deadline: float | None = None
+    speculate: bool = True
+
+
+@dataclass(slots=True, kw_only=True)
+class Usage:
+    """Tokens that a request took.
+
+    Attributes:
+        cached_tokens: of the prompt, found in the cache.
+        drafted_tokens, accepted_tokens: proposed by prompt lookup, and of those the model's own.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """Why a request ended; `error` with "error" alone."""
+
+    reason: Reason
+    usage: Usage
+    error: NemoTrtError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """News of one request: a token, its end, or both."""
+
+    request_id: int
+    event: TokenEvent | None
+    ended: Ended | None
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Live:
+    """A request in the queue, or in a row."""
+
+    request_id: int
+    request: Request
+    prompt: list[int]
+    usage: Usage
+    generation: Generation
+    lookup: PromptLookup | None
+    row: int = -1
+    pending: list[int] = field(default_factory=list)  # not in the cache yet
+    decoding: bool = False
+
+
+class Scheduler:
+    """Shares a session's rows among requests. Not thread-safe; call `step` until `idle`.
+
+    Each step runs one token (and its drafts) of every row that decodes, then at most
+    `prefill_tokens` prompt tokens, shared evenly by the rows that have some left. So between two
+    tokens of a request lie one decode step and `prefill_tokens` prompt tokens at most, however long
+    the prompts are that arrive. Requests are admitted in the order of their arrival.
+
+    A finished row keeps its tokens. A prompt that begins like what any row holds, busy or not,
+    starts from there: the row is rewound or its beginning copied.
+
+    A request's tokens depend on its neighbours by rounding alone, its random numbers on its seed.
+
+    Args:
+        session: taken over whole: nobody else may step it.
+        tokenizer: for text, stop strings and end tokens.
+        prefill_tokens: prompt tokens a step.
+        max_queue: requests that may wait.
+        clock: seconds, for deadlines.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        tokenizer: Tokenizer | None = None,
+        *,
+        prefill_tokens: int = 512,
+        max_queue: int = 256,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if prefill_tokens < 1 or max_queue < 1:
+            raise RequestError(
+                f"prefill_tokens and max_queue must be 1 or more, got {prefill_tokens} and "
+                f"{max_queue}."
+            )
+        self._session, self._tokenizer = session, tokenizer
+        self._prefill_tokens, self._max_queue, self._clock = prefill_tokens, max_queue, clock
+        self._rows = Rows(session)
+        self._queue: deque[_Live] = deque()
+        self._running: dict[int, _Live] = {}  # by row
+        self._free = deque(range(session.max_batch))  # the one that was used longest ago first
+        self._next_id = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._queue and not self._running
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._queue)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that have a row."""
+        return len(self._running)
+
+    def submit(self, request: Request) -> int:
+        """Queue a request; return the id that its outputs bear.
+
+        Raises:
+            CapacityError: the prompt does not leave room for one token.
+            QueueFullError: `max_queue` requests wait.
+            RequestError: the prompt is empty or names tokens that do not exist.
+        """
+        prompt = list(request.prompt)
+        vocab_size, limit = self._session.config.vocab_size, self._session.max_seq_len
+        if not prompt:
+            raise RequestError("The prompt must hold at least one token.")
+        if min(prompt) < 0 or max(prompt) >= vocab_size:
+            raise RequestError(
+                f"Tokens must be 0 to {vocab_size - 1}, got {min(prompt)} to {max(prompt)}."
+            )
+        if len(prompt) >= limit:
+            raise CapacityError(
+                f"The prompt must be shorter than max_seq_len, {limit} tokens, got {len(prompt)}."
+            )
+        if len(self._queue) >= self._max_queue:
+            raise QueueFullError(f"{len(self._queue)} requests are waiting already. Try later.")
+        config = self._session.config
+        live = _Live(
+            request_id=self._next_id,
+            request=request,
+            prompt=prompt,
+            usage=Usage(prompt_tokens=len(prompt)),
+            generation=Generation(0, prompt, request.params, config, self._tokenizer),
+            lookup=PromptLookup(prompt) if request.speculate else None,
+        )
+        self._next_id += 1
+        self._queue.append(live)
+        return live.request_id
+
+    def cancel(self, request_id: int) -> Output | None:
+        """End a request now and free its row; None where it has ended already."""
+        return next(iter(self._end(lambda live: live.request_id == request_id, "cancelled")), None)
+
+    def step(self) -> list[Output]:
+        """Run the session once for what decodes and once for what is prefilled.
+
+        A failing session, or logits that are not finite, end the requests concerned with "error".
+        """
+        now = self._clock()
+        outputs = self._end(
+            lambda live: live.request.deadline is not None and live.request.deadline <= now,
+            "deadline",
+        )
+        while self._queue and self._free:
+            self._admit(self._queue.popleft())
+        decoding = [live for live in self._running.values() if live.decoding]
+        if decoding:
+            share = _STEP_TOKENS // len(decoding)
+            self._run({live.row: self._drafted(live, share) for live in decoding}, outputs)
+        prefilling = [live for live in self._running.values() if live.pending and not live.decoding]
+        if prefilling:
+            chosen = prefilling[: self._prefill_tokens]
+            chunk = self._prefill_tokens // len(chosen)
+            self._run({live.row: live.pending[:chunk] for live in chosen}, outputs)
+        return outputs
+
+    def _admit(self, live: _Live) -> None:
+        row, source, length = self._place(live.prompt)
+        if row == source:
+            self._rows.rewind(row, length)
+        else:
+            self._rows.copy(source, row, length)
+        self._free.remove(row)
+        live.row, live.usage.cached_tokens = row, length
+        live.pending = live.prompt[length:]
+        self._running[row] = live
+
+    def _place(self, prompt: list[int]) -> tuple[int, int, int]:
+        """A free row for a prompt, the row that its beginning is in, and how long that is."""
+        every = range(self._session.max_batch)
+        shared = [common_prefix(self._rows.held(row), prompt) for row in every]
+        oldest = self._free[0]
+        row = max(self._free, key=shared.__getitem__)
+        source = max(every, key=shared.__getitem__)
+        if shared[source] >= shared[row] + _MIN_COPY:
+            return oldest, source, shared[source]
+        if 2 * shared[row] >= len(self._rows.held(row)):
+            return row, row, shared[row]
+        if shared[row] >= _MIN_COPY:  # leave what lies behind the beginning to others
+            return oldest, row, shared[row]
+        return oldest, oldest, shared[oldest]
+
+    def _drafted(self, live: _Live, share: int) -> list[int]:
+        """The token to run, and what may follow it."""
+        room = self._session.max_seq_len - len(self._rows.held(live.row)) - 1
+        left = live.request.params.max_tokens - live.usage.completion_tokens
+        limit = min(room, left, share) - 1
+        if live.lookup is None or limit < 1:
+            return live.pending
+        return live.pending + live.lookup.draft(limit)
+
+    def _run(self, work: dict[int, list[int]], outputs: list[Output]) -> None:
+        """Append tokens to rows, and sample where a row's tokens are all there."""
+        decoding = all(self._running[row].decoding for row in work)
+        num_logits = max(map(len, work.values())) if decoding else 1
+        try:
+            for row, logits in self._rows.append(work, num_logits=num_logits):
+                live = self._running[row]
+                try:
+                    if live.decoding:
+                        self._verify(live, work[row], logits, outputs)
+                    else:
+                        live.pending = live.pending[len(work[row]) :]
+                        if not live.pending:
+                            live.decoding = True
+                            self._verify(live, work[row][-1:], logits, outputs)
+                except NemoTrtError as error:
+                    outputs.append(self._finish(live, "error", error))
+        except NemoTrtError as error:  # the session: what the rows hold now is unknown
+            hit = [self._running[row] for row in work if row in self._running]
+            outputs.extend(self._finish(live, "error", error) for live in hit)
+
+    def _verify(
+        self, live: _Live, tokens: list[int], logits: Logits, outputs: list[Output]
+    ) -> None:
+        """Sample behind the token that was due, and behind each draft that turned out right."""
+        drafts = tokens[1:]
+        held = len(self._rows.held(live.row)) - len(drafts)
+        accepted = 0
+        while True:
+            full = held + accepted + 1 >= self._session.max_seq_len
+            event = live.generation.next(logits[accepted], last=full)
+            live.usage.completion_tokens += 1
+            if live.lookup:
+                live.lookup.push(event.token_id)
+            right = accepted < len(drafts) and event.token_id == drafts[accepted]
+            accepted += right
+            if event.finish_reason or not right:
+                break
+            outputs.append(Output(request_id=live.request_id, event=event, ended=None))
+        self._rows.rewind(live.row, held + accepted)
+        live.pending = [event.token_id]
+        live.usage.drafted_tokens += len(drafts)
+        live.usage.accepted_tokens += accepted
+        if live.lookup and drafts:
+            live.lookup.judged(len(drafts), accepted)
+        ended = self._finish(live, event.finish_reason).ended if event.finish_reason else None
+        outputs.append(Output(request_id=live.request_id, event=event, ended=ended))
+
+    def _end(self, condition: Callable[[_Live], bool], reason: Reason) -> list[Output]:
+        found = [live for live in (*self._queue, *self._running.values()) if condition(live)]
+        return [self._finish(live, reason) for live in found]
+
+    def _finish(self, live: _Live, reason: Reason, error: NemoTrtError | None = None) -> Output:
+        if live.row < 0:
+            self._queue.remove(live)
+        else:
+            if error:
+                self._rows.rewind(live.row)
+            del self._running[live.row]
+            self._free.append(live.row)
+        ended = Ended(reason=reason, usage=live.usage, error=error)
+        return Output(request_id=live.request_id, event=None, ended=ended)
