@@ -13,8 +13,9 @@ _LONGEST_REST = 64
 class PromptLookup:
     """Proposes tokens for one request, and learns from how many were accepted.
 
-    Accepted drafts double in length, up to 16. A draft of which nothing was accepted is followed by
-    a rest, twice as long each time it happens in a row.
+    A draft that was accepted whole is followed by one twice as long, up to 16 tokens; any other by
+    one just longer than what was accepted. After a draft of which nothing was accepted none is made
+    for a while, twice as long each time it happens in a row.
     """
 
     def __init__(self, tokens: list[int]) -> None:
@@ -49,8 +50,9 @@ class PromptLookup:
         """Of the last draft's tokens so many were what the model chose."""
         if accepted == drafted:
             self._length = min(2 * self._length, _LONGEST)
-        elif accepted == 0:
-            self._length = _FIRST
+        else:
+            self._length = accepted + 1
+        if accepted == 0:
             self._rest = self._next_rest
             self._next_rest = min(2 * self._next_rest + 2, _LONGEST_REST)
             return

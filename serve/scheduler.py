@@ -18,8 +18,6 @@ from .drafts import PromptLookup
 Reason = Literal["stop", "length", "cancelled", "deadline", "error"]
 _MIN_COPY = 32
 """Tokens of a prefix below which copying it is not worth a look."""
-_STEP_TOKENS = 32
-"""Tokens of one step, drafts included, up to which its time is mostly the weights' reading."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +102,8 @@ class Scheduler:
         session: taken over whole: nobody else may step it.
         tokenizer: for text, stop strings and end tokens.
         prefill_tokens: prompt tokens a step.
+        step_tokens: tokens of a decode step, drafts and what they pad other rows with included;
+            about as many as the machine computes while it reads the weights once.
         max_queue: requests that may wait.
         clock: seconds, for deadlines.
     """
@@ -114,6 +114,7 @@ class Scheduler:
         tokenizer: Tokenizer | None = None,
         *,
         prefill_tokens: int = 512,
+        step_tokens: int = 16,
         max_queue: int = 256,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -124,6 +125,7 @@ class Scheduler:
             )
         self._session, self._tokenizer = session, tokenizer
         self._prefill_tokens, self._max_queue, self._clock = prefill_tokens, max_queue, clock
+        self._step_tokens = step_tokens
         self._rows = Rows(session)
         self._queue: deque[_Live] = deque()
         self._running: dict[int, _Live] = {}  # by row
@@ -198,7 +200,7 @@ class Scheduler:
             self._admit(self._queue.popleft())
         decoding = [live for live in self._running.values() if live.decoding]
         if decoding:
-            share = _STEP_TOKENS // len(decoding)
+            share = self._step_tokens // len(decoding)
             self._run({live.row: self._drafted(live, share) for live in decoding}, outputs)
         prefilling = [live for live in self._running.values() if live.pending and not live.decoding]
         if prefilling:

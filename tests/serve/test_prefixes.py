@@ -94,6 +94,22 @@ def test_drafts_change_no_answer_and_save_steps(
     assert counts[True] < counts[False] / (3 if temperature == 0 else 1.05)
 
 
+@pytest.mark.parametrize(("step_tokens", "longest"), [(1, 1), (6, 2), (12, 4)])
+def test_drafts_leave_a_step_within_its_tokens(
+    session: Watched, step_tokens: int, longest: int
+) -> None:
+    scheduler = Scheduler(session, step_tokens=step_tokens)
+    params = SamplingParams(max_tokens=30, logit_bias={7: 100.0}, ignore_eos=True)
+    for _ in range(3):
+        scheduler.submit(Request(prompt=[7] * 6, params=params))
+    scheduler.step()
+    session.steps.clear()
+    for _ in range(4):
+        scheduler.step()
+    assert {rows for rows, _ in session.steps} == {3}
+    assert max(tokens for _, tokens in session.steps) == longest
+
+
 def test_a_draft_is_what_followed_last_time() -> None:
     lookup = PromptLookup([1, 2, 3, 9, 8, 1, 2, 3, 4, 5, 6, 7, 1, 2, 3])
     assert lookup.draft(10) == [4, 5, 6, 7]
@@ -116,5 +132,5 @@ def test_rejected_drafts_are_followed_by_longer_and_longer_rests() -> None:
     assert rests == [0, 0, 2, 6]
     while not lookup.draft(4):
         pass
-    lookup.judged(4, 1)
-    assert lookup.draft(4)
+    lookup.judged(1, 1)
+    assert lookup.draft(4) == [4, 1]  # at once, and longer
