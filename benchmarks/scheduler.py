@@ -37,8 +37,10 @@ def main() -> None:
         vocab_size = runner.config.vocab_size
         prompts = random.integers(0, vocab_size, (STREAMS, PROMPT)).tolist()
         scheduler = Scheduler(runner.session, runner.tokenizer)
-        # Nothing matches: sampling far above the model's temperature repeats nothing.
-        wild = SamplingParams(max_tokens=ANSWER, temperature=5.0, seed=1, ignore_eos=True)
+        # Nothing matches: whatever stood in the answer before is made unlikely.
+        wild = SamplingParams(
+            max_tokens=ANSWER, temperature=1.0, seed=1, frequency_penalty=5.0, ignore_eos=True
+        )
         unlike = random.integers(0, vocab_size, 256).tolist()
         text = f"{PASSAGE}\n\nThe same text again:\n\n{PASSAGE}\n\nThe same text again:\n\n"
         copied = runner.tokenizer.encode(text, bos=True)

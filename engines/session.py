@@ -56,6 +56,9 @@ class Session(Protocol):
             (B, N, V) float32 logits. The memory is the session's and the next step overwrites it.
         """
 
+    def step_cost(self, rows: int, new_tokens: int) -> float:
+        """About how long a step takes, as a multiple of the time of reading the weights once."""
+
     def read_cache(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
         """Copy (K, stop - start, D) keys ("key") or values ("value") of one row, as float32."""
 

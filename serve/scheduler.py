@@ -13,7 +13,7 @@ from nemo_trt.engines.session import Logits, Session
 from nemo_trt.engines.tokenizers import Tokenizer
 from nemo_trt.errors import CapacityError, NemoTrtError, QueueFullError, RequestError
 
-from .drafts import PromptLookup
+from .drafts import PromptLookup, draft_length
 
 Reason = Literal["stop", "length", "cancelled", "deadline", "error"]
 _MIN_COPY = 32
@@ -102,8 +102,6 @@ class Scheduler:
         session: taken over whole: nobody else may step it.
         tokenizer: for text, stop strings and end tokens.
         prefill_tokens: prompt tokens a step.
-        step_tokens: tokens of a decode step, drafts and what they pad other rows with included;
-            about as many as the machine computes while it reads the weights once.
         max_queue: requests that may wait.
         clock: seconds, for deadlines.
     """
@@ -114,7 +112,6 @@ class Scheduler:
         tokenizer: Tokenizer | None = None,
         *,
         prefill_tokens: int = 512,
-        step_tokens: int = 16,
         max_queue: int = 256,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -125,7 +122,6 @@ class Scheduler:
             )
         self._session, self._tokenizer = session, tokenizer
         self._prefill_tokens, self._max_queue, self._clock = prefill_tokens, max_queue, clock
-        self._step_tokens = step_tokens
         self._rows = Rows(session)
         self._queue: deque[_Live] = deque()
         self._running: dict[int, _Live] = {}  # by row
@@ -200,8 +196,7 @@ class Scheduler:
             self._admit(self._queue.popleft())
         decoding = [live for live in self._running.values() if live.decoding]
         if decoding:
-            share = self._step_tokens // len(decoding)
-            self._run({live.row: self._drafted(live, share) for live in decoding}, outputs)
+            self._run(self._drafted(decoding), outputs)
         prefilling = [live for live in self._running.values() if live.pending and not live.decoding]
         if prefilling:
             chosen = prefilling[: self._prefill_tokens]
@@ -235,14 +230,17 @@ class Scheduler:
             return oldest, row, shared[row]
         return oldest, oldest, shared[oldest]
 
-    def _drafted(self, live: _Live, share: int) -> list[int]:
-        """The token to run, and what may follow it."""
-        room = self._session.max_seq_len - len(self._rows.held(live.row)) - 1
-        left = live.request.params.max_tokens - live.usage.completion_tokens
-        limit = min(room, left, share) - 1
-        if live.lookup is None or limit < 1:
-            return live.pending
-        return live.pending + live.lookup.draft(limit)
+    def _drafted(self, decoding: list[_Live]) -> dict[int, list[int]]:
+        """By row the token to run, and what may follow it where that pays."""
+        drafts = {live.row: self._draft(live) for live in decoding}
+        rates = [live.lookup.rate if live.lookup and drafts[live.row] else 0 for live in decoding]
+        length = draft_length(rates, lambda tokens: self._session.step_cost(len(rates), tokens))
+        return {live.row: live.pending + drafts[live.row][:length] for live in decoding}
+
+    def _draft(self, live: _Live) -> list[int]:
+        room = self._session.max_seq_len - len(self._rows.held(live.row)) - 2
+        left = live.request.params.max_tokens - live.usage.completion_tokens - 1
+        return live.lookup.draft(min(room, left)) if live.lookup and min(room, left) > 0 else []
 
     def _run(self, work: dict[int, list[int]], outputs: list[Output]) -> None:
         """Append tokens to rows, and sample where a row's tokens are all there."""
@@ -287,8 +285,6 @@ class Scheduler:
         live.pending = [event.token_id]
         live.usage.drafted_tokens += len(drafts)
         live.usage.accepted_tokens += accepted
-        if live.lookup and drafts:
-            live.lookup.judged(len(drafts), accepted)
         ended = self._finish(live, event.finish_reason).ended if event.finish_reason else None
         outputs.append(Output(request_id=live.request_id, event=event, ended=ended))
 

@@ -7,7 +7,7 @@ import pytest
 from nemo_trt.engines.runner import Runner
 from nemo_trt.engines.sampling import SamplingParams
 from nemo_trt.serve import Request, Scheduler
-from nemo_trt.serve.drafts import PromptLookup
+from nemo_trt.serve.drafts import PromptLookup, draft_length
 
 from .test_scheduler import GREEDY, TOKENS, Watched, alone, answers, drain, ends, runner, session
 
@@ -94,43 +94,51 @@ def test_drafts_change_no_answer_and_save_steps(
     assert counts[True] < counts[False] / (3 if temperature == 0 else 1.05)
 
 
-@pytest.mark.parametrize(("step_tokens", "longest"), [(1, 1), (6, 2), (12, 4)])
-def test_drafts_leave_a_step_within_its_tokens(
-    session: Watched, step_tokens: int, longest: int
-) -> None:
-    scheduler = Scheduler(session, step_tokens=step_tokens)
-    params = SamplingParams(max_tokens=30, logit_bias={7: 100.0}, ignore_eos=True)
-    for _ in range(3):
-        scheduler.submit(Request(prompt=[7] * 6, params=params))
-    scheduler.step()
-    session.steps.clear()
-    for _ in range(4):
-        scheduler.step()
-    assert {rows for rows, _ in session.steps} == {3}
-    assert max(tokens for _, tokens in session.steps) == longest
-
-
 def test_a_draft_is_what_followed_last_time() -> None:
     lookup = PromptLookup([1, 2, 3, 9, 8, 1, 2, 3, 4, 5, 6, 7, 1, 2, 3])
-    assert lookup.draft(10) == [4, 5, 6, 7]
+    assert lookup.draft(4) == [4, 5, 6, 7]
     assert lookup.draft(2) == [4, 5]
-    lookup.judged(4, 4)
-    assert lookup.draft(10) == [4, 5, 6, 7, 1, 2, 3, 4]  # and goes round
+    assert lookup.draft(9) == [4, 5, 6, 7, 1, 2, 3, 4, 5]  # and goes round
     assert PromptLookup([1, 2, 3, 4]).draft(4) == []
     assert PromptLookup([1]).draft(4) == []
 
 
-def test_rejected_drafts_are_followed_by_longer_and_longer_rests() -> None:
-    lookup = PromptLookup([1, 2, 3, 4, 1, 2, 3])
-    rests = []
-    for _ in range(4):
-        rest = 0
-        while not lookup.draft(4):
-            rest += 1
-        rests.append(rest)
-        lookup.judged(4, 0)
-    assert rests == [0, 0, 2, 6]
-    while not lookup.draft(4):
-        pass
-    lookup.judged(1, 1)
-    assert lookup.draft(4) == [4, 1]  # at once, and longer
+def test_trust_follows_what_comes_without_a_draft_being_run() -> None:
+    lookup = PromptLookup([1, 2, 3, 4] * 2)
+    for _ in range(8):
+        for token in (1, 2, 3, 4):
+            lookup.push(token)
+    assert lookup.rate > 0.98
+    before = lookup.rate
+    for token in (50, 51, 52, 53):  # one wrong prediction; behind it there are none
+        lookup.push(token)
+    assert lookup.rate == pytest.approx(before * 7 / 8)
+
+
+def test_drafts_are_as_long_as_pays() -> None:
+    def cost(tokens: int) -> float:
+        return 1 + tokens / 4
+
+    assert draft_length([0.0], cost) == draft_length([], cost) == 0
+    assert draft_length([0.1], cost) == 0
+    assert draft_length([1.0], cost) == 16
+    assert 1 <= draft_length([0.5], cost) < draft_length([0.9], cost) < 16
+    assert draft_length([1.0] + [0.0] * 7, lambda tokens: 1 + 8 * tokens / 4) == 0  # 7 rows padded
+    assert draft_length([0.7] * 8, lambda tokens: 8 * (1 + tokens / 4)) > 0  # rows one by one
+
+
+def test_a_row_that_repeats_itself_alone_is_not_worth_padding_all_others(session: Watched) -> None:
+    scheduler = Scheduler(session)
+    bias = {7: 100.0}
+    for start in (0, 50):
+        scheduler.submit(Request(prompt=TOKENS[start : start + 30], params=GREEDY))
+    params = SamplingParams(max_tokens=12, logit_bias=bias, ignore_eos=True)
+    scheduler.submit(Request(prompt=[7] * 6, params=params))
+    scheduler.step()
+    session.steps.clear()
+    session.cost = lambda rows, tokens: 1.0 + rows * tokens  # each token costs a reading
+    scheduler.step()
+    assert session.steps == [(3, 1)]
+    session.cost = lambda rows, tokens: 1.0  # tokens are free
+    scheduler.step()
+    assert session.steps[-1][1] > 1

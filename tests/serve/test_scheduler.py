@@ -1,6 +1,6 @@
 """Continuous batching: answers are those of a request alone, and nobody waits long."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ class Watched(OrtSession):
     steps: list[tuple[int, ...]]
     failure: Exception | None = None
     poison: int | None = None
+    cost: Callable[[int, int], float] | None = None
 
     def step(
         self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int = 0
@@ -36,6 +37,9 @@ class Watched(OrtSession):
         if self.poison is not None and first_row <= self.poison < first_row + len(input_ids):
             logits[self.poison - first_row] = np.nan
         return logits
+
+    def step_cost(self, rows: int, new_tokens: int) -> float:
+        return self.cost(rows, new_tokens) if self.cost else super().step_cost(rows, new_tokens)
 
 
 @pytest.fixture
