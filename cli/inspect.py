@@ -87,16 +87,12 @@ def _checkpoint(path: Path, format: str | None, dequantise: bool, digest: bool) 
 
 
 def _bundle(path: Path) -> dict[str, Any]:
-    from nemo_trt.manifest import VALIDATION_FILE, read_manifest
+    from nemo_trt.manifest import read_manifest
     from nemo_trt.safetensors import read_layout
+    from nemo_trt.verdict import read_verdict
 
     manifest = read_manifest(path)
     refs = [ref for w in manifest.weights for ref in read_layout(path / w.file).values()]
-    verdict = "none yet: nemo-trt validate"
-    if (path / VALIDATION_FILE).is_file():
-        found = json.loads((path / VALIDATION_FILE).read_text(encoding="utf-8"))
-        current = found.get("bundle_id") == manifest.bundle_id
-        verdict = found.get("verdict", "unreadable") if current else "stale: of another bundle"
     return {
         "kind": "bundle",
         **_model(manifest.config, manifest.precision),
@@ -109,7 +105,7 @@ def _bundle(path: Path) -> dict[str, Any]:
         "bundle_id": manifest.bundle_id,
         "contract_version": manifest.contract_version,
         **_quantization(manifest.quantization),
-        "validation": verdict,
+        "validation": read_verdict(path, bundle_id=manifest.bundle_id),
         "engines": _engines(path, manifest.bundle_id),
         "source": manifest.source,
         "tools": manifest.tools,
@@ -121,7 +117,7 @@ def _engines(bundle: Path, bundle_id: str) -> list[dict[str, Any]]:
     """What engine.json says of each engine, and whether a verdict is of its very plans."""
     from nemo_trt.engines.trt.record import engine_folder, engine_names, read_record
     from nemo_trt.errors import BuildError
-    from nemo_trt.manifest import VALIDATION_FILE
+    from nemo_trt.verdict import read_verdict
 
     found = []
     for name in engine_names(bundle):
@@ -130,12 +126,9 @@ def _engines(bundle: Path, bundle_id: str) -> list[dict[str, Any]]:
         except BuildError as error:
             found.append({"name": name, "error": str(error)})
             continue
-        verdict = "none yet"
-        file = engine_folder(bundle, name) / VALIDATION_FILE
-        if file.is_file():
-            report = json.loads(file.read_text(encoding="utf-8"))
-            current = report.get("engine", {}).get("engine_id") == record.engine_id
-            verdict = report.get("verdict", "unreadable") if current else "stale: of other plans"
+        verdict = read_verdict(
+            engine_folder(bundle, name), bundle_id=bundle_id, engine_id=record.engine_id
+        )
         found.append({**json.loads(record.to_json()), "validation": verdict})
     return found
 

@@ -114,7 +114,7 @@ def run_validation(
             )
     folder = manifest.tokenizer_folder(bundle)
     with ExitStack() as closing:
-        session, about, target = _open(bundle, manifest, max_seq_len, engine, threads)
+        session, target = _open(bundle, manifest, max_seq_len, engine, threads)
         closing.callback(session.close)
         tokenizer = open_tokenizer(folder) if folder else None
         sequences = make_sequences(session, tokenizer, prompts)
@@ -123,7 +123,7 @@ def run_validation(
             checkpoint,
             sequences,
             bundle_id=manifest.bundle_id,
-            engine=about,
+            engine=session.describe(),
             progress=bar,
         )
     atomic.write_text(target / VALIDATION_FILE, report.to_json())
@@ -136,16 +136,15 @@ def _open(
     max_seq_len: int | None,
     engine: str | None,
     threads: int | None,
-) -> "tuple[Session, dict[str, str], Path]":
-    """What is judged, what it is called in the report, and where the verdict goes."""
+) -> "tuple[Session, Path]":
+    """What is judged, and where the verdict goes."""
     from nemo_trt.validate.cases import NUM_ROWS
 
     if engine:
         from nemo_trt.engines.trt.record import engine_folder
-        from nemo_trt.engines.trt.session import TensorRtSession, describe_engine
+        from nemo_trt.engines.trt.session import TensorRtSession
 
-        built = TensorRtSession.open(bundle, engine)
-        return built, describe_engine(built.record), engine_folder(bundle, engine)
+        return TensorRtSession.open(bundle, engine), engine_folder(bundle, engine)
     from nemo_trt.engines import ort_session
 
     # The cache of the far case is the largest thing: a quarter of memory is its share.
@@ -153,7 +152,7 @@ def _open(
     session = ort_session.OrtSession.open(
         bundle, max_batch=NUM_ROWS, max_seq_len=limit, threads=threads
     )
-    return session, ort_session.describe_engine(), bundle
+    return session, bundle
 
 
 def show(report: "Report") -> None:

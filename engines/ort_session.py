@@ -146,6 +146,14 @@ class OrtSession:
             raise CapacityError(f"A block must end by token {self.capacity}, got {stop}.")
         self._caches[contract.past_name(layer, kind)][row, :, start:stop] = block
 
+    def describe(self) -> dict[str, str]:
+        """See `Session.describe`."""
+        return {
+            "backend": "onnxruntime",
+            "provider": "CPUExecutionProvider",
+            "version": ort.__version__,
+        }
+
     def close(self) -> None:
         """Free session and cache; a second call does nothing."""
         self._session = None
@@ -207,15 +215,6 @@ def _open(bundle: Path, threads: int | None) -> Any:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise BundleError(f"ONNX Runtime refuses the graph of {bundle}: {error}") from error
-
-
-def describe_engine() -> dict[str, str]:
-    """What runs a bundle here, for reports."""
-    return {
-        "backend": "onnxruntime",
-        "provider": "CPUExecutionProvider",
-        "version": ort.__version__,
-    }
 
 
 def affordable_seq_len(config: ModelConfig, max_batch: int, *, share: float) -> int:

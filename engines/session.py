@@ -21,7 +21,7 @@ class Session(Protocol):
     threads.
 
     Attributes:
-        bundle: the folder it was opened from.
+        bundle, bundle_id: the folder it was opened from, and its identity.
         compute_precision: the precision that the arithmetic really has ("fp32" for a BF16 bundle
             on the CPU), which decides the validator's tolerances.
         max_batch, max_seq_len: limits given at open.
@@ -29,6 +29,7 @@ class Session(Protocol):
     """
 
     bundle: Path
+    bundle_id: str
     config: ModelConfig
     compute_precision: str
     max_batch: int
@@ -64,6 +65,10 @@ class Session(Protocol):
 
     def write_cache(self, layer: int, kind: str, row: int, start: int, block: CacheBlock) -> None:
         """Overwrite tokens from `start` on with a (K, tokens, D) float32 block."""
+
+    def describe(self) -> dict[str, str]:
+        """What runs the bundle, for reports and pages: "backend", "version"; of an engine its
+        "engine" (name), "engine_id" and "target" too."""
 
     def close(self) -> None:
         """Free everything; a second call does nothing."""

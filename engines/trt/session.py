@@ -175,6 +175,16 @@ class TensorRtSession:
         for head in range(self.config.num_kv_heads):
             self._device.upload(self._head_address(layer, kind, row, head, start), stored[head])
 
+    def describe(self) -> dict[str, str]:
+        """See `Session.describe`."""
+        return {
+            "backend": self.record.toolkit,
+            "version": self.record.toolkit_version,
+            "engine": self.record.name,
+            "engine_id": self.record.engine_id,
+            "target": self.record.options.target,
+        }
+
     def close(self) -> None:
         """Free everything; a second call does nothing."""
         self._open = False
@@ -333,14 +343,3 @@ class TensorRtSession:
         rows = self._caches[contract.past_name(layer, kind)] + row * self._row_bytes
         itemsize = self.config.head_dim * self._dtype.itemsize
         return rows + (head * self.max_seq_len + token) * itemsize
-
-
-def describe_engine(record: EngineRecord) -> dict[str, str]:
-    """What runs an engine, for reports."""
-    return {
-        "backend": record.toolkit,
-        "version": record.toolkit_version,
-        "engine": record.name,
-        "engine_id": record.engine_id,
-        "target": record.options.target,
-    }

@@ -133,7 +133,7 @@ def test_a_failed_validation_exits_with_one(
 
 
 def test_a_verdict_of_another_bundle_is_called_stale(bundle: Path, capsys: Output) -> None:
-    (bundle / "validation.json").write_text('{"verdict": "pass", "bundle_id": "x"}')
+    (bundle / "validation.json").write_text('{"verdict": "pass", "bundle_id": "x", "engine": {}}')
     assert run(["inspect", str(bundle), "--json"]) == 0
     assert "stale" in json.loads(capsys.readouterr().out)["validation"]
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from nemo_trt.engines.ort_session import OrtSession, describe_engine
+from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.engines.tokenizers import open_tokenizer
 from nemo_trt.export.checkpoints import open_checkpoint
 from nemo_trt.validate.reference import Reference, compute_reference
@@ -44,7 +44,7 @@ class Judge:
                 self.checkpoint,
                 self.sequences,
                 bundle_id="",
-                engine=describe_engine(),
+                engine=session.describe(),
                 reference=self.reference,
             )
 
