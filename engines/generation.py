@@ -1,7 +1,10 @@
 """One row's generation: sample a token, turn it into text that may be shown, know when to end."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nemo_trt.config import ModelConfig
 
@@ -35,6 +38,20 @@ class TokenEvent:
     finish_reason: FinishReason | None
 
 
+class Constraint(Protocol):
+    """What an answer may consist of: a grammar's state, which moves with its tokens."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing but an end token may come."""
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """(V,) tokens that may come next."""
+
+    def accept(self, token_id: int) -> None:
+        """The answer goes on with a token that was allowed."""
+
+
 class Generation:
     """The state of one row that generates."""
 
@@ -45,8 +62,10 @@ class Generation:
         params: SamplingParams,
         config: ModelConfig,
         tokenizer: Tokenizer | None,
+        constraint: Constraint | None = None,
     ) -> None:
         self.row, self.prompt = row, prompt
+        self._constraint = constraint
         self._params = params
         self._sampler = Sampler(params, config.vocab_size, prompt)
         self._detokenizer = Detokenizer(tokenizer) if tokenizer else None
@@ -60,14 +79,19 @@ class Generation:
 
     def next(self, logits: Logits, *, last: bool) -> TokenEvent:
         """Sample from (V,) logits; `last` says that the row has no room for another token."""
-        sampled = self._sampler.sample(logits)
+        allowed = self._constraint.allowed() if self._constraint else None
+        sampled = self._sampler.sample(logits, allowed)
         self._count += 1
         ended = sampled.token_id in self._ends
         text = ""
+        finished = False
+        if self._constraint and not ended:
+            self._constraint.accept(sampled.token_id)
+            finished = self._constraint.finished
         if self._detokenizer and not ended:
             text = self._stop.push(self._detokenizer.push(sampled.token_id))
         reason: FinishReason | None = None
-        if ended or self._stop.stopped:
+        if ended or finished or self._stop.stopped:
             reason = "stop"
         elif last or self._count >= self._params.max_tokens:
             reason = "length"

@@ -83,7 +83,7 @@ class Sampled:
 class Sampler:
     """Chooses the tokens of one row and remembers them for the penalties.
 
-    Order: penalties and bias, temperature, min-p, top-k, top-p, draw.
+    Order: penalties and bias, allowed tokens, temperature, min-p, top-k, top-p, draw.
     """
 
     def __init__(
@@ -103,11 +103,15 @@ class Sampler:
         self._changes = bool(params.logit_bias) or params.repetition_penalty != 1
         self._counted = bool(params.presence_penalty or params.frequency_penalty)
 
-    def sample(self, logits: Floats) -> Sampled:
+    def sample(self, logits: Floats, allowed: NDArray[np.bool_] | None = None) -> Sampled:
         """Choose a token from (V,) float32 logits, which stay as they are.
+
+        Args:
+            allowed: (V,) where it is false, no token is chosen.
 
         Raises:
             BundleError: the logits hold NaN or +inf, or nothing but -inf.
+            RequestError: no token is allowed.
         """
         peak = float(logits.max())
         if not math.isfinite(peak):
@@ -115,7 +119,7 @@ class Sampler:
                 f"The engine's logits must be finite, got a maximum of {peak}. "
                 "Run nemo-trt validate."
             )
-        adjusted = self._adjust(logits)
+        adjusted = self._adjust(logits, allowed)
         greedy = self._params.temperature == 0
         token = int(adjusted.argmax()) if greedy else self._draw(adjusted)
         self._seen[token] = None
@@ -124,9 +128,9 @@ class Sampler:
             return Sampled(token_id=token, logprob=None, top_logprobs=())
         return self._with_logprobs(token, logits, peak)
 
-    def _adjust(self, logits: Floats) -> Floats:
-        """Penalties and bias, on a copy where there are any."""
-        if not self._changes and not (self._counted and self._counts):
+    def _adjust(self, logits: Floats, allowed: NDArray[np.bool_] | None) -> Floats:
+        """Penalties, bias and what is allowed, on a copy where there are any."""
+        if allowed is None and not self._changes and not (self._counted and self._counts):
             return logits
         params, adjusted = self._params, self._scratch
         np.copyto(adjusted, logits)
@@ -140,6 +144,12 @@ class Sampler:
             counts = np.fromiter(self._counts.values(), np.float32, len(self._counts))
             adjusted[ids] -= params.presence_penalty + params.frequency_penalty * counts
         adjusted[self._bias_ids] += self._bias
+        if allowed is not None:
+            adjusted[~allowed] = -np.inf
+            if adjusted.max() == -np.inf:
+                raise RequestError(
+                    "No token of the vocabulary may come next; the grammar is stuck."
+                )
         return adjusted
 
     def _draw(self, logits: Floats) -> int:

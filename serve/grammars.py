@@ -1,0 +1,119 @@
+"""Structured output: grammars over a tokenizer's vocabulary, by llguidance."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemo_trt.engines.tokenizers import Tokenizer
+from nemo_trt.errors import RequestError
+
+
+class GrammarConstraint:
+    """The state of one answer. See `nemo_trt.engines.generation.Constraint`."""
+
+    def __init__(self, matcher: Any, vocab_size: int) -> None:
+        self._matcher = matcher
+        self._bits = np.zeros(-(-vocab_size // 32), np.int32)
+        self._vocab_size = vocab_size
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing but an end token may come."""
+        return bool(self._matcher.is_stopped())
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """(V,) tokens that may come next."""
+        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        self._require_sound()
+        bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little", count=self._vocab_size)
+        return bits.view(np.bool_)
+
+    def accept(self, token_id: int) -> None:
+        """The answer goes on with a token that was allowed."""
+        self._matcher.consume_token(token_id)
+        self._require_sound()
+
+    def _require_sound(self) -> None:
+        if self._matcher.is_error():
+            raise RequestError(f"The grammar is too much for the parser: {self._error()}")
+
+    def _error(self) -> str:
+        return str(self._matcher.get_error()).strip().splitlines()[0]
+
+
+class Grammars:
+    """Makes constraints for one model's vocabulary. The vocabulary is read once, here.
+
+    Args:
+        tokenizer: of the model.
+        vocab_size: V, of the model's logits; tokens that the tokenizer lacks are never allowed.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        import llguidance
+
+        self._vocab_size = vocab_size
+        self._matcher: Any = llguidance.LLMatcher
+        self._tokenizer: Any = llguidance.LLTokenizer(
+            llguidance.TokenizerWrapper(_Vocabulary(tokenizer, vocab_size)),
+            eos_token=list(tokenizer.eos_ids),
+        )
+
+    def json_object(self) -> GrammarConstraint:
+        """Any JSON object."""
+        return self.json_schema({"type": "object"})
+
+    def json_schema(self, schema: Mapping[str, Any]) -> GrammarConstraint:
+        """JSON that a schema allows.
+
+        Raises:
+            RequestError: the schema is wrong, or uses what llguidance does not enforce.
+        """
+        try:
+            text = json.dumps(schema)
+        except (TypeError, ValueError) as error:
+            raise RequestError(f"The schema must be JSON: {error}.") from error
+        return self._start(self._matcher.grammar_from_json_schema(text), "JSON schema")
+
+    def regex(self, pattern: str) -> GrammarConstraint:
+        """Text that a regular expression matches whole (Rust's syntax).
+
+        Raises:
+            RequestError: the expression is wrong.
+        """
+        return self._start(self._matcher.grammar_from_regex(pattern), "regular expression")
+
+    def lark(self, grammar: str) -> GrammarConstraint:
+        """Text of a context-free grammar in Lark's form, from its rule `start` on.
+
+        Raises:
+            RequestError: the grammar is wrong.
+        """
+        return self._start(self._matcher.grammar_from_lark(grammar), "grammar")
+
+    def _start(self, grammar: str, kind: str) -> GrammarConstraint:
+        matcher = self._matcher(self._tokenizer, grammar, log_level=0)
+        if matcher.is_error():
+            message = str(matcher.get_error()).strip().splitlines()[0]
+            raise RequestError(f"The {kind} must be one that can be enforced: {message}")
+        return GrammarConstraint(matcher, self._vocab_size)
+
+
+class _Vocabulary:
+    """A tokenizer as llguidance wants to see it."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        known = min(tokenizer.vocab_size, vocab_size)
+        self.eos_token_id = tokenizer.eos_ids[0]
+        self.bos_token_id = tokenizer.bos_id
+        pieces = [tokenizer.token_bytes(token) for token in range(known)]
+        empty = [token for token, piece in enumerate(pieces) if not piece]
+        self.special_token_ids = [*empty, *range(known, vocab_size)]
+        self.tokens = pieces + [b""] * (vocab_size - known)
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, bos=False)
