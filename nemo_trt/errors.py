@@ -8,6 +8,7 @@
     ├── RequestError       a prompt or a sampling parameter is out of its range
     ├── CapacityError      a request does not fit the KV cache; nothing was written
     ├── QueueFullError     as many requests wait as may; try again later
+    ├── DeadlineError      a request's time was over before its answer was complete
     ├── StateError         a call does not fit the object's state (a closed runner)
     └── MachineError       this machine lacks something (a library, a GPU, memory)
 
@@ -45,6 +46,10 @@ class CapacityError(NemoTrtError):
 
 class QueueFullError(NemoTrtError):
     """As many requests wait as may. Nothing was taken; try again later."""
+
+
+class DeadlineError(NemoTrtError):
+    """A request's time was over before its answer was complete."""
 
 
 class StateError(NemoTrtError):

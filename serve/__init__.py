@@ -1,5 +1,6 @@
-"""Serving: many requests over one session, its cache divided into slots."""
+"""Serving: many requests over one session, in process and over HTTP."""
 
+from .engine import Answer, AsyncEngine
 from .scheduler import Ended, Output, Request, Scheduler, Usage
 
-__all__ = ["Ended", "Output", "Request", "Scheduler", "Usage"]
+__all__ = ["Answer", "AsyncEngine", "Ended", "Output", "Request", "Scheduler", "Usage"]

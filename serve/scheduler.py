@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nemo_trt.engines.generation import Generation, TokenEvent
+from nemo_trt.engines.generation import Constraint, Generation, TokenEvent
 from nemo_trt.engines.rows import Rows, common_prefix
 from nemo_trt.engines.sampling import SamplingParams
 from nemo_trt.engines.session import Logits, Session
@@ -28,12 +28,14 @@ class Request:
         prompt: token ids.
         deadline: when it is given up, in seconds of the scheduler's clock.
         speculate: draft from the request's own tokens; the answer is the same.
+        constraint: what the answer may consist of; each request has its own.
     """
 
     prompt: Sequence[int]
     params: SamplingParams = field(default_factory=SamplingParams)
     deadline: float | None = None
     speculate: bool = True
+    constraint: Constraint | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,6 +44,7 @@ class Usage:
 
     Attributes:
         cached_tokens: of the prompt, found in the cache.
+        queue_s: seconds between arrival and a row; None without a row.
         drafted_tokens, accepted_tokens: proposed by prompt lookup, and of those the model's own.
     """
 
@@ -50,6 +53,7 @@ class Usage:
     completion_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    queue_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +85,7 @@ class _Live:
     generation: Generation
     lookup: PromptLookup | None
     row: int = -1
+    arrival: float = 0.0
     pending: list[int] = field(default_factory=list)  # not in the cache yet
     decoding: bool = False
 
@@ -102,7 +107,7 @@ class Scheduler:
         session: taken over whole: nobody else may step it.
         tokenizer: for text, stop strings and end tokens.
         prefill_tokens: prompt tokens a step.
-        max_queue: requests that may wait.
+        max_queue: requests that may wait for a row.
         clock: seconds, for deadlines.
     """
 
@@ -139,6 +144,11 @@ class Scheduler:
         return len(self._queue)
 
     @property
+    def num_held_tokens(self) -> int:
+        """Tokens that the rows' caches hold, those of finished requests included."""
+        return sum(len(self._rows.held(row)) for row in range(self._session.max_batch))
+
+    @property
     def num_running(self) -> int:
         """Requests that have a row."""
         return len(self._running)
@@ -163,7 +173,7 @@ class Scheduler:
             raise CapacityError(
                 f"The prompt must be shorter than max_seq_len, {limit} tokens, got {len(prompt)}."
             )
-        if len(self._queue) >= self._max_queue:
+        if len(self._queue) >= self._max_queue + len(self._free):
             raise QueueFullError(f"{len(self._queue)} requests are waiting already. Try later.")
         config = self._session.config
         live = _Live(
@@ -171,8 +181,11 @@ class Scheduler:
             request=request,
             prompt=prompt,
             usage=Usage(prompt_tokens=len(prompt)),
-            generation=Generation(0, prompt, request.params, config, self._tokenizer),
+            generation=Generation(
+                0, prompt, request.params, config, self._tokenizer, request.constraint
+            ),
             lookup=PromptLookup(prompt) if request.speculate else None,
+            arrival=self._clock(),
         )
         self._next_id += 1
         self._queue.append(live)
@@ -212,6 +225,7 @@ class Scheduler:
             self._rows.copy(source, row, length)
         self._free.remove(row)
         live.row, live.usage.cached_tokens = row, length
+        live.usage.queue_s = self._clock() - live.arrival
         live.pending = live.prompt[length:]
         self._running[row] = live
 

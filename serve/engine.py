@@ -1,0 +1,289 @@
+"""An engine for services: a thread runs the scheduler, coroutines iterate over answers."""
+
+import asyncio
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from nemo_trt.config import ModelConfig
+from nemo_trt.engines.generation import Constraint, TokenEvent
+from nemo_trt.engines.runner import Runner
+from nemo_trt.engines.sampling import SamplingParams
+from nemo_trt.engines.session import Session
+from nemo_trt.engines.tokenizers import Tokenizer
+from nemo_trt.errors import DeadlineError, NemoTrtError, StateError
+
+from .metrics import Metrics
+from .scheduler import Ended, Output, Request, Scheduler, Usage
+
+
+class Answer:
+    """One request's answer: iterate over it for its tokens, once. Breaking off cancels nothing by
+    itself: leave through `async with`, or call `cancel`.
+
+    Attributes:
+        ended: how it ended, with its usage; None before.
+    """
+
+    def __init__(self, engine: "AsyncEngine", request: Request) -> None:
+        self.ended: Ended | None = None
+        self.arrival = time.perf_counter()
+        self.last_token: float | None = None
+        self._engine, self._request = engine, request
+        self._loop = asyncio.get_running_loop()
+        self._news: asyncio.Queue[Output] = asyncio.Queue()
+        self._accepted: asyncio.Future[int] | None = None
+
+    async def accepted(self) -> Self:
+        """Wait until the scheduler has taken the request; iterating does it too.
+
+        Raises:
+            CapacityError, QueueFullError, RequestError: see `Scheduler.submit`.
+            StateError: the engine is closed, or takes nothing more.
+        """
+        if self._accepted is None:
+            self._accepted = self._loop.create_future()
+            self._accepted.add_done_callback(_look_at)
+            self._engine._submit(self, self._request, self._loop, self._accepted)
+        await asyncio.shield(self._accepted)
+        return self
+
+    def cancel(self) -> None:
+        """Free the request's row within one step. What has ended already stays as it is."""
+        if self._accepted is not None and self.ended is None:
+            self._engine._cancel(self)
+
+    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        await self.accepted()
+        while self.ended is None:
+            output = await self._news.get()
+            self.ended = output.ended
+            if output.event:
+                yield output.event
+        if self.ended.reason == "deadline":
+            raise DeadlineError("The request's time was over before its answer was complete.")
+        if self.ended.error:
+            raise self.ended.error
+
+    async def __aenter__(self) -> Self:
+        return await self.accepted()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cancel()
+
+
+class AsyncEngine:
+    """Answers many requests at once. Takes a Runner whole; nobody else may use it.
+
+        async with AsyncEngine.open(Path("bundle"), max_batch=8) as engine:
+            async for event in engine.generate("The capital of France is"):
+                print(event.text, end="")
+
+    Args:
+        runner: closed by `close`.
+        prefill_tokens, max_queue: see `Scheduler`.
+        metrics: where to count; by default a `Metrics` of its own.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        prefill_tokens: int = 512,
+        max_queue: int = 256,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._runner = runner
+        self.session: Session = runner.session
+        self.tokenizer: Tokenizer = runner.tokenizer
+        self.config: ModelConfig = runner.config
+        self.metrics = metrics or Metrics()
+        self._scheduler = Scheduler(
+            self.session,
+            self.tokenizer,
+            prefill_tokens=prefill_tokens,
+            max_queue=max_queue,
+        )
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._answers: dict[int, tuple[Answer, asyncio.AbstractEventLoop]] = {}
+        self._open, self._draining = True, False
+        self._failure: BaseException | None = None
+        self.metrics.watch(self._scheduler, self.session)
+        self._thread = threading.Thread(target=self._run, name="nemo-trt engine", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(cls, bundle: Path, *, engine: str | None = None, **options: Any) -> Self:
+        """Open a bundle, with the `Runner.open` options max_batch, max_seq_len and threads, and
+        those of this class.
+
+        Raises:
+            BundleError, BuildError, MachineError, RequestError: see `Runner.open`.
+        """
+        own = {
+            k: options.pop(k) for k in ("prefill_tokens", "max_queue", "metrics") & options.keys()
+        }
+        return cls(Runner.open(bundle, engine=engine, **options), **own)
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What stopped the engine's thread, if anything did: a fault of ours."""
+        return self._failure
+
+    @property
+    def max_seq_len(self) -> int:
+        """Tokens of prompt and answer at most."""
+        return self.session.max_seq_len
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        constraint: Constraint | None = None,
+        timeout_s: float | None = None,
+        speculate: bool = True,
+    ) -> Answer:
+        """Continue a prompt: text (BOS is put before it), or token ids as they are.
+
+        Args:
+            timeout_s: seconds from now after which `DeadlineError` is raised.
+            constraint, speculate: see `Request`.
+        """
+        tokens = self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else prompt
+        return Answer(
+            self,
+            Request(
+                prompt=tokens,
+                params=params or SamplingParams(),
+                deadline=None if timeout_s is None else time.monotonic() + timeout_s,
+                speculate=speculate,
+                constraint=constraint,
+            ),
+        )
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Take nothing more and wait until all is answered; False if that takes too long."""
+        self._draining = True
+        end = time.monotonic() + timeout_s
+        while self._answers and time.monotonic() < end and self._failure is None:
+            await asyncio.sleep(0.01)
+        return not self._answers
+
+    def close(self) -> None:
+        """End what runs, stop the thread and free the session; a second call does nothing."""
+        if self._open:
+            self._open = False
+            self._inbox.put(lambda: None)
+            self._thread.join()
+            self._runner.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def _submit(
+        self,
+        answer: Answer,
+        request: Request,
+        loop: asyncio.AbstractEventLoop,
+        accepted: "asyncio.Future[int]",
+    ) -> None:
+        def settle(number: int | None, error: NemoTrtError | None) -> None:
+            if accepted.done():  # its loop is closing
+                return
+            if error:
+                accepted.set_exception(error)
+            elif number is not None:
+                accepted.set_result(number)
+
+        def submit() -> None:
+            number, error = None, self._refusal()
+            if error is None:
+                try:
+                    number = self._scheduler.submit(request)
+                    self._answers[number] = answer, loop
+                except NemoTrtError as refused:
+                    error = refused
+            _call(loop, settle, number, error)
+
+        if (refusal := self._refusal()) is not None:
+            settle(None, refusal)
+            return
+        self._inbox.put(submit)
+
+    def _refusal(self) -> NemoTrtError | None:
+        if self._failure is not None:
+            return StateError(f"The engine has failed: {self._failure!r}. Start it again.")
+        if not self._open or self._draining:
+            return StateError("The engine is shutting down and takes no more requests.")
+        return None
+
+    def _cancel(self, answer: Answer) -> None:
+        def cancel() -> None:  # runs behind the answer's own submission
+            for number, (found, _) in self._answers.items():
+                if found is answer:
+                    output = self._scheduler.cancel(number)
+                    self._deliver([output] if output else [])
+                    return
+
+        self._inbox.put(cancel)
+
+    def _run(self) -> None:
+        try:
+            while self._open:
+                self._take_commands()
+                if not self._scheduler.idle:
+                    self._deliver(self._scheduler.step())
+        except BaseException as error:  # whatever it is, nobody may wait for ever
+            self._failure = error
+            self._take_commands(block=False)
+        reason = self._refusal() or StateError("The engine has stopped.")
+        for number in list(self._answers):
+            output = self._scheduler.cancel(number) if self._failure is None else None
+            usage = output.ended.usage if output and output.ended else None
+            ended = Ended(reason="error", usage=usage or Usage(prompt_tokens=0), error=reason)
+            self._deliver([Output(request_id=number, event=None, ended=ended)])
+
+    def _take_commands(self, block: bool = True) -> None:
+        if block and self._open and self._scheduler.idle:
+            self._inbox.get()()
+        while not self._inbox.empty():
+            self._inbox.get()()
+
+    def _deliver(self, outputs: list[Output]) -> None:
+        """Hand news to the loops that wait for it, one call a loop."""
+        now = time.perf_counter()
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Answer, Output]]] = defaultdict(list)
+        for output in outputs:
+            answer, loop = self._answers[output.request_id]
+            if output.ended:
+                del self._answers[output.request_id]
+            self.metrics.count(output, answer, now)
+            by_loop[loop].append((answer, output))
+        for loop, news in by_loop.items():
+            _call(loop, _hand_over, news)
+
+
+def _look_at(accepted: "asyncio.Future[int]") -> None:
+    """Asyncio complains of exceptions that nobody looked at; who asked may have gone."""
+    if not accepted.cancelled():
+        accepted.exception()
+
+
+def _hand_over(news: list[tuple[Answer, Output]]) -> None:
+    for answer, output in news:
+        answer._news.put_nowait(output)
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
+    try:
+        loop.call_soon_threadsafe(function, *arguments)
+    except RuntimeError:  # the loop has been closed: nobody waits
+        return
