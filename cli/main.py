@@ -23,6 +23,7 @@ COMMANDS = {
     "validate": "Compare a bundle or an engine with the PyTorch reference.",
     "run": "Continue a prompt.",
     "chat": "Talk with a bundle.",
+    "serve": "Serve a bundle over HTTP, as OpenAI's API and a chat page.",
     "bench": "Measure a bundle on this machine.",
     "inspect": "Show what a checkpoint or bundle holds.",
     "doctor": "Tell what this machine can do.",
@@ -118,6 +119,10 @@ _EXTRAS = {
     "onnxruntime": "cpu",
     "transformers": "validate",
     "gguf": "export",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "llguidance": "serve",
+    "prometheus_client": "serve",
 }
 
 

@@ -45,8 +45,8 @@ class Constraint(Protocol):
     def finished(self) -> bool:
         """Whether nothing but an end token may come."""
 
-    def allowed(self) -> NDArray[np.bool_]:
-        """(V,) tokens that may come next."""
+    def allowed(self) -> NDArray[np.bool_] | None:
+        """(V,) tokens that may come next; None where all may."""
 
     def accept(self, token_id: int) -> None:
         """The answer goes on with a token that was allowed."""

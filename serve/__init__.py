@@ -1,6 +1,40 @@
 """Serving: many requests over one session, in process and over HTTP."""
 
-from .engine import Answer, AsyncEngine
-from .scheduler import Ended, Output, Request, Scheduler, Usage
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Answer", "AsyncEngine", "Ended", "Output", "Request", "Scheduler", "Usage"]
+if TYPE_CHECKING:
+    from .engine import Answer, AsyncEngine
+    from .http import create_app
+    from .options import ServeOptions
+    from .scheduler import Ended, Output, Request, Scheduler, Usage
+
+_HOMES = {
+    "Answer": "engine",
+    "AsyncEngine": "engine",
+    "Ended": "scheduler",
+    "Output": "scheduler",
+    "Request": "scheduler",
+    "Scheduler": "scheduler",
+    "ServeOptions": "options",
+    "Usage": "scheduler",
+    "create_app": "http",
+}
+__all__ = [
+    "Answer",
+    "AsyncEngine",
+    "Ended",
+    "Output",
+    "Request",
+    "Scheduler",
+    "ServeOptions",
+    "Usage",
+    "create_app",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Names load when they are asked for: each needs an extra that the others do without."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

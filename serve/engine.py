@@ -38,6 +38,11 @@ class Answer:
         self._news: asyncio.Queue[Output] = asyncio.Queue()
         self._accepted: asyncio.Future[int] | None = None
 
+    @property
+    def prompt(self) -> Sequence[int]:
+        """The prompt's tokens, as they were given."""
+        return self._request.prompt
+
     async def accepted(self) -> Self:
         """Wait until the scheduler has taken the request; iterating does it too.
 
@@ -147,12 +152,13 @@ class AsyncEngine:
         constraint: Constraint | None = None,
         timeout_s: float | None = None,
         speculate: bool = True,
+        prediction: Sequence[int] = (),
     ) -> Answer:
         """Continue a prompt: text (BOS is put before it), or token ids as they are.
 
         Args:
             timeout_s: seconds from now after which `DeadlineError` is raised.
-            constraint, speculate: see `Request`.
+            constraint, speculate, prediction: see `Request`.
         """
         tokens = self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else prompt
         return Answer(
@@ -163,6 +169,7 @@ class AsyncEngine:
                 deadline=None if timeout_s is None else time.monotonic() + timeout_s,
                 speculate=speculate,
                 constraint=constraint,
+                prediction=prediction,
             ),
         )
 

@@ -29,6 +29,7 @@ class Request:
         deadline: when it is given up, in seconds of the scheduler's clock.
         speculate: draft from the request's own tokens; the answer is the same.
         constraint: what the answer may consist of; each request has its own.
+        prediction: tokens that the answer may resemble, to draft from.
     """
 
     prompt: Sequence[int]
@@ -36,6 +37,7 @@ class Request:
     deadline: float | None = None
     speculate: bool = True
     constraint: Constraint | None = None
+    prediction: Sequence[int] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -184,7 +186,7 @@ class Scheduler:
             generation=Generation(
                 0, prompt, request.params, config, self._tokenizer, request.constraint
             ),
-            lookup=PromptLookup(prompt) if request.speculate else None,
+            lookup=PromptLookup([*request.prediction, *prompt]) if request.speculate else None,
             arrival=self._clock(),
         )
         self._next_id += 1

@@ -45,7 +45,11 @@ class HuggingFaceTokenizer:
         eos = self._id("eos_token")
         self.eos_ids: tuple[int, ...] = () if eos is None else (eos,)
         self.vocab_size: int = self._tokenizer.get_vocab_size()
-        self._template = _compile(_template_text(folder, config))
+        template = _template_text(folder, config)
+        self.tool_calls_id: int | None = (
+            self._tokenizer.token_to_id("[TOOL_CALLS]") if "tools" in (template or "") else None
+        )
+        self._template = _compile(template)
 
     def encode(self, text: str, *, bos: bool) -> list[int]:
         """See `Tokenizer.encode`."""

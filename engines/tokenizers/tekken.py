@@ -25,6 +25,7 @@ class TekkenTokenizer:
         self.bos_id: int | None = self._tekken.bos_id
         self.eos_ids: tuple[int, ...] = (self._tekken.eos_id,)
         self.vocab_size: int = self._tekken.n_words
+        self.tool_calls_id: int | None = _special(self._tekken, "[TOOL_CALLS]")
 
     def encode(self, text: str, *, bos: bool) -> list[int]:
         """See `Tokenizer.encode`."""
@@ -54,3 +55,11 @@ class TekkenTokenizer:
             return list(self._mistral.encode_chat_completion(request).tokens)
         except (MistralCommonException, ValueError, KeyError, TypeError) as error:
             raise RequestError(f"The conversation must follow Mistral's format: {error}") from error
+
+
+def _special(tekken: Any, name: str) -> int | None:
+    """A special token's id; None where this version of Tekken lacks it."""
+    for token in range(tekken.num_special_tokens):
+        if tekken.id_to_piece(token) == name:
+            return token
+    return None

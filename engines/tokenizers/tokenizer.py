@@ -8,11 +8,17 @@ Message = Mapping[str, object]
 
 
 class Tokenizer(Protocol):
-    """Text to tokens and back."""
+    """Text to tokens and back.
+
+    Attributes:
+        tool_calls_id: the token that begins calls of tools in Mistral's format, where the model
+            has that format.
+    """
 
     bos_id: int | None
     eos_ids: tuple[int, ...]
     vocab_size: int
+    tool_calls_id: int | None
 
     def encode(self, text: str, *, bos: bool) -> list[int]:
         """Tokens of a text; with `bos` the tokeniser's own start token is put before them."""

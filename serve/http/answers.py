@@ -1,0 +1,157 @@
+"""Runs the answers of one HTTP request: n side by side, whole or streamed, while one listens."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from nemo_trt.engines.generation import TokenEvent
+from nemo_trt.errors import NemoTrtError
+from nemo_trt.serve.engine import Answer
+from nemo_trt.serve.scheduler import Usage
+
+from .errors import as_api_error
+from .gate import note
+
+Result = TypeVar("Result")
+Chunk = dict[str, Any]
+
+
+async def accepted(answers: Sequence[Answer]) -> None:
+    """Have all answers accepted, or none of them.
+
+    Raises:
+        NemoTrtError: see `Answer.accepted`.
+    """
+    try:
+        await asyncio.gather(*(answer.accepted() for answer in answers))
+    except BaseException:
+        cancel(answers)
+        raise
+
+
+def cancel(answers: Sequence[Answer]) -> None:
+    """Let none of them run on."""
+    for answer in answers:
+        answer.cancel()
+
+
+async def merged(answers: Sequence[Answer]) -> AsyncIterator[tuple[int, TokenEvent]]:
+    """The tokens of several answers as they come, each with the index of its answer."""
+    if len(answers) == 1:
+        async for event in answers[0]:
+            yield 0, event
+        return
+    news: asyncio.Queue[tuple[int, TokenEvent] | BaseException | None] = asyncio.Queue()
+
+    async def follow(index: int, answer: Answer) -> None:
+        try:
+            async for event in answer:
+                news.put_nowait((index, event))
+            news.put_nowait(None)
+        except Exception as error:
+            news.put_nowait(error)
+
+    tasks = [asyncio.create_task(follow(i, answer)) for i, answer in enumerate(answers)]
+    try:
+        left = len(tasks)
+        while left:
+            item = await news.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                left -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def usage(answers: Sequence[Answer], *, predicted: bool = False) -> Chunk:
+    """OpenAI's usage object; the prompt that n answers share counts once."""
+    ended = [answer.ended.usage for answer in answers if answer.ended]
+    prompts: dict[int, Usage] = {}
+    for answer in answers:
+        if answer.ended:
+            prompts.setdefault(id(answer.prompt), answer.ended.usage)
+    prompt = sum(found.prompt_tokens for found in prompts.values())
+    completion = sum(found.completion_tokens for found in ended)
+    result: Chunk = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {
+            "cached_tokens": sum(found.cached_tokens for found in prompts.values())
+        },
+    }
+    if predicted:
+        drafted = sum(found.drafted_tokens for found in ended)
+        accepted = sum(found.accepted_tokens for found in ended)
+        result["completion_tokens_details"] = {
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": drafted - accepted,
+        }
+    note(prompt_tokens=prompt, completion_tokens=completion)
+    return result
+
+
+async def unless_gone(request: Request, work: Awaitable[Result]) -> Result | None:
+    """The result of `work`, or None when the client hangs up before: then `work` is cancelled."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        note(end="disconnected")
+        return None
+    finally:
+        for one in (task, gone):
+            one.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events of chunks that come from running answers.
+
+    Starlette stops asking for them when the client hangs up; then the answers are cancelled.
+    """
+
+    def __init__(self, answers: Sequence[Answer], chunks: AsyncIterator[Chunk]) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(_events(chunks), media_type="text/event-stream", headers=headers)
+        self._answers = answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream, as far as the client listens."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            cancel(self._answers)
+
+
+async def _events(chunks: AsyncIterator[Chunk]) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in chunks:
+            yield _event(chunk)
+        yield b"data: [DONE]\n\n"
+    except NemoTrtError as error:  # the status is on its way already: the stream says it
+        found = as_api_error(error)
+        note(error_status=found.status, error=str(error))
+        yield _event(found.body)
+
+
+def _event(chunk: Chunk) -> bytes:
+    return (
+        b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    )
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,123 @@
+"""What every request passes: its id, the API key, the size of its body, log, error count."""
+
+import json
+import logging
+import re
+import time
+import uuid
+from contextvars import ContextVar
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nemo_trt.serve.metrics import Metrics
+from nemo_trt.serve.options import ServeOptions
+
+from .errors import error_body
+
+LOG = logging.getLogger("nemo_trt.serve")
+"""One JSON object a request, level INFO."""
+
+_OPEN = ("/health/", "/page/")
+_OPEN_PATHS = ("/", "/metrics")
+_PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_notes: ContextVar[dict[str, Any]] = ContextVar("notes")
+
+
+def note(**fields: Any) -> None:
+    """Add fields to the request's line in the log."""
+    notes = _notes.get(None)
+    if notes is not None:
+        notes.update(fields)
+
+
+def request_id() -> str:
+    """The present request's id."""
+    return str(_notes.get({}).get("request_id", ""))
+
+
+class Gate:
+    """ASGI middleware around the whole app.
+
+    A client's own X-Request-Id is kept where it is plain. Bodies are counted as they come, so one
+    that lies about its length is stopped too.
+    """
+
+    def __init__(self, app: ASGIApp, options: ServeOptions, metrics: Metrics) -> None:
+        self._app, self._options, self._metrics = app, options, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        number = given if _PLAIN_ID.fullmatch(given) else uuid.uuid4().hex
+        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        notes: dict[str, Any] = {"request_id": number, "method": scope["method"], "path": path}
+        token = _notes.set(notes)
+        start = time.perf_counter()
+        status = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = number
+            await send(message)
+
+        try:
+            refusal = self._refusal(path, headers)
+            if refusal is not None:
+                await refusal(scope, receive, answer)
+            else:
+                await self._app(scope, self._counted(receive), answer)
+        except Exception as error:
+            LOG.exception("request %s failed", number)
+            if status:
+                raise
+            body = error_body(500, f"The server failed: {type(error).__name__}.")
+            await JSONResponse(body, 500)(scope, receive, answer)
+        finally:
+            _notes.reset(token)
+            self._finish(notes, status, time.perf_counter() - start)
+
+    def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > self._options.max_body_bytes:
+            return JSONResponse(error_body(413, self._too_large_words()), 413)
+        if not self._options.api_keys or path in _OPEN_PATHS or path.startswith(_OPEN):
+            return None
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and self._options.opens(key.strip()):
+            return None
+        message = "The API key must be given as Authorization: Bearer KEY, and be a right one."
+        body = error_body(401, message, code="invalid_api_key")
+        return JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})
+
+    def _too_large_words(self) -> str:
+        return f"The body must be at most {self._options.max_body_bytes} bytes."
+
+    def _counted(self, receive: Receive) -> Receive:
+        left = self._options.max_body_bytes
+
+        async def counted() -> Message:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise HTTPException(413, self._too_large_words())
+            return message
+
+        return counted
+
+    def _finish(self, notes: dict[str, Any], status: int, seconds: float) -> None:
+        failed = notes.get("error_status") or status
+        if failed >= 400:
+            self._metrics.count_error(failed)
+        notes |= {"status": status or 499, "seconds": round(seconds, 4)}
+        LOG.info(json.dumps(notes, ensure_ascii=False))

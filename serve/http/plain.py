@@ -1,0 +1,105 @@
+"""The routes that generate nothing: models, tokens, health, metrics, the page."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from nemo_trt.serve.metrics import CONTENT_TYPE
+
+from .errors import RESPONSES, ApiError
+from .fields import DetokenizeRequest, TokenizeRequest
+from .prompts import conversation
+from .service import Service
+
+router = APIRouter()
+_PAGE = Path(__file__).resolve().parents[1] / "page"
+_POLICY = {"Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'"}
+
+
+@router.get("/v1/models", responses=RESPONSES)
+async def models(request: Request) -> dict[str, Any]:
+    """The model that is served."""
+    return {"object": "list", "data": [_model(request.app.state.service)]}
+
+
+@router.get("/v1/models/{name}", responses=RESPONSES)
+async def model(name: str, request: Request) -> dict[str, Any]:
+    """The model of this name."""
+    service: Service = request.app.state.service
+    if name != service.model_name:
+        raise ApiError(
+            404,
+            f"The model {name!r} does not exist here; this server has {service.model_name!r}.",
+            param="model",
+            code="model_not_found",
+        )
+    return _model(service)
+
+
+@router.post("/tokenize", responses=RESPONSES)
+async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
+    """Tokens of a text, or of a conversation in the model's own format."""
+    engine = request.app.state.service.require(body.model)
+    if body.messages is not None:
+        tokens = await conversation(engine.tokenizer, body.messages)
+    else:
+        bos = body.add_special_tokens
+        tokens = await asyncio.to_thread(engine.tokenizer.encode, body.prompt or "", bos=bos)
+    return {"tokens": tokens, "count": len(tokens), "max_model_len": engine.max_seq_len}
+
+
+@router.post("/detokenize", responses=RESPONSES)
+async def detokenize(body: DetokenizeRequest, request: Request) -> dict[str, Any]:
+    """The text of tokens, special ones left out."""
+    engine = request.app.state.service.require(body.model)
+    size = engine.tokenizer.vocab_size
+    wrong = [token for token in body.tokens if not 0 <= token < size]
+    if wrong:
+        raise ApiError(400, f"tokens must be 0 to {size - 1}, got {wrong[0]}.", param="tokens")
+    return {"prompt": await asyncio.to_thread(engine.tokenizer.decode, body.tokens)}
+
+
+@router.get("/health/live")
+async def live() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "live"}
+
+
+@router.get("/health/ready", responses={503: {"description": "Not ready, and why."}})
+async def ready(request: Request) -> Response:
+    """Whether requests are taken, and what would answer them."""
+    service: Service = request.app.state.service
+    return JSONResponse(service.describe(), 200 if service.state == "ready" else 503)
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Prometheus's text format."""
+    service: Service = request.app.state.service
+    return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> Response:
+    """The chat page."""
+    return FileResponse(_PAGE / "index.html", headers=_POLICY)
+
+
+def mount_page(app: FastAPI) -> None:
+    """Serve the page's files."""
+    app.mount("/page", StaticFiles(directory=_PAGE), name="page")
+
+
+def _model(service: Service) -> dict[str, Any]:
+    session = service.engine.session if service.engine else None
+    return {
+        "id": service.model_name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "nemo-trt",
+        "max_model_len": session.max_seq_len if session else None,
+    }

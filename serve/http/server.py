@@ -1,0 +1,92 @@
+"""Serves the application until a signal: then drains, closes and returns."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+from fastapi import FastAPI
+
+from nemo_trt.errors import MachineError
+
+from .service import Service
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def serve_forever(
+    app: FastAPI,
+    *,
+    host: str,
+    port: int,
+    drain_timeout_s: float,
+    on_ready: Callable[[str], None],
+) -> None:
+    """Serve an application of `create_app` until SIGTERM or SIGINT, then finish what runs.
+
+    While it drains, new requests get 503; a second signal ends the waiting.
+
+    Args:
+        port: 0 takes any that is free.
+        on_ready: called with the address once requests are taken.
+
+    Raises:
+        MachineError: the address cannot be had, or the engine did not open.
+    """
+    try:
+        listener = socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
+    except OSError as error:
+        raise MachineError(
+            f"{host}:{port} must be free to listen on: {error.strerror or error}. "
+            "Choose another --host or --port."
+        ) from error
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{listener.getsockname()[1]}"
+    with contextlib.closing(listener):
+        asyncio.run(_serve(app, listener, drain_timeout_s, lambda: on_ready(address)))
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to us: uvicorn would raise them again after its own shutdown."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+async def _serve(
+    app: FastAPI, listener: socket.socket, drain_timeout_s: float, on_ready: Callable[[], None]
+) -> None:
+    service: Service = app.state.service
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+    server = _Server(config)
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, on_signal)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    opening = asyncio.create_task(asyncio.to_thread(service.wait))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({serving, opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if opening.done() and not opening.exception():
+            on_ready()
+            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        draining = asyncio.create_task(service.drain(drain_timeout_s))
+        hurrying = asyncio.create_task(hurry.wait())
+        await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
+        hurrying.cancel()
+    finally:
+        stopping.cancel()
+        server.should_exit = True
+        await serving
+        await opening

@@ -1,0 +1,180 @@
+"""The engine of a server: opened in the background, ready, draining, closed."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from nemo_trt.engines.runner import Runner
+from nemo_trt.engines.trt.record import engine_folder, read_record
+from nemo_trt.errors import BundleError, MachineError, NemoTrtError, StateError
+from nemo_trt.manifest import read_manifest
+from nemo_trt.serve.engine import AsyncEngine
+from nemo_trt.serve.grammars import Grammars
+from nemo_trt.serve.metrics import Metrics
+from nemo_trt.serve.options import ServeOptions
+from nemo_trt.verdict import PASS, read_verdict
+
+from .errors import ApiError
+
+State = Literal["starting", "ready", "draining", "failed"]
+Opener = Callable[[], Runner]
+
+
+class Service:
+    """What the routes talk to.
+
+    Args:
+        bundle: whose verdict counts.
+        engine: name of the bundle's engine that `opener` opens, or None for ONNX Runtime.
+        opener: called in a thread of its own, at once.
+
+    Raises:
+        BundleError: the bundle, or the engine, has no passing verdict and must have one.
+
+    Attributes:
+        engine: None before it is ready.
+        metrics: there from the beginning.
+    """
+
+    def __init__(
+        self, bundle: Path, engine: str | None, opener: Opener, options: ServeOptions
+    ) -> None:
+        self.options = options
+        self.manifest = read_manifest(bundle, verify_weights=False)  # the session verifies
+        self.model_name = options.model_name or bundle.resolve().name
+        self.created = int(time.time())
+        self.verdict = _verdict(bundle, self.manifest.bundle_id, engine)
+        if self.verdict != PASS and not options.allow_unvalidated:
+            raise BundleError(
+                f"{bundle} must have passed validation, got {self.verdict!r}. Run nemo-trt "
+                "validate, or serve it all the same with --allow-unvalidated."
+            )
+        self.metrics = Metrics()
+        self.engine: AsyncEngine | None = None
+        self.failure: str | None = None
+        self.startup_s: float | None = None
+        self._grammars: Grammars | None = None
+        self._making = threading.Lock()
+        self._draining = False
+        self._opener = opener
+        self._thread = threading.Thread(target=self._open, name="nemo-trt open", daemon=True)
+        self._thread.start()
+
+    @property
+    def state(self) -> State:
+        """Where the server's life stands."""
+        if self.failure or (self.engine and self.engine.failure):
+            return "failed"
+        if self._draining:
+            return "draining"
+        return "ready" if self.engine else "starting"
+
+    @property
+    def validated(self) -> bool:
+        """Whether the verdict is a pass of what is served."""
+        return self.verdict == PASS
+
+    def require(self, model: str | None = None) -> AsyncEngine:
+        """The engine, for a request that names a model.
+
+        Raises:
+            ApiError: 503 when it is not ready, 404 when the model is another one.
+        """
+        if self.state != "ready" or self.engine is None:
+            words = {
+                "starting": "The server is starting; try again in some seconds.",
+                "draining": "The server is shutting down and takes no more requests.",
+            }.get(self.state, "The engine has failed; the server must be started again.")
+            raise ApiError(503, words, code=self.state, headers={"Retry-After": "2"})
+        if model not in (None, self.model_name):
+            raise ApiError(
+                404,
+                f"The model {model!r} does not exist here; this server has {self.model_name!r}.",
+                param="model",
+                code="model_not_found",
+            )
+        return self.engine
+
+    async def grammars(self) -> Grammars:
+        """Grammars over the model's vocabulary, which is read when the first is asked for."""
+        if self._grammars is not None:
+            return self._grammars
+        return await asyncio.to_thread(self._make_grammars)
+
+    def describe(self) -> dict[str, object]:
+        """What is served and how it is doing, for /health/ready and the page."""
+        session = self.engine.session if self.engine else None
+        return {
+            "status": self.state,
+            "model": self.model_name,
+            "validation": self.verdict,
+            "validated": self.validated,
+            "bundle_id": self.manifest.bundle_id,
+            "precision": self.manifest.precision,
+            "compute_precision": session.compute_precision if session else None,
+            "engine": session.describe() if session else None,
+            "max_seq_len": session.max_seq_len if session else None,
+            "slots": session.max_batch if session else None,
+            "tools": bool(self.engine and self.engine.tokenizer.tool_calls_id is not None),
+            "startup_s": self.startup_s,
+            "failure": self.failure,
+        }
+
+    def wait(self) -> None:
+        """Block until the engine is ready.
+
+        Raises:
+            MachineError: it did not open.
+        """
+        self._thread.join()
+        if self.failure:
+            raise MachineError(self.failure)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Take nothing more and wait until all is answered; False if that takes too long."""
+        self._draining = True
+        return await self.engine.drain(timeout_s) if self.engine else True
+
+    def close(self) -> None:
+        """End what runs and free the engine; a second call does nothing."""
+        self._draining = True
+        self._thread.join()
+        if self.engine:
+            self.engine.close()
+
+    def _make_grammars(self) -> Grammars:
+        with self._making:
+            if self._grammars is None:
+                engine = self.require()
+                self._grammars = Grammars(engine.tokenizer, engine.config.vocab_size)
+            return self._grammars
+
+    def _open(self) -> None:
+        start = time.perf_counter()
+        try:
+            runner = self._opener()
+            if runner.session.bundle_id != self.manifest.bundle_id:
+                raise StateError("The bundle was altered while the server started.")
+            self.engine = AsyncEngine(
+                runner,
+                prefill_tokens=self.options.prefill_tokens,
+                max_queue=self.options.max_queue,
+                metrics=self.metrics,
+            )
+        except NemoTrtError as error:
+            self.failure = str(error)
+        except Exception as error:  # a thread's exception would be lost, and all would wait
+            self.failure = f"{type(error).__name__}: {error}"
+        self.startup_s = round(time.perf_counter() - start, 3)
+
+
+def _verdict(bundle: Path, bundle_id: str, engine: str | None) -> str:
+    """What the validator said of the bundle, or of its engine."""
+    if engine is None:
+        return read_verdict(bundle, bundle_id=bundle_id)
+    record = read_record(bundle, engine, bundle_id=bundle_id, verify=False)
+    folder = engine_folder(bundle, engine)
+    return read_verdict(folder, bundle_id=bundle_id, engine_id=record.engine_id)
