@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 from nemo_trt.engines.tokenizers import Tokenizer
 from nemo_trt.errors import RequestError
 
+# A space, or a new line with its indentation: with white space unbounded, a model can fall into
+# writing nothing else. What a schema asks for and the library cannot enforce is an error.
+_JSON = {"whitespace_pattern": r"( |\n[ \t]{0,16})?", "lenient": False}
+
 
 class GrammarConstraint:
     """The state of one answer. See `nemo_trt.engines.generation.Constraint`."""
@@ -76,7 +80,8 @@ class Grammars:
             text = json.dumps(schema)
         except (TypeError, ValueError) as error:
             raise RequestError(f"The schema must be JSON: {error}.") from error
-        return self._start(self._matcher.grammar_from_json_schema(text), "JSON schema")
+        grammar = self._matcher.grammar_from_json_schema(text, overrides=_JSON)
+        return self._start(grammar, "JSON schema")
 
     def regex(self, pattern: str) -> GrammarConstraint:
         """Text that a regular expression matches whole (Rust's syntax).

@@ -15,6 +15,7 @@ from nemo_trt.engines.generation import Constraint
 from nemo_trt.errors import RequestError
 
 _ID = re.compile("[a-zA-Z0-9]{9}")
+_NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 _ALPHABET = string.ascii_letters + string.digits
 
 
@@ -36,7 +37,7 @@ def calls_schema(functions: Mapping[str, Mapping[str, Any]], *, several: bool) -
         several: whether one answer may hold more than one call.
     """
     definitions = {
-        f"tool{at}": _moved(dict(schema) or {"type": "object"}, f"#/$defs/tool{at}")
+        f"tool{at}": _moved(dict(schema) or _NO_PARAMETERS, f"#/$defs/tool{at}")
         for at, schema in enumerate(functions.values())
     }
     items = [

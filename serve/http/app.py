@@ -7,6 +7,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from nemo_trt import __version__
+from nemo_trt.config import ModelConfig
 from nemo_trt.engines.ort_session import affordable_seq_len
 from nemo_trt.engines.runner import Runner
 from nemo_trt.serve.options import ServeOptions
@@ -57,14 +58,12 @@ def create_app(
     else:
         bundle = source
 
-    def opener() -> Runner:
+    def opener(config: ModelConfig) -> Runner:
         if isinstance(source, Runner):
             return source
         if engine is not None:
             return Runner.open(source, engine=engine)
-        length = max_seq_len or affordable_seq_len(
-            service.manifest.config, max_batch, share=_CACHE_SHARE
-        )
+        length = max_seq_len or affordable_seq_len(config, max_batch, share=_CACHE_SHARE)
         return Runner.open(source, max_batch=max_batch, max_seq_len=length, threads=threads)
 
     service = Service(bundle, engine, opener, options)

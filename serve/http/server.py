@@ -85,6 +85,7 @@ async def _serve(
         hurrying = asyncio.create_task(hurry.wait())
         await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
         hurrying.cancel()
+        await asyncio.to_thread(service.close)  # what still runs is told so, before it is cut off
     finally:
         stopping.cancel()
         server.should_exit = True

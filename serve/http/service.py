@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from nemo_trt.config import ModelConfig
 from nemo_trt.engines.runner import Runner
 from nemo_trt.engines.trt.record import engine_folder, read_record
 from nemo_trt.errors import BundleError, MachineError, NemoTrtError, StateError
@@ -20,7 +21,7 @@ from nemo_trt.verdict import PASS, read_verdict
 from .errors import ApiError
 
 State = Literal["starting", "ready", "draining", "failed"]
-Opener = Callable[[], Runner]
+Opener = Callable[[ModelConfig], Runner]
 
 
 class Service:
@@ -29,7 +30,7 @@ class Service:
     Args:
         bundle: whose verdict counts.
         engine: name of the bundle's engine that `opener` opens, or None for ONNX Runtime.
-        opener: called in a thread of its own, at once.
+        opener: called with the model's shape, in a thread of its own, at once.
 
     Raises:
         BundleError: the bundle, or the engine, has no passing verdict and must have one.
@@ -155,7 +156,7 @@ class Service:
     def _open(self) -> None:
         start = time.perf_counter()
         try:
-            runner = self._opener()
+            runner = self._opener(self.manifest.config)
             if runner.session.bundle_id != self.manifest.bundle_id:
                 raise StateError("The bundle was altered while the server started.")
             self.engine = AsyncEngine(

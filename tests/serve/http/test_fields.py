@@ -1,0 +1,122 @@
+"""Every field of OpenAI's requests is honoured or refused by name: nothing is ignored."""
+
+from typing import Any
+
+import pytest
+from openai.types import completion_create_params as plain
+from openai.types.chat import completion_create_params as chat
+from pydantic import ValidationError
+
+from nemo_trt.engines.sampling import SamplingParams
+from nemo_trt.serve.http.fields import ChatRequest, CompletionRequest
+from nemo_trt.serve.http.refused import REFUSED
+
+USER = {"messages": [{"role": "user", "content": "x"}]}
+# Field -> a value, and where it is seen: an attribute of SamplingParams and its value there. What
+# acts elsewhere is tested where it acts, over HTTP.
+SAMPLING: dict[str, tuple[Any, str, Any]] = {
+    "frequency_penalty": (0.5, "frequency_penalty", 0.5),
+    "presence_penalty": (-1, "presence_penalty", -1),
+    "repetition_penalty": (1.2, "repetition_penalty", 1.2),
+    "temperature": (0.3, "temperature", 0.3),
+    "top_p": (0.9, "top_p", 0.9),
+    "top_k": (40, "top_k", 40),
+    "min_p": (0.05, "min_p", 0.05),
+    "logit_bias": ({"7": -100, "8": 2.5}, "logit_bias", {7: -100, 8: 2.5}),
+    "seed": (5, "seed", 5),
+    "stop": (["a", "b"], "stop", ("a", "b")),
+    "stop_token_ids": ([4], "stop_token_ids", (4,)),
+    "ignore_eos": (True, "ignore_eos", True),
+}
+HONOURED_ELSEWHERE = {
+    *("messages", "model", "n", "stream", "stream_options", "response_format", "speculate"),
+    *("max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "prediction"),
+    *("tools", "tool_choice", "parallel_tool_calls", "user", "safety_identifier"),
+    *("prompt", "echo"),
+}
+# Fields whose only accepted values say what is so anyway.
+MOOT = {"modalities", "reasoning_effort", "service_tier", "store", "verbosity", "best_of"}
+
+
+def openai_fields(module: Any) -> set[str]:
+    base = module.CompletionCreateParamsBase
+    return {*base.__annotations__, *module.CompletionCreateParamsStreaming.__annotations__}
+
+
+@pytest.mark.parametrize(("module", "request_"), [(chat, ChatRequest), (plain, CompletionRequest)])
+def test_openais_fields_are_known_one_by_one(module: Any, request_: Any) -> None:
+    known = set(request_.model_fields)
+    assert openai_fields(module) - known <= set(REFUSED)
+    assert known <= {*SAMPLING, *HONOURED_ELSEWHERE, *MOOT}
+    assert not known & set(REFUSED) - MOOT
+
+
+@pytest.mark.parametrize("field", SAMPLING)
+def test_sampling_fields_reach_the_sampler(field: str) -> None:
+    given, attribute, expected = SAMPLING[field]
+    for request in (
+        ChatRequest.model_validate({**USER, field: given}),
+        CompletionRequest.model_validate({"prompt": "x", field: given}),
+    ):
+        params = request.params(0, max_tokens=9, logprobs=None)
+        assert getattr(params, attribute) == expected
+        default = SamplingParams(max_tokens=9, temperature=1.0)
+        others = [name for name in SamplingParams.__slots__ if name != attribute]
+        assert all(getattr(params, name) == getattr(default, name) for name in others)
+
+
+def test_a_seed_gives_each_answer_one_of_its_own() -> None:
+    request = ChatRequest.model_validate({**USER, "seed": -1, "n": 2})
+    seeds = [request.params(index, max_tokens=1, logprobs=None).seed for index in (0, 1)]
+    assert seeds == [2**64 - 1, 0]
+
+
+def test_null_is_absence() -> None:
+    nulls = dict.fromkeys((*ChatRequest.model_fields, *REFUSED))
+    assert ChatRequest.model_validate({**nulls, **USER}) == ChatRequest.model_validate(USER)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": "1"},
+        {"temperature": True},
+        {"n": 0},
+        {"n": 1.0},
+        {"stream": 1},
+        {"stop": [""]},
+        {"stop": ["a"] * 17},
+        {"logit_bias": {"x": 1}},
+        {"logit_bias": {"1": 101}},
+        {"stream_options": {"include_usage": True}},
+        {"stream": True, "stream_options": {"include_obfuscation": True}},
+        {"max_tokens": 0},
+        {"max_tokens": 1, "max_completion_tokens": 2},
+        {"store": True},
+        {"service_tier": "priority"},
+        {"modalities": ["audio"]},
+        {"tool_choice": "auto"},
+        {"tools": [{"type": "function", "function": {"name": "f"}}] * 2},
+        {"tools": [{"type": "custom", "custom": {"name": "f"}}]},
+        {
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+            "tool_choice": {"type": "function", "function": {"name": "g"}},
+        },
+        {"messages": [{"role": "user", "content": "x", "colour": "red"}]},
+        {"messages": [{"role": "tool", "content": "x"}]},
+        {"messages": [{"role": "assistant", "content": "x", "refusal": "no"}]},
+        {"messages": "x"},
+    ],
+)
+def test_what_cannot_be_honoured_is_no_request(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        ChatRequest.model_validate({**USER, **wrong})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"best_of": 2}, {"echo": True, "logprobs": 1}, {"suffix": "x"}, {"prompt": []}, {"prompt": 3}],
+)
+def test_nor_of_plain_completions(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        CompletionRequest.model_validate({"prompt": "x", **wrong})

@@ -1,0 +1,121 @@
+"""Keys, limits, ids and the log: what every request passes before a route sees it."""
+
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from nemo_trt.errors import RequestError
+from nemo_trt.serve import ServeOptions, create_app
+
+KEY = "a-very-secret-key"
+ASK = {"prompt": "Tell me about Paris, please.", "max_tokens": 2}
+
+
+@pytest.fixture(scope="module")
+def guarded(sample_bundle: Any, served: Any) -> Iterator[httpx.Client]:
+    options = ServeOptions(
+        api_keys=(KEY, "second"), max_body_bytes=1000, allow_unvalidated=True, max_queue=1
+    )
+    app = create_app(sample_bundle.bundle, options=options, max_batch=1, max_seq_len=512)
+    with served(app) as url:
+        app.state.service.wait()
+        with httpx.Client(base_url=url, timeout=60) as client:
+            yield client
+
+
+def key(value: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {value}"}
+
+
+@pytest.mark.parametrize("given", [None, KEY[:-1], KEY + "x", "ä"])
+def test_a_wrong_key_opens_nothing_of_the_api(guarded: httpx.Client, given: str | None) -> None:
+    headers = {} if given is None else {"Authorization": f"Bearer {given}".encode("latin-1")}
+    for path in ("/v1/models", "/v1/completions", "/tokenize", "/openapi.json", "/nowhere"):
+        answer = guarded.post(path, json=ASK, headers=headers)
+        assert answer.status_code == 401
+        assert answer.json()["error"]["type"] == "authentication_error"
+        assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_each_key_opens_it(guarded: httpx.Client) -> None:
+    for one in (KEY, "second"):
+        assert guarded.post("/v1/completions", json=ASK, headers=key(one)).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/health/live", "/health/ready", "/metrics"])
+def test_page_health_and_metrics_need_none(guarded: httpx.Client, path: str) -> None:
+    assert guarded.get(path).status_code == 200
+
+
+def test_a_large_body_is_refused_whether_it_says_so_or_not(guarded: httpx.Client) -> None:
+    text = json.dumps({"prompt": "x" * 2000}).encode()
+    honest = guarded.post("/v1/completions", content=text, headers=key(KEY))
+    pieces = (text[i : i + 100] for i in range(0, len(text), 100))  # sent without a length
+    headers = {**key(KEY), "Content-Type": "application/json"}
+    silent = guarded.post("/v1/completions", content=pieces, headers=headers)
+    for answer in (honest, silent):
+        assert answer.status_code == 413
+        assert "1000 bytes" in answer.json()["error"]["message"]
+
+
+def test_a_full_queue_says_when_to_come_again(guarded: httpx.Client) -> None:
+    many = {"prompt": ["x"] * 4, "max_tokens": 2}  # one slot, one place in the queue
+    answer = guarded.post("/v1/completions", json=many, headers=key(KEY))
+    assert answer.status_code == 429
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.json()["error"]["type"] == "rate_limit_error"
+    after = guarded.post("/v1/completions", json=ASK, headers=key(KEY))
+    assert after.status_code == 200  # those of the four that had a place gave it back
+    assert 'nemo_trt_errors_total{code="429"} 1.0' in guarded.get("/metrics").text
+
+
+def test_every_answer_bears_an_id(guarded: httpx.Client) -> None:
+    mine = guarded.get("/health/live", headers={"X-Request-Id": "trace-1.a"})
+    assert mine.headers["x-request-id"] == "trace-1.a"
+    first = guarded.get("/health/live", headers={"X-Request-Id": "no spaces or ünicode".encode()})
+    second = guarded.get("/v1/models")
+    ids = {first.headers["x-request-id"], second.headers["x-request-id"]}
+    assert len(ids) == 2 and all(len(one) == 32 for one in ids)
+
+
+def test_the_log_has_a_line_a_request_without_text_or_key(
+    guarded: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "nemo_trt.serve")
+    headers = key(KEY) | {"X-Request-Id": "logged"}
+    answer = guarded.post("/v1/completions", json=ASK | {"user": "u-7"}, headers=headers)
+    assert answer.status_code == 200
+    lines = [json.loads(r.message) for r in caplog.records if r.name == "nemo_trt.serve"]
+    line = next(line for line in lines if line["request_id"] == "logged")
+    assert line["status"] == 200 and line["path"] == "/v1/completions" and line["user"] == "u-7"
+    assert line["completion_tokens"] == 2 and line["seconds"] > 0
+    assert "Paris" not in caplog.text and KEY not in caplog.text
+
+
+def test_an_error_in_the_program_is_a_500_in_openais_form(
+    sample_bundle: Any, served: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app(sample_bundle.bundle, options=ServeOptions(allow_unvalidated=True))
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise ZeroDivisionError("a secret of the inside")
+
+    with served(app) as url:
+        answer = httpx.get(f"{url}/broken")
+    assert answer.status_code == 500
+    assert answer.json()["error"]["type"] == "server_error"
+    assert "secret" not in answer.text
+    assert "a secret of the inside" in caplog.text
+
+
+def test_options_show_no_key() -> None:
+    assert KEY not in repr(ServeOptions(api_keys=(KEY,)))
+    with pytest.raises(RequestError, match="API key"):
+        ServeOptions(api_keys=("",))
+    with pytest.raises(RequestError, match="max_queue"):
+        ServeOptions(max_queue=0)

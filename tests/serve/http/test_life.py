@@ -1,0 +1,195 @@
+"""A server's life: refused, starting, ready, draining, gone."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from nemo_trt.engines.runner import Runner
+from nemo_trt.errors import BundleError, MachineError
+from nemo_trt.manifest import VALIDATION_FILE, read_manifest
+from nemo_trt.serve import ServeOptions, create_app
+
+OPEN = ServeOptions(allow_unvalidated=True)
+LONG = {"prompt": "Once upon a time", "max_tokens": 150, "ignore_eos": True, "stream": True}
+
+
+@pytest.fixture
+def copy(sample_bundle: Any, tmp_path: Path) -> Path:
+    """A bundle whose verdict a test may write; its weights are links."""
+    bundle = tmp_path / "copy"
+    shutil.copytree(sample_bundle.bundle, bundle, copy_function=os.link)
+    return bundle
+
+
+def judge(bundle: Path, **changed: Any) -> None:
+    report = {"verdict": "pass", "bundle_id": read_manifest(bundle).bundle_id, "engine": {}}
+    (bundle / VALIDATION_FILE).write_text(json.dumps(report | changed))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (None, "none yet"),
+        ({"verdict": "fail"}, "fail"),
+        ({"bundle_id": "another"}, "stale"),
+        ({"engine": {"engine_id": "x"}}, "stale"),
+        ({"engine": None}, "unreadable"),
+    ],
+)
+def test_what_has_not_passed_is_not_served(copy: Path, changed: Any, words: str) -> None:
+    if changed is not None:
+        judge(copy, **changed)
+    with pytest.raises(BundleError, match=words):
+        create_app(copy)
+    app = create_app(copy, options=OPEN, max_seq_len=256)
+    with TestClient(app) as client:
+        app.state.service.wait()
+        ready = client.get("/health/ready")
+        assert ready.status_code == 200
+        assert not ready.json()["validated"] and words in ready.json()["validation"]
+
+
+def test_what_has_passed_is(copy: Path) -> None:
+    judge(copy)
+    app = create_app(copy, max_seq_len=256, max_batch=2)
+    with TestClient(app) as client:
+        app.state.service.wait()
+        found = client.get("/health/ready").json()
+    assert found["validated"] and found["validation"] == "pass"
+    assert found["engine"]["backend"] == "onnxruntime"
+    assert (found["slots"], found["max_seq_len"], found["model"]) == (2, 256, "copy")
+    assert found["bundle_id"] == read_manifest(copy).bundle_id
+
+
+def test_requests_get_503_until_the_engine_is_open(
+    sample_bundle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_open = threading.Event()
+    really_open = Runner.open
+
+    def slow(*arguments: Any, **options: Any) -> Runner:
+        may_open.wait(60)
+        return really_open(*arguments, **options)
+
+    monkeypatch.setattr(Runner, "open", slow)
+    app = create_app(sample_bundle.bundle, options=OPEN, max_seq_len=256)
+    with TestClient(app) as client:
+        assert client.get("/health/live").status_code == 200
+        assert client.get("/health/ready").json()["status"] == "starting"
+        answer = client.post("/v1/completions", json={"prompt": "x"})
+        assert answer.status_code == 503 and answer.headers["retry-after"]
+        assert answer.json()["error"]["code"] == "starting"
+        assert client.get("/metrics").status_code == 200
+        may_open.set()
+        app.state.service.wait()
+        assert client.post("/v1/completions", json={"prompt": "x"}).status_code == 200
+
+
+def test_an_engine_that_does_not_open_is_said_to_have_failed(
+    sample_bundle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> Runner:
+        raise MachineError("no memory for that")
+
+    monkeypatch.setattr(Runner, "open", broken)
+    app = create_app(sample_bundle.bundle, options=OPEN)
+    with TestClient(app) as client:
+        with pytest.raises(MachineError, match="no memory"):
+            app.state.service.wait()
+        ready = client.get("/health/ready")
+        assert ready.status_code == 503
+        assert (ready.json()["status"], ready.json()["failure"]) == ("failed", "no memory for that")
+
+
+def test_an_application_mounts_in_another_over_a_runner_of_its_own(sample_bundle: Any) -> None:
+    runner = Runner.open(sample_bundle.bundle, max_batch=2, max_seq_len=256)
+    inner = create_app(runner, options=OPEN)
+    outer = FastAPI()
+    outer.mount("/llm", inner)
+    with TestClient(outer) as client:
+        inner.state.service.wait()
+        answer = client.post("/llm/v1/completions", json={"prompt": "x", "max_tokens": 1})
+        assert answer.status_code == 200
+        assert client.get("/llm/").text.startswith("<!doctype html>")
+    inner.state.service.close()
+
+
+@contextmanager
+def process(bundle: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`nemo-trt serve` on a free port; yields it and its address."""
+    command = [sys.executable, "-m", "nemo_trt.cli.main", "serve", str(bundle), "--port", "0"]
+    started = subprocess.Popen(
+        [*command, "--max-seq-len", "1024", *more],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background ignores SIGINT, which a child would inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+    )
+    assert started.stderr
+    try:
+        lines = []
+        for line in started.stderr:
+            lines.append(line)
+            if found := re.search(r"Ready after .* at (http://\S+?)\.(\s|$)", line):
+                yield started, found[1]
+                return
+        pytest.fail("".join(lines))
+    finally:
+        started.kill()
+        started.wait()
+        started.stderr.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_what_runs_finish_and_exits_with_zero(copy: Path, number: int) -> None:
+    judge(copy)
+    with process(copy, "--drain-timeout", "600") as (server, url), httpx.Client(base_url=url, timeout=60) as client:
+        with client.stream("POST", "/v1/completions", json=LONG) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            server.send_signal(number)
+            while client.get("/health/ready").status_code == 200:
+                time.sleep(0.01)
+            refused = client.post("/v1/completions", json={"prompt": "x"})
+            assert refused.status_code == 503 and "shutting down" in refused.text
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert server.wait(30) == 0
+
+
+def test_a_second_signal_does_not_wait(copy: Path) -> None:
+    judge(copy)
+    with process(copy, "--drain-timeout", "600") as (server, url), httpx.Client(base_url=url, timeout=60) as client:
+        with client.stream("POST", "/v1/completions", json=LONG) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            for _ in range(2):
+                server.send_signal(signal.SIGTERM)
+                time.sleep(0.3)
+            rest = [line for line in lines if line]
+            assert '"error"' in rest[-1] and "shutting down" in rest[-1]
+        assert server.wait(30) == 0
+
+
+def test_a_port_that_is_taken_is_told(copy: Path) -> None:
+    judge(copy)
+    with process(copy) as (_, url):
+        command = [sys.executable, "-m", "nemo_trt.cli.main", "serve", str(copy)]
+        port = url.rsplit(":", 1)[1]
+        done = subprocess.run([*command, "--port", port], capture_output=True, text=True)
+    assert done.returncode == 3
+    assert f"127.0.0.1:{port} must be free" in done.stderr
