@@ -130,11 +130,11 @@ def test_an_application_mounts_in_another_over_a_runner_of_its_own(sample_bundle
 
 
 @contextmanager
-def process(bundle: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def process(bundle: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`nemo-trt serve` on a free port; yields it and its address."""
     command = [sys.executable, "-m", "nemo_trt.cli.main", "serve", str(bundle), "--port", "0"]
     started = subprocess.Popen(
-        [*command, "--max-seq-len", "1024", *more],
+        [*command, "--max-seq-len", "1024", "--drain-timeout", "600"],
         stderr=subprocess.PIPE,
         text=True,
         # A shell's background ignores SIGINT, which a child would inherit.
@@ -158,7 +158,7 @@ def process(bundle: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], s
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_what_runs_finish_and_exits_with_zero(copy: Path, number: int) -> None:
     judge(copy)
-    with process(copy, "--drain-timeout", "600") as (server, url), httpx.Client(base_url=url, timeout=60) as client:
+    with process(copy) as (server, url), httpx.Client(base_url=url, timeout=60) as client:
         with client.stream("POST", "/v1/completions", json=LONG) as answer:
             lines = answer.iter_lines()
             next(lines)
@@ -173,7 +173,7 @@ def test_a_signal_lets_what_runs_finish_and_exits_with_zero(copy: Path, number: 
 
 def test_a_second_signal_does_not_wait(copy: Path) -> None:
     judge(copy)
-    with process(copy, "--drain-timeout", "600") as (server, url), httpx.Client(base_url=url, timeout=60) as client:
+    with process(copy) as (server, url), httpx.Client(base_url=url, timeout=60) as client:
         with client.stream("POST", "/v1/completions", json=LONG) as answer:
             lines = answer.iter_lines()
             next(lines)

@@ -1,0 +1,66 @@
+"""Requests drawn from the served OpenAPI description, right and wrong: none is a fault of ours."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+
+from nemo_trt.serve import ServeOptions, create_app
+
+PATHS = ("POST /v1/chat/completions", "POST /v1/completions", "POST /tokenize", "POST /detokenize")
+
+
+@pytest.fixture(scope="module")
+def server(sample_bundle: Any, served: Any) -> Iterator[tuple[Any, str]]:
+    """Answers have few tokens, whatever is asked for: the context is short."""
+    options = ServeOptions(allow_unvalidated=True, request_timeout_s=20)
+    app = create_app(sample_bundle.bundle, options=options, max_batch=4, max_seq_len=48)
+    with served(app) as url:
+        app.state.service.wait()
+        yield app, url
+
+
+@pytest.fixture(scope="module")
+def operations(server: tuple[Any, str]) -> dict[str, Any]:
+    schema = schemathesis.openapi.from_url(f"{server[1]}/openapi.json")
+    found = [result.ok() for result in schema.get_all_operations()]
+    return {f"{operation.method.upper()} {operation.path}": operation for operation in found}
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+@pytest.mark.parametrize("path", PATHS)
+def test_no_request_is_a_server_error(
+    operations: dict[str, Any], path: str, mode: GenerationMode
+) -> None:
+    statuses = set()
+
+    @given(case=operations[path].as_strategy(generation_mode=mode))
+    @settings(max_examples=60, suppress_health_check=list(HealthCheck))
+    def ask(case: Any) -> None:
+        answer = case.call()
+        status = answer.status_code
+        statuses.add(status)
+        assert status in (200, 400, 404, 405, 413, 429), (status, answer.text)
+        if status >= 400:
+            error = answer.json()["error"]
+            assert set(error) == {"message", "type", "param", "code"} and error["message"]
+
+    ask()
+    assert statuses & {400, 404} if mode is GenerationMode.NEGATIVE else statuses
+
+
+def test_no_slot_is_left_behind(server: tuple[Any, str]) -> None:
+    service = server[0].state.service
+    assert service.engine.failure is None
+    assert b"nemo_trt_requests_running 0.0" in service.metrics.text()
+    assert b"nemo_trt_requests_waiting 0.0" in service.metrics.text()
+
+
+def test_every_route_describes_its_errors(server: tuple[Any, str]) -> None:
+    for path in PATHS:
+        operation = server[0].openapi()["paths"][path.removeprefix("POST ")]["post"]
+        assert {"400", "401", "413", "429", "503"} <= set(operation["responses"])
+        assert operation["requestBody"]["required"]
