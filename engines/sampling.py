@@ -11,6 +11,10 @@ from nemo_trt.errors import BundleError, RequestError
 
 Floats = NDArray[np.float32]
 _BLOCK = 1024
+_LARGEST = 1e6
+"""Of temperatures, penalties and biases: what is added to a logit stays a float32 of some use."""
+_COLDEST = 1e-30
+"""Temperatures below it do as it does: only what is as likely as the likeliest is drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,14 +58,18 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name, holds, condition in (
             ("max_tokens", self.max_tokens >= 1, "be at least 1"),
-            ("temperature", 0 <= self.temperature < math.inf, "be 0 or more"),
+            ("temperature", 0 <= self.temperature <= _LARGEST, "be 0 to 1e6"),
             ("top_k", self.top_k >= 0, "be 0 or more"),
             ("top_p", 0 < self.top_p <= 1, "be above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "be 0 to 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "be above 0"),
-            ("presence_penalty", math.isfinite(self.presence_penalty), "be finite"),
-            ("frequency_penalty", math.isfinite(self.frequency_penalty), "be finite"),
-            ("logit_bias", all(map(math.isfinite, self.logit_bias.values())), "be finite"),
+            ("repetition_penalty", 1e-3 <= self.repetition_penalty <= 1e3, "be 0.001 to 1000"),
+            ("presence_penalty", abs(self.presence_penalty) <= _LARGEST, "be -1e6 to 1e6"),
+            ("frequency_penalty", abs(self.frequency_penalty) <= _LARGEST, "be -1e6 to 1e6"),
+            (
+                "logit_bias",
+                all(abs(b) <= _LARGEST for b in self.logit_bias.values()),
+                "be -1e6 to 1e6",
+            ),
             ("seed", self.seed is None or self.seed >= 0, "be 0 or more"),
             ("stop", all(self.stop), "hold no empty text"),
             ("logprobs", self.logprobs is None or self.logprobs >= 0, "be 0 or more"),
@@ -156,7 +164,8 @@ class Sampler:
         """Truncate and draw: the inverse of the cumulative distribution, in the order of ids."""
         params = self._params
         scaled = np.subtract(logits, logits.max(), out=self._scratch)
-        scaled /= np.float32(params.temperature)  # log-probability relative to the likeliest
+        with np.errstate(over="ignore"):  # -inf is right for what is so much less likely
+            scaled /= np.float32(max(params.temperature, _COLDEST))  # log of relative probability
         threshold = -math.inf
         if params.min_p > 0:
             threshold = math.log(params.min_p)

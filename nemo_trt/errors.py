@@ -10,6 +10,7 @@
     ├── QueueFullError     as many requests wait as may; try again later
     ├── DeadlineError      a request's time was over before its answer was complete
     ├── StateError         a call does not fit the object's state (a closed runner)
+    ├── FaultError         one request met a fault of ours; the others go on
     └── MachineError       this machine lacks something (a library, a GPU, memory)
 
 Wording: "<thing> must <condition>, got <value>. <remedy>."
@@ -54,6 +55,10 @@ class DeadlineError(NemoTrtError):
 
 class StateError(NemoTrtError):
     """A call does not fit the object's state."""
+
+
+class FaultError(NemoTrtError):
+    """One request met a fault of ours, its `__cause__`. The others go on."""
 
 
 class MachineError(NemoTrtError):

@@ -1,5 +1,6 @@
 """Continuous batching: requests join and leave the rows of one session between its steps."""
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -11,11 +12,18 @@ from nemo_trt.engines.rows import Rows, common_prefix
 from nemo_trt.engines.sampling import SamplingParams
 from nemo_trt.engines.session import Logits, Session
 from nemo_trt.engines.tokenizers import Tokenizer
-from nemo_trt.errors import CapacityError, NemoTrtError, QueueFullError, RequestError
+from nemo_trt.errors import (
+    CapacityError,
+    FaultError,
+    NemoTrtError,
+    QueueFullError,
+    RequestError,
+)
 
 from .drafts import PromptLookup, draft_length
 
 Reason = Literal["stop", "length", "cancelled", "deadline", "error"]
+_LOG = logging.getLogger("nemo_trt.serve")
 _MIN_COPY = 32
 """Tokens of a prefix below which copying it is not worth a look."""
 
@@ -275,6 +283,8 @@ class Scheduler:
                             self._verify(live, work[row][-1:], logits, outputs)
                 except NemoTrtError as error:
                     outputs.append(self._finish(live, "error", error))
+                except Exception as error:  # one request's; its neighbours must not pay for it
+                    outputs.append(self._finish(live, "error", _as_fault(error)))
         except NemoTrtError as error:  # the session: what the rows hold now is unknown
             hit = [self._running[row] for row in work if row in self._running]
             outputs.extend(self._finish(live, "error", error) for live in hit)
@@ -318,3 +328,10 @@ class Scheduler:
             self._free.append(live.row)
         ended = Ended(reason=reason, usage=live.usage, error=error)
         return Output(request_id=live.request_id, event=None, ended=ended)
+
+
+def _as_fault(error: Exception) -> FaultError:
+    _LOG.error("a request met a fault", exc_info=error)
+    fault = FaultError(f"The request met a fault of nemo-trt: {type(error).__name__}: {error}")
+    fault.__cause__ = error
+    return fault

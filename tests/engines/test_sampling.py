@@ -175,8 +175,14 @@ def test_broken_logits_are_an_error_and_no_token(bad: float) -> None:
         ("top_p", 0.0),
         ("top_p", 1.1),
         ("min_p", 1.5),
+        ("temperature", 1e300),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 1e-300),
+        ("repetition_penalty", 1e300),
         ("presence_penalty", math.inf),
+        ("presence_penalty", -1e300),
+        ("frequency_penalty", 1e300),
+        ("logit_bias", {1: 1e300}),
         ("logit_bias", {1: math.nan}),
         ("stop", ("",)),
         ("seed", -1),
@@ -186,6 +192,43 @@ def test_broken_logits_are_an_error_and_no_token(bad: float) -> None:
 def test_a_parameter_out_of_range_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(RequestError, match=name):
         SamplingParams(**{name: value})
+
+
+@settings(max_examples=200)
+@given(
+    params=st.builds(
+        SamplingParams,
+        temperature=st.floats(0, 1e6),
+        top_k=st.integers(0, 100),
+        top_p=st.floats(0, 1, exclude_min=True),
+        min_p=st.floats(0, 1),
+        repetition_penalty=st.floats(1e-3, 1e3),
+        presence_penalty=st.floats(-1e6, 1e6),
+        frequency_penalty=st.floats(-1e6, 1e6),
+        logit_bias=st.dictionaries(st.integers(0, VOCAB - 1), st.floats(-1e6, 1e6), max_size=3),
+        seed=st.just(1),
+        logprobs=st.sampled_from([None, 0, 5]),
+    ),
+    scale=st.sampled_from([0.0, 1e-3, 1.0, 1e4]),
+)
+def test_no_parameter_within_its_range_breaks_the_arithmetic(
+    params: SamplingParams, scale: float
+) -> None:
+    logits = (np.random.default_rng(1).normal(0, 1, VOCAB) * scale).astype(np.float32)
+    logits[:3] = -np.inf
+    allowed = np.ones(VOCAB, np.bool_)
+    allowed[::2] = False
+    sampler = Sampler(params, VOCAB, [4, 5])
+    for mask in (None, allowed, None):
+        token = sampler.sample(logits, mask).token_id  # numpy's warnings are errors here
+        assert 3 <= token < VOCAB and (mask is None or mask[token])
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-31])
+def test_the_coldest_draws_take_the_likeliest(temperature: float) -> None:
+    logits = np.array([0.0, 3.0, 1.0, np.nextafter(np.float32(3), np.float32(0))], np.float32)
+    sampler = Sampler(SamplingParams(temperature=temperature, seed=1), 4)
+    assert {sampler.sample(logits).token_id for _ in range(20)} == {1}
 
 
 def test_a_biased_token_must_exist() -> None:

@@ -10,7 +10,7 @@ from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.engines.runner import Runner
 from nemo_trt.engines.sampling import SamplingParams
 from nemo_trt.engines.session import Logits, Tokens
-from nemo_trt.errors import CapacityError, MachineError, QueueFullError, RequestError
+from nemo_trt.errors import CapacityError, FaultError, MachineError, QueueFullError, RequestError
 from nemo_trt.serve import Ended, Output, Request, Scheduler
 
 RANDOM = np.random.default_rng(11)
@@ -237,3 +237,25 @@ def test_logits_that_are_not_finite_end_their_request_alone(
     found += drain(scheduler)
     assert [ends(found)[n].reason for n in (0, 1)] == ["length", "error"]
     assert answers(found)[0] == alone(runner, TOKENS[:20])
+
+
+def test_a_fault_in_one_request_is_its_own_and_the_others_go_on(
+    session: Watched, runner: Runner
+) -> None:
+    class Faulty:
+        finished = False
+
+        def allowed(self) -> Any:
+            raise ZeroDivisionError("planted")
+
+        def accept(self, token_id: int) -> None: ...
+
+    scheduler = Scheduler(session)
+    bad = scheduler.submit(Request(prompt=TOKENS[:9], params=GREEDY, constraint=Faulty()))
+    good = scheduler.submit(Request(prompt=TOKENS[20:29], params=GREEDY))
+    outputs = drain(scheduler)
+    error = ends(outputs)[bad].error
+    assert isinstance(error, FaultError) and isinstance(error.__cause__, ZeroDivisionError)
+    assert answers(outputs) == {good: alone(runner, TOKENS[20:29])}
+    again = scheduler.submit(Request(prompt=TOKENS[:9], params=GREEDY))
+    assert answers(drain(scheduler)) == {again: alone(runner, TOKENS[:9])}
