@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nemo_trt.defaults import ENGINE_SEQ_LEN
+
 if TYPE_CHECKING:
     from nemo_trt.engines.trt.record import EngineRecord
-    from nemo_trt.progress import Progress
-
-DEFAULT_SEQ_LEN = 4096
 
 
 @click.command(epilog="Example: nemo-trt build ./nemo-fp8 --gpu l40s --max-seq-len 8192")
@@ -18,7 +17,7 @@ DEFAULT_SEQ_LEN = 4096
 @click.option(
     "--max-seq-len",
     type=click.IntRange(16),
-    help=f"Tokens a row; by default {DEFAULT_SEQ_LEN}, or what fits.",
+    help=f"Tokens a row; by default {ENGINE_SEQ_LEN}, or what fits.",
 )
 @click.option("--max-batch", type=click.IntRange(1), default=1, show_default=True, help="Rows.")
 @click.option(
@@ -64,68 +63,17 @@ def command(bundle: Path, as_json: bool, **options: Any) -> None:
     The same inputs give the same engine: a second build says so and does nothing. What TensorRT
     would silently get wrong is checked, and fails the build.
     """
+    from nemo_trt.engines.trt.compile import compile_engine
+
     from .console import OUT, Bar
 
     with Bar() as bar:
-        record, built = build(bundle, bar, **options)
+        record, built = compile_engine(bundle, progress=bar, **options)
     if as_json:
         click.echo(record.to_json(), nl=False)
         return
     show(bundle, record, built)
     OUT.print(f"Next: nemo-trt validate {bundle} --engine {record.name}")
-
-
-def build(
-    bundle: Path,
-    progress: "Progress",
-    *,
-    gpu: str,
-    max_seq_len: int | None = None,
-    max_batch: int = 1,
-    prefill_chunk: int = 1024,
-    toolchain: str = "auto",
-    opt_level: int | None = None,
-    timing_cache: Path | None = None,
-    single_plan: bool = True,
-    allow_unfused: bool = False,
-    log_file: Path | None = None,
-) -> "tuple[EngineRecord, bool]":
-    """Plan, then build; whether it was built now."""
-    from nemo_trt.engines.planner import MAX_LOGITS, plan_engine, require_fit
-    from nemo_trt.engines.targets import target_named
-    from nemo_trt.engines.trt.builder import build_engine
-    from nemo_trt.engines.trt.record import BuildOptions
-    from nemo_trt.engines.trt.toolkit import toolkit_for
-    from nemo_trt.manifest import read_manifest
-
-    target = target_named(gpu)
-    manifest = read_manifest(bundle)
-    shape = {"max_batch": max_batch, "prefill_chunk": prefill_chunk}
-    plans = 1 if single_plan else 2
-    budget = plan_engine(manifest, target, max_seq_len=max_seq_len, num_plans=plans, **shape)
-    require_fit(budget, manifest)
-    asked = f"nemo-trt build {bundle} --gpu {target.name}"
-    toolkit, driver = toolkit_for(target, toolchain, asked)  # type: ignore[arg-type]
-    return build_engine(
-        bundle,
-        BuildOptions(
-            target=target.name,
-            sm=target.sm,
-            max_seq_len=max_seq_len or min(DEFAULT_SEQ_LEN, budget.max_seq_len),
-            max_batch=max_batch,
-            prefill_chunk=min(prefill_chunk, budget.max_seq_len),
-            max_logits=min(MAX_LOGITS, prefill_chunk),
-            opt_level=opt_level,
-            single_plan=single_plan,
-            allow_unfused=allow_unfused,
-        ),
-        toolkit,
-        target=target,
-        driver=driver,
-        timing_cache=timing_cache,
-        log_file=log_file,
-        progress=progress,
-    )
 
 
 def show(bundle: Path, record: "EngineRecord", built: bool) -> None:

@@ -20,9 +20,10 @@ def command(folder: Path, question: str) -> int:
     from nemo_trt.export.bundle import export_bundle
     from nemo_trt.export.samples import write_smollm2
     from nemo_trt.manifest import is_bundle
+    from nemo_trt.validate.run import validate_bundle
 
     from .console import OUT, Bar
-    from .validate import EXIT_FAIL, run_validation, show
+    from .validate import EXIT_FAIL, show
 
     checkpoint, bundle = folder / "smollm2", folder / "bundle"
     seconds: dict[str, float] = {}
@@ -40,9 +41,7 @@ def command(folder: Path, question: str) -> int:
         export_bundle(checkpoint, bundle, force=is_bundle(bundle), progress=bar)
     with step("validate", "ONNX Runtime against transformers"):
         with Bar() as bar:
-            report = run_validation(
-                bundle, checkpoint, None, max_seq_len=None, threads=None, bar=bar
-            )
+            report = validate_bundle(bundle, checkpoint, progress=bar)
         show(report)
     with step("chat", question), Runner.open(bundle) as runner:
         start, count, first = time.perf_counter(), 0, 0.0

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nemo_trt.errors import RequestError
+from nemo_trt.defaults import MAX_KL
 from nemo_trt.precision import PRECISIONS, DType
 
 from .options import dequantise_option, format_option
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from nemo_trt.progress import Progress
     from nemo_trt.quantization import Quantization
 
-MAX_KL = 0.0025
 _FP8_OPTIONS = (
     click.option(
         "--calibration",
@@ -178,6 +177,8 @@ def _quantization(
     context: click.Context, opened: "Checkpoint", progress: "Progress", fp8: dict[str, Any]
 ) -> "Quantization":
     """An FP8 checkpoint's own scales, or those of a calibration."""
+    from nemo_trt.engines.tokenizers import open_tokenizer
+    from nemo_trt.export.quantization.quantize import quantize
     from nemo_trt.export.quantization.stored import stored_quantization
 
     given = [name for name in _given(context, fp8) if name != "merge_scales"]
@@ -185,55 +186,13 @@ def _quantization(
     if not opened.fp8:
         if fp8["merge_scales"]:
             raise click.UsageError("--merge-scales is for checkpoints of FP8 weights.")
-        return quantize(opened, progress, **options)
+        return quantize(opened, open_tokenizer, progress=progress, **options)
     if given:
         raise click.UsageError(
             f"{opened.path} holds FP8 weights and their scales: leave "
             f"--{given[0].replace('_', '-')} out, or quantise anew with --dequantise."
         )
     return stored_quantization(opened)
-
-
-def quantize(
-    opened: "Checkpoint",
-    progress: "Progress",
-    *,
-    calibration: Path | None = None,
-    samples: int | None = None,
-    scales: Path | None = None,
-    clip: str = "amax",
-    max_kl: float = MAX_KL,
-    fp8_weights: str = "per-tensor",
-    fp8_lm_head: bool = False,
-    device: str = "cpu",
-) -> "Quantization":
-    """Calibrate a checkpoint, or take the scales of an earlier calibration."""
-    from nemo_trt.engines.tokenizers import open_tokenizer
-    from nemo_trt.export.checkpoints import unpacked
-    from nemo_trt.export.quantization.calibrate import calibrate
-    from nemo_trt.export.quantization.texts import read_calibration_set
-    from nemo_trt.manifest import MANIFEST_FILE, Manifest
-
-    if scales:
-        file = scales / MANIFEST_FILE if scales.is_dir() else scales
-        found = Manifest.from_json(file.read_text(encoding="utf-8")).quantization
-        if found is None:
-            raise RequestError(f"{scales} must be of an FP8 bundle, got one without scales.")
-        return found
-    chosen = read_calibration_set(calibration, samples)
-    with unpacked(opened.tokenizer_files) as folder:
-        tokenizer = open_tokenizer(folder) if folder else None
-    return calibrate(
-        opened,
-        chosen.tokens(tokenizer, opened.config.vocab_size),
-        calibration=chosen.describe(),
-        method=clip,  # type: ignore[arg-type]  # click has checked them
-        weight_scales=fp8_weights,  # type: ignore[arg-type]
-        max_kl=max_kl,
-        fp8_lm_head=fp8_lm_head,
-        device=device,
-        progress=progress,
-    )
 
 
 def _require_fp8(context: click.Context, precision: str | None, fp8: dict[str, Any]) -> None:

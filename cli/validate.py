@@ -1,17 +1,13 @@
 """`nemo-trt validate`."""
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from nemo_trt.errors import BundleError, RequestError
+from nemo_trt.errors import RequestError
 
 if TYPE_CHECKING:
-    from nemo_trt.engines.session import Session
-    from nemo_trt.manifest import Manifest
-    from nemo_trt.progress import Progress
     from nemo_trt.validate.report import Report
 
 EXIT_FAIL = 1
@@ -57,18 +53,19 @@ def command(
     if engine and (max_seq_len or threads):
         raise click.UsageError("--engine has its own context and no threads; leave them out.")
     from nemo_trt import atomic
+    from nemo_trt.validate.run import validate_bundle
 
     from .console import OUT, Bar
 
     with Bar() as bar:
-        report = run_validation(
+        report = validate_bundle(
             bundle,
             reference,
             _lines(prompts),
             max_seq_len=max_seq_len,
             engine=engine,
             threads=threads,
-            bar=bar,
+            progress=bar,
         )
     show(report)
     if json_file:
@@ -76,83 +73,6 @@ def command(
     folder = bundle / "engines" / engine if engine else bundle
     OUT.print(f"[dim]Every position: {folder / 'validation.json'}[/]")
     return EXIT_FAIL if report.verdict == "fail" else 0
-
-
-def run_validation(
-    bundle: Path,
-    reference: Path | None,
-    prompts: list[str] | None,
-    *,
-    max_seq_len: int | None,
-    engine: str | None = None,
-    threads: int | None,
-    bar: "Progress",
-) -> "Report":
-    """Validate a bundle on the CPU, or an engine, and write validation.json beside it."""
-    from nemo_trt import atomic
-    from nemo_trt.engines.tokenizers import open_tokenizer
-    from nemo_trt.export.checkpoints import open_reference
-    from nemo_trt.export.checkpoints.lora import Adapter, merge_adapters
-    from nemo_trt.manifest import VALIDATION_FILE, read_manifest
-    from nemo_trt.validate.validator import make_sequences, validate
-
-    manifest = read_manifest(bundle)
-    source = reference or Path(manifest.source["path"])
-    if not source.exists():
-        raise BundleError(
-            f"The checkpoint that the bundle was made from must be at {source}, got nothing there. "
-            "Name it with --reference."
-        )
-    checkpoint = open_reference(source, None if reference else manifest.source["format"])
-    if manifest.adapters and not reference:
-        named = [Adapter(Path(str(a["path"])), float(a["weight"])) for a in manifest.adapters]
-        checkpoint = merge_adapters(checkpoint, named)
-        if checkpoint.adapters != manifest.adapters:
-            raise BundleError(
-                "A LoRA adapter was altered after the export. Export again, or name a merged "
-                "checkpoint with --reference."
-            )
-    folder = manifest.tokenizer_folder(bundle)
-    with ExitStack() as closing:
-        session, target = _open(bundle, manifest, max_seq_len, engine, threads)
-        closing.callback(session.close)
-        tokenizer = open_tokenizer(folder) if folder else None
-        sequences = make_sequences(session, tokenizer, prompts)
-        report = validate(
-            session,
-            checkpoint,
-            sequences,
-            bundle_id=manifest.bundle_id,
-            engine=session.describe(),
-            progress=bar,
-        )
-    atomic.write_text(target / VALIDATION_FILE, report.to_json())
-    return report
-
-
-def _open(
-    bundle: Path,
-    manifest: "Manifest",
-    max_seq_len: int | None,
-    engine: str | None,
-    threads: int | None,
-) -> "tuple[Session, Path]":
-    """What is judged, and where the verdict goes."""
-    from nemo_trt.validate.cases import NUM_ROWS
-
-    if engine:
-        from nemo_trt.engines.trt.record import engine_folder
-        from nemo_trt.engines.trt.session import TensorRtSession
-
-        return TensorRtSession.open(bundle, engine), engine_folder(bundle, engine)
-    from nemo_trt.engines import ort_session
-
-    # The cache of the far case is the largest thing: a quarter of memory is its share.
-    limit = max_seq_len or ort_session.affordable_seq_len(manifest.config, NUM_ROWS, share=0.25)
-    session = ort_session.OrtSession.open(
-        bundle, max_batch=NUM_ROWS, max_seq_len=limit, threads=threads
-    )
-    return session, bundle
 
 
 def show(report: "Report") -> None:

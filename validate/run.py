@@ -1,0 +1,107 @@
+"""Validates a bundle or one of its engines on this machine, and writes the verdict beside it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nemo_trt import atomic
+from nemo_trt.engines import ort_session
+from nemo_trt.engines.session import Session
+from nemo_trt.engines.tokenizers import open_tokenizer
+from nemo_trt.engines.trt.record import engine_folder
+from nemo_trt.engines.trt.session import TensorRtSession
+from nemo_trt.errors import BundleError
+from nemo_trt.export.checkpoints import Checkpoint, open_reference
+from nemo_trt.export.checkpoints.lora import Adapter, merge_adapters
+from nemo_trt.manifest import VALIDATION_FILE, Manifest, read_manifest
+from nemo_trt.progress import Progress
+
+from .cases import NUM_ROWS
+from .report import Report
+from .validator import make_sequences, validate
+
+_CACHE_SHARE = 0.25  # of memory: the cache of the far case is the largest thing
+
+
+def validate_bundle(
+    bundle: Path,
+    reference: Path | None = None,
+    prompts: Sequence[str] | None = None,
+    *,
+    max_seq_len: int | None = None,
+    engine: str | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Compare a bundle on the CPU, or an engine, with transformers, and write validation.json.
+
+    Args:
+        bundle: folder that `nemo-trt export` wrote.
+        reference: checkpoint to compare with; by default the one the bundle was exported from.
+        prompts: texts in place of the built-in ones.
+        max_seq_len: context to test up to, by default the model's as far as memory allows.
+        engine: judge this engine of the bundle, on this machine's GPU.
+        threads: compute threads.
+
+    Raises:
+        BundleError: the bundle is damaged, or its checkpoint is not where it was.
+        BuildError: there is no such engine.
+        MachineError: this machine cannot run what is to be judged.
+        RequestError: a prompt is too short, or the reference is another model.
+    """
+    manifest = read_manifest(bundle)
+    checkpoint = _reference(manifest, reference)
+    folder = manifest.tokenizer_folder(bundle)
+    tokenizer = open_tokenizer(folder) if folder else None
+    session, target = _open(bundle, manifest, max_seq_len, engine, threads)
+    try:
+        report = validate(
+            session,
+            checkpoint,
+            make_sequences(session, tokenizer, prompts),
+            bundle_id=manifest.bundle_id,
+            engine=session.describe(),
+            progress=progress,
+        )
+    finally:
+        session.close()
+    atomic.write_text(target / VALIDATION_FILE, report.to_json())
+    return report
+
+
+def _reference(manifest: Manifest, named: Path | None) -> Checkpoint:
+    """The checkpoint that is named, or the bundle's own with its adapters merged."""
+    source = named or Path(manifest.source["path"])
+    if not source.exists():
+        raise BundleError(
+            f"The checkpoint that the bundle was made from must be at {source}, got nothing there. "
+            "Name it with --reference."
+        )
+    checkpoint = open_reference(source, None if named else manifest.source["format"])
+    if manifest.adapters and not named:
+        adapters = [Adapter(Path(str(a["path"])), float(a["weight"])) for a in manifest.adapters]
+        checkpoint = merge_adapters(checkpoint, adapters)
+        if checkpoint.adapters != manifest.adapters:
+            raise BundleError(
+                "A LoRA adapter was altered after the export. Export again, or name a merged "
+                "checkpoint with --reference."
+            )
+    return checkpoint
+
+
+def _open(
+    bundle: Path,
+    manifest: Manifest,
+    max_seq_len: int | None,
+    engine: str | None,
+    threads: int | None,
+) -> tuple[Session, Path]:
+    """What is judged, and where the verdict goes."""
+    if engine:
+        return TensorRtSession.open(bundle, engine), engine_folder(bundle, engine)
+    limit = max_seq_len or ort_session.affordable_seq_len(
+        manifest.config, NUM_ROWS, share=_CACHE_SHARE
+    )
+    session = ort_session.OrtSession.open(
+        bundle, max_batch=NUM_ROWS, max_seq_len=limit, threads=threads
+    )
+    return session, bundle
