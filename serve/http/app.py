@@ -14,6 +14,7 @@ from nemo_trt.serve.options import ServeOptions
 
 from . import chat, completions, errors, plain
 from .gate import Gate
+from .page import mount_page
 from .service import Service
 
 _CACHE_SHARE = 0.25  # of this machine's memory, for the slots of a bundle that runs on its CPU
@@ -84,7 +85,7 @@ def create_app(
     app.state.service = service
     for part in (chat, completions, plain):
         app.include_router(part.router)
-    plain.mount_page(app)
+    mount_page(app)
     errors.install(app)
     app.add_middleware(Gate, options=options, metrics=service.metrics)
     return app

@@ -1,12 +1,10 @@
-"""The routes that generate nothing: models, tokens, health, metrics, the page."""
+"""The routes that generate nothing: models, tokens, health, metrics."""
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
-from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.staticfiles import StaticFiles
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
 
 from nemo_trt.serve.metrics import CONTENT_TYPE
 
@@ -16,8 +14,6 @@ from .prompts import conversation
 from .service import Service
 
 router = APIRouter()
-_PAGE = Path(__file__).resolve().parents[1] / "page"
-_POLICY = {"Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'"}
 
 
 @router.get("/v1/models", responses=RESPONSES)
@@ -81,17 +77,6 @@ async def metrics(request: Request) -> Response:
     """Prometheus's text format."""
     service: Service = request.app.state.service
     return Response(service.metrics.text(), media_type=CONTENT_TYPE)
-
-
-@router.get("/", include_in_schema=False)
-async def page() -> Response:
-    """The chat page."""
-    return FileResponse(_PAGE / "index.html", headers=_POLICY)
-
-
-def mount_page(app: FastAPI) -> None:
-    """Serve the page's files."""
-    app.mount("/page", StaticFiles(directory=_PAGE), name="page")
 
 
 def _model(service: Service) -> dict[str, Any]:

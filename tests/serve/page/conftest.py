@@ -1,0 +1,135 @@
+"""The page in a real Chromium against a real server; every test watches what the browser minds."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+CONTEXT = 512
+
+
+@dataclass(frozen=True)
+class Site:
+    """A server that runs: its address and its application."""
+
+    url: str
+    app: Any
+
+    @property
+    def num_running(self) -> int:
+        """Requests that have a slot."""
+        return self.app.state.service.engine._scheduler.num_running
+
+
+@dataclass
+class Watch:
+    """What a page did that no page of ours may do, unless a test expects it."""
+
+    origin: str
+    wrong: list[str] = field(default_factory=list)
+    expected_statuses: set[int] = field(default_factory=set)
+
+    def on(self, page: Any) -> None:
+        page.on("console", self._console)
+        page.on("pageerror", lambda error: self.wrong.append(f"exception: {error}"))
+        page.on("request", self._request)
+
+    def _console(self, message: Any) -> None:
+        expected = any(f"status of {status} " in message.text for status in self.expected_statuses)
+        offline = 0 in self.expected_statuses and "net::ERR_" in message.text
+        if message.type in ("error", "warning") and not (expected or offline):
+            self.wrong.append(f"console: {message.text}")
+
+    def _request(self, request: Any) -> None:
+        if not request.url.startswith((self.origin, "data:", "blob:")):
+            self.wrong.append(f"request to {request.url}")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, or another one that has its name."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def validated(sample_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2 with a passing verdict; its weights are links."""
+    from nemo_trt.manifest import VALIDATION_FILE, read_manifest
+
+    bundle = tmp_path_factory.mktemp("validated") / "smollm2"
+    shutil.copytree(sample_bundle.bundle, bundle, copy_function=os.link)
+    report = {"verdict": "pass", "bundle_id": read_manifest(bundle).bundle_id, "engine": {}}
+    (bundle / VALIDATION_FILE).write_text(json.dumps(report), encoding="utf-8")
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def site(validated: Path, served: Any) -> Iterator[Site]:
+    """SmolLM2, validated, in two slots."""
+    from nemo_trt.serve import create_app
+
+    app = create_app(validated, max_batch=2, max_seq_len=CONTEXT)
+    with served(app) as url:
+        app.state.service.wait()
+        yield Site(url, app)
+
+
+@pytest.fixture
+def watch(site: Site) -> Iterator[Watch]:
+    """Fails the test when the browser minded something."""
+    watch = Watch(site.url)
+    yield watch
+    assert not watch.wrong
+
+
+@pytest.fixture
+def context(browser: Any) -> Iterator[Any]:
+    """A browser's profile of its own."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(60_000)
+    sync_api.expect.set_options(timeout=60_000)  # a busy machine is slow, not wrong
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context: Any, site: Site, watch: Watch) -> Any:
+    """The page, loaded; the likeliest tokens and short answers."""
+    page = context.new_page()
+    watch.on(page)
+    page.goto(site.url)
+    page.get_by_text("Validated: PASS").wait_for()
+    set_sampling(page, temperature=0, max_tokens=24)
+    return page
+
+
+def set_sampling(page: Any, **values: float) -> None:
+    """Set fields of the panel as the user would."""
+    for name, value in values.items():
+        page.locator(f"#{name}").fill(str(value))
+
+
+def ask(page: Any, question: str) -> None:
+    """Type a question and send it."""
+    page.get_by_label("Your message").fill(question)
+    page.keyboard.press("Enter")
+
+
+def finish(page: Any) -> str:
+    """Wait until the last answer is complete; returns its text."""
+    last = page.locator(".answer").last
+    sync_api.expect(last).to_have_attribute("aria-busy", "false")
+    return str(last.locator(".text").inner_text())
