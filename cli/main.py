@@ -25,6 +25,7 @@ COMMANDS = {
     "chat": "Talk with a bundle.",
     "serve": "Serve a bundle over HTTP, as OpenAI's API and a chat page.",
     "bench": "Measure a bundle on this machine.",
+    "bench-serve": "Put load on any server with OpenAI's API, and measure it.",
     "inspect": "Show what a checkpoint or bundle holds.",
     "doctor": "Tell what this machine can do.",
 }
@@ -42,7 +43,9 @@ class LazyGroup(click.Group):
         """The command, imported now, or None."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"nemo_trt.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(
+            f"nemo_trt.cli.{cmd_name.replace('-', '_')}"
+        ).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -123,6 +126,8 @@ _EXTRAS = {
     "uvicorn": "serve",
     "llguidance": "serve",
     "prometheus_client": "serve",
+    "httpx": "load",
+    "matplotlib": "load",
 }
 
 

@@ -11,6 +11,7 @@
     ├── DeadlineError      a request's time was over before its answer was complete
     ├── StateError         a call does not fit the object's state (a closed runner)
     ├── FaultError         one request met a fault of ours; the others go on
+    ├── ServerError        a server that we ask does not answer, or not as it should
     └── MachineError       this machine lacks something (a library, a GPU, memory)
 
 Wording: "<thing> must <condition>, got <value>. <remedy>."
@@ -59,6 +60,10 @@ class StateError(NemoTrtError):
 
 class FaultError(NemoTrtError):
     """One request met a fault of ours, its `__cause__`. The others go on."""
+
+
+class ServerError(NemoTrtError):
+    """A server that we ask does not answer, or not as it should."""
 
 
 class MachineError(NemoTrtError):

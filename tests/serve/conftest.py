@@ -1,9 +1,10 @@
-"""A real server for tests, on a free port of this machine, in a thread."""
+"""A real server for tests, on a free port of this machine, in a thread; a tiny model for it."""
 
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,3 +30,16 @@ def _served(app: Any) -> Iterator[str]:
 def served() -> Callable[[Any], AbstractContextManager[str]]:
     """Serves an ASGI application: `with served(app) as url`."""
     return _served
+
+
+@pytest.fixture(scope="session")
+def tekken_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeded layers over the real Tekken: noise, in Mistral's format."""
+    from nemo_trt.export.bundle import export_bundle
+    from nemo_trt.export.samples import SHAPES, write_seeded
+    from nemo_trt.precision import DType
+
+    folder = tmp_path_factory.mktemp("tekken")
+    write_seeded(folder / "checkpoint", SHAPES["nemo-tiny"], seed=3)
+    export_bundle(folder / "checkpoint", folder / "bundle", precision=DType.FP32)
+    return folder / "bundle"

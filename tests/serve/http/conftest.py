@@ -28,19 +28,6 @@ def sample(sample_bundle: Any, served: Any) -> Iterator[Server]:
     yield from run(served, sample_bundle.bundle, max_batch=3)
 
 
-@pytest.fixture(scope="session")
-def tekken_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two seeded layers over the real Tekken: noise, in Mistral's format."""
-    from nemo_trt.export.bundle import export_bundle
-    from nemo_trt.export.samples import SHAPES, write_seeded
-    from nemo_trt.precision import DType
-
-    folder = tmp_path_factory.mktemp("tekken")
-    write_seeded(folder / "checkpoint", SHAPES["nemo-tiny"], seed=3)
-    export_bundle(folder / "checkpoint", folder / "bundle", precision=DType.FP32)
-    return folder / "bundle"
-
-
 @pytest.fixture(scope="module")
 def tekken(tekken_bundle: Path, served: Any) -> Iterator[Server]:
     """The tiny model in two slots."""
