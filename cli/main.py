@@ -128,6 +128,7 @@ _EXTRAS = {
     "prometheus_client": "serve",
     "httpx": "load",
     "matplotlib": "load",
+    "ray": "ray",
 }
 
 

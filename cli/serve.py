@@ -10,10 +10,10 @@ from pathlib import Path
 
 import click
 
-from nemo_trt.errors import RequestError
+from nemo_trt.serve.keys import KEYS_VARIABLE, read_keys
 from nemo_trt.serve.options import ServeOptions
+from nemo_trt.verdict import PASS
 
-KEYS_VARIABLE = "NEMO_TRT_API_KEYS"
 _DEFAULTS = {field.name: field.default for field in fields(ServeOptions)}
 
 
@@ -75,6 +75,9 @@ _DEFAULTS = {field.name: field.default for field in fields(ServeOptions)}
     help=f"File with an API key a line; so may {KEYS_VARIABLE}, with commas.",
 )
 @click.option("--allow-unvalidated", is_flag=True, help="Serve without a passing verdict.")
+@click.option("--ray", is_flag=True, help="Serve replicas on a Ray of this machine.")
+@click.option("--replicas", type=click.IntRange(1), help="With --ray; by default 1.")
+@click.option("--autoscale", metavar="MIN:MAX", help="With --ray: replicas as the queue asks.")
 @click.option("--log-text", is_flag=True, help="Write prompts and answers to the log.")
 def command(
     bundle: Path,
@@ -92,6 +95,9 @@ def command(
     max_body_bytes: int,
     api_key_file: Path | None,
     allow_unvalidated: bool,
+    ray: bool,
+    replicas: int | None,
+    autoscale: str | None,
     log_text: bool,
 ) -> None:
     """Serve BUNDLE over HTTP: OpenAI's API under /v1, a chat page at /, metrics at /metrics.
@@ -99,11 +105,11 @@ def command(
     Stops on SIGTERM or Ctrl-C after finishing what runs. One JSON line a request goes to stderr.
     """
     start = time.perf_counter()
-    from nemo_trt.serve.http import create_app, serve_forever
-
+    if not ray and (replicas or autoscale):
+        raise click.UsageError("--replicas and --autoscale go with --ray.")
     options = ServeOptions(
         model_name=model_name,
-        api_keys=_keys(api_key_file),
+        api_keys=read_keys(api_key_file, os.environ),
         max_body_bytes=max_body_bytes,
         max_queue=max_queue,
         prefill_tokens=prefill_tokens,
@@ -115,6 +121,31 @@ def command(
         click.echo(
             f"Warning: {host} may be reached by others, and no API key is asked for.", err=True
         )
+
+    def ready(name: str, address: str, verdict: str) -> None:
+        words = "" if verdict == PASS else f" NOT VALIDATED: {verdict}."
+        seconds = time.perf_counter() - start
+        click.echo(f"Ready after {seconds:.1f} s: {name} at {address}.{words}", err=True)
+
+    if ray:
+        from nemo_trt.serve.cluster import ClusterOptions, serve_cluster_forever
+
+        cluster = ClusterOptions(
+            bundle=bundle.resolve(),
+            engine=engine,
+            max_batch=max_batch,
+            max_seq_len=max_seq_len,
+            threads=threads,
+            replicas=replicas or 1,
+            autoscale=_range(autoscale),
+            drain_timeout_s=drain_timeout,
+            server=options,
+        )
+        serve_cluster_forever(cluster, host=host, port=port, on_ready=ready)
+        return
+
+    from nemo_trt.serve.http import create_app, serve_forever
+
     log = logging.getLogger("nemo_trt.serve")
     log.addHandler(logging.StreamHandler(sys.stderr))
     log.setLevel(logging.INFO)
@@ -128,25 +159,19 @@ def command(
     )
 
     def on_ready(address: str) -> None:
-        service = app.state.service
-        verdict = "" if service.validated else f" NOT VALIDATED: {service.verdict}."
-        click.echo(
-            f"Ready after {time.perf_counter() - start:.1f} s: {service.model_name} at "
-            f"{address}.{verdict}",
-            err=True,
-        )
+        ready(app.state.service.model_name, address, app.state.service.verdict)
 
     serve_forever(app, host=host, port=port, drain_timeout_s=drain_timeout, on_ready=on_ready)
 
 
-def _keys(file: Path | None) -> tuple[str, ...]:
-    """The API keys of a file and of the environment."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file else []
-    lines += os.environ.get(KEYS_VARIABLE, "").split(",")
-    keys = tuple(line.strip() for line in lines if line.strip())
-    if file and not keys:
-        raise RequestError(f"{file} must hold at least one API key, a line each, got none.")
-    return keys
+def _range(text: str | None) -> tuple[int, int] | None:
+    """MIN:MAX as two numbers."""
+    if text is None:
+        return None
+    fewest, colon, most = text.partition(":")
+    if not (colon and fewest.isdecimal() and most.isdecimal()):
+        raise click.UsageError(f"--autoscale must be MIN:MAX, two numbers, got {text!r}.")
+    return int(fewest), int(most)
 
 
 def _is_loopback(host: str) -> bool:

@@ -99,6 +99,10 @@ class Metrics:
         """An HTTP request was answered with an error."""
         self._errors.labels(str(status)).inc()
 
+    def errors_text(self) -> bytes:
+        """The errors alone, of a process that has no engine."""
+        return generate_latest(self._errors)
+
     def text(self) -> bytes:
         """All of it in Prometheus's text format."""
         return generate_latest(self._registry)

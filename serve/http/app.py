@@ -17,7 +17,7 @@ from .gate import Gate
 from .page import mount_page
 from .service import Service
 
-_CACHE_SHARE = 0.25  # of this machine's memory, for the slots of a bundle that runs on its CPU
+CACHE_SHARE = 0.25  # of this machine's memory, for the slots of a bundle that runs on its CPU
 
 
 def create_app(
@@ -64,7 +64,7 @@ def create_app(
             return source
         if engine is not None:
             return Runner.open(source, engine=engine)
-        length = max_seq_len or affordable_seq_len(config, max_batch, share=_CACHE_SHARE)
+        length = max_seq_len or affordable_seq_len(config, max_batch, share=CACHE_SHARE)
         return Runner.open(source, max_batch=max_batch, max_seq_len=length, threads=threads)
 
     service = Service(bundle, engine, opener, options)

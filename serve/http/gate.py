@@ -34,6 +34,11 @@ def note(**fields: Any) -> None:
         notes.update(fields)
 
 
+def passed_on() -> None:
+    """The request is answered by a server behind this one, which logs and counts it."""
+    note(passed_on=True)
+
+
 def request_id() -> str:
     """The present request's id."""
     return str(_notes.get({}).get("request_id", ""))
@@ -116,6 +121,8 @@ class Gate:
         return counted
 
     def _finish(self, notes: dict[str, Any], status: int, seconds: float) -> None:
+        if notes.pop("passed_on", False):
+            return
         failed = notes.get("error_status") or status
         if failed >= 400:
             self._metrics.count_error(failed)

@@ -35,6 +35,17 @@ def serve_forever(
     Raises:
         MachineError: the address cannot be had, or the engine did not open.
     """
+    listener, address = listen(host, port)
+    with contextlib.closing(listener):
+        asyncio.run(_serve(app, listener, drain_timeout_s, lambda: on_ready(address)))
+
+
+def listen(host: str, port: int) -> tuple[socket.socket, str]:
+    """A socket that listens, and its address as a URL.
+
+    Raises:
+        MachineError: the address cannot be had.
+    """
     try:
         listener = socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -45,9 +56,7 @@ def serve_forever(
             "Choose another --host or --port."
         ) from error
     shown = f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{listener.getsockname()[1]}"
-    with contextlib.closing(listener):
-        asyncio.run(_serve(app, listener, drain_timeout_s, lambda: on_ready(address)))
+    return listener, f"http://{shown}:{listener.getsockname()[1]}"
 
 
 class _Server(uvicorn.Server):

@@ -47,12 +47,7 @@ class Service:
         self.manifest = read_manifest(bundle, verify_weights=False)  # the session verifies
         self.model_name = options.model_name or bundle.resolve().name
         self.created = int(time.time())
-        self.verdict = _verdict(bundle, self.manifest.bundle_id, engine)
-        if self.verdict != PASS and not options.allow_unvalidated:
-            raise BundleError(
-                f"{bundle} must have passed validation, got {self.verdict!r}. Run nemo-trt "
-                "validate, or serve it all the same with --allow-unvalidated."
-            )
+        self.verdict = require_verdict(bundle, engine, options, bundle_id=self.manifest.bundle_id)
         self.metrics = Metrics()
         self.engine: AsyncEngine | None = None
         self.failure: str | None = None
@@ -170,6 +165,25 @@ class Service:
         except Exception as error:  # a thread's exception would be lost, and all would wait
             self.failure = f"{type(error).__name__}: {error}"
         self.startup_s = round(time.perf_counter() - start, 3)
+
+
+def require_verdict(
+    bundle: Path, engine: str | None, options: ServeOptions, *, bundle_id: str | None = None
+) -> str:
+    """What the validator said of a bundle, or of its engine.
+
+    Raises:
+        BundleError: it did not say "pass", and must have; or the bundle is missing.
+        BuildError: the engine is missing.
+    """
+    bundle_id = bundle_id or read_manifest(bundle, verify_weights=False).bundle_id
+    verdict = _verdict(bundle, bundle_id, engine)
+    if verdict != PASS and not options.allow_unvalidated:
+        raise BundleError(
+            f"{bundle} must have passed validation, got {verdict!r}. Run nemo-trt "
+            "validate, or serve it all the same with --allow-unvalidated."
+        )
+    return verdict
 
 
 def _verdict(bundle: Path, bundle_id: str, engine: str | None) -> str:

@@ -1,0 +1,107 @@
+"""Options become Ray Serve's deployments."""
+
+import os
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+
+from nemo_trt.errors import RequestError
+from nemo_trt.serve.keys import read_keys
+from nemo_trt.serve.options import ServeOptions
+
+from .ingress import Ingress
+from .options import ClusterOptions
+from .replica import Replica
+from .router import PrefixRouter
+
+_MOST_ONGOING = 10_000  # of one ingress: a request there costs no slot
+_SPARE = 8
+_SERVER_FIELDS = {field.name for field in fields(ServeOptions)}
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The application for `serve run nemo_trt.serve.cluster:build bundle=/models/nemo replicas=4`.
+
+    Args:
+        args: fields of `ClusterOptions` but `server`, and of `ServeOptions`, as values or as text;
+            `autoscale` may be "MIN:MAX". API keys come from `api_key_file` and the environment.
+
+    Raises:
+        RequestError: a field is unknown or out of its range.
+        BundleError, BuildError: the bundle or its engine is missing.
+    """
+    given = dict(args)
+    file = given.pop("api_key_file", None)
+    if isinstance(given.get("autoscale"), str):
+        given["autoscale"] = given["autoscale"].split(":")
+    server = {name: given.pop(name) for name in _SERVER_FIELDS & given.keys()}
+    try:
+        made = _checked(ServeOptions, server)
+        options = _checked(ClusterOptions, given | {"server": made})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise RequestError(f"{where or 'args'}: {first['msg']}.") from error
+    keys = read_keys(Path(file) if file else None, os.environ)
+    return application(replace(options, server=replace(made, api_keys=(*made.api_keys, *keys))))
+
+
+def application(options: ClusterOptions) -> Application:
+    """Ingresses in front of replicas, as Ray Serve deploys them.
+
+    A replica takes as many requests as it has slots and places in its queue, and some more, so
+    that the one too many gets the replica's own 429. Replicas are added when there are more
+    requests than slots, that is, when some wait.
+    """
+    slots = options.slots()
+    most = slots + options.server.max_queue + _SPARE
+    actors: dict[str, Any] = {"num_cpus": options.cpus, "num_gpus": options.gpus}
+    scale: dict[str, Any] = {"num_replicas": options.replicas}
+    if options.autoscale:
+        fewest, _ = options.autoscale
+        scale = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=fewest,
+                max_replicas=options.most_replicas,
+                initial_replicas=min(max(options.replicas, fewest), options.most_replicas),
+                target_ongoing_requests=slots,
+                upscale_delay_s=options.upscale_delay_s,
+                downscale_delay_s=options.downscale_delay_s,
+            )
+        }
+    replicas = serve.deployment(
+        Replica,
+        name="replica",
+        max_ongoing_requests=most,
+        max_queued_requests=options.server.max_queue,
+        ray_actor_options=actors,
+        request_router_config=RequestRouterConfig(
+            request_router_class=PrefixRouter, request_router_kwargs={"slack": float(slots)}
+        ),
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=options.drain_timeout_s,
+        **scale,
+    )
+    ingress = serve.deployment(
+        Ingress,
+        name="ingress",
+        num_replicas=options.ingresses,
+        max_ongoing_requests=_MOST_ONGOING,
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=options.drain_timeout_s,
+    )
+    behind = replace(options, server=replace(options.server, api_keys=()))  # asked for in front
+    return ingress.bind(replicas.bind(behind), options.server)
+
+
+def _checked(kind: type[Any], values: dict[str, Any]) -> Any:
+    """An instance of a dataclass from values or text; unknown names are errors."""
+    config = ConfigDict(extra="forbid")
+    kind = type(kind.__name__, (kind,), {"__pydantic_config__": config, "__slots__": ()})
+    return TypeAdapter(kind).validate_python(values)

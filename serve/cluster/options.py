@@ -1,0 +1,91 @@
+"""What a cluster serves, and with how many replicas."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nemo_trt.engines.trt.record import read_record
+from nemo_trt.errors import RequestError
+from nemo_trt.manifest import read_manifest
+from nemo_trt.serve.options import ServeOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterOptions:
+    """Settings of a cluster. Each replica is a whole server: one session, its slots, its queue.
+
+    Attributes:
+        bundle: its path, the same on every machine.
+        engine: one of the bundle's engines, on a GPU of each replica's own; None for the CPU.
+        max_batch, max_seq_len, threads: see `create_app`; without an engine alone.
+        replicas: how many there are; where `autoscale` is given, at the start.
+        autoscale: fewest and most replicas.
+        num_cpus, num_gpus: what Ray sets aside for a replica; None means one GPU for an engine,
+            one core per thread without.
+        ingresses: processes that take requests in and pass them on; each learns by itself which
+            replica has seen what.
+        drain_timeout_s: what a replica that is taken away may still run.
+        upscale_delay_s, downscale_delay_s: how long the load must be there, or be gone.
+        server: how each replica behaves.
+    """
+
+    bundle: Path
+    engine: str | None = None
+    max_batch: int = 8
+    max_seq_len: int | None = None
+    threads: int | None = None
+    replicas: int = 1
+    autoscale: tuple[int, int] | None = None
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    ingresses: int = 1
+    drain_timeout_s: float = 60.0
+    upscale_delay_s: float = 15.0
+    downscale_delay_s: float = 300.0
+    server: ServeOptions = field(default_factory=ServeOptions)
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "replicas", "ingresses"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.autoscale is not None:
+            fewest, most = self.autoscale
+            if not 1 <= fewest <= most:
+                raise RequestError(f"autoscale must be 1 <= MIN <= MAX, got {fewest}:{most}.")
+
+    @property
+    def most_replicas(self) -> int:
+        """How many there may be at once."""
+        return self.autoscale[1] if self.autoscale else self.replicas
+
+    @property
+    def cpus(self) -> float:
+        """Cores that Ray sets aside for a replica."""
+        if self.num_cpus is not None:
+            return self.num_cpus
+        return 1.0 if self.engine else float(self.threads or 1)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs that Ray sets aside for a replica."""
+        if self.num_gpus is not None:
+            return self.num_gpus
+        return 1.0 if self.engine else 0.0
+
+    @property
+    def compute_threads(self) -> int | None:
+        """Threads of a replica without an engine: those that were asked for, or its cores."""
+        if self.engine:
+            return None
+        return self.threads or max(1, int(self.cpus))
+
+    def slots(self) -> int:
+        """Requests that one replica runs at once.
+
+        Raises:
+            BundleError, BuildError: there is no such bundle, or no such engine of it.
+        """
+        bundle_id = read_manifest(self.bundle, verify_weights=False).bundle_id
+        if self.engine is None:
+            return self.max_batch
+        record = read_record(self.bundle, self.engine, bundle_id=bundle_id, verify=False)
+        return record.options.max_batch

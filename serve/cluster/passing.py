@@ -1,0 +1,104 @@
+"""Passes one request on to a replica and its answer back, whatever becomes of the replica."""
+
+import asyncio
+import json
+from typing import Protocol
+
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from nemo_trt.serve.http.errors import ApiError, error_body
+from nemo_trt.serve.http.gate import note, passed_on
+
+from .call import Call, is_event_stream
+
+_ATTEMPTS = 2
+"""Replicas that one request may be lost with: it may be what they died of."""
+_LOST = "The replica that ran this request was lost."
+
+
+class Counter(Protocol):
+    """Whoever counts what is under way."""
+
+    streamed: DeploymentHandle
+    running: int
+
+
+class Passed(Response):
+    """An answer that a replica gives.
+
+    Nothing is sent before there is something of the body, so that a request whose replica dies is
+    given to another one. A stream that has begun is ended by an event that says so; other answers
+    are sent when they are there whole. When the client leaves, Ray cancels this, and this the
+    replica's work.
+    """
+
+    def __init__(self, front: Counter, call: Call, *, timeout_s: float) -> None:
+        super().__init__()
+        self._front, self._call, self._timeout_s = front, call, timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer.
+
+        Raises:
+            ApiError: there is none: 502 where replicas were lost, 503 where none has room or
+                none is there in time.
+        """
+        self._front.running += 1
+        try:
+            for attempt in range(_ATTEMPTS):
+                if await self._attempt(send, last=attempt == _ATTEMPTS - 1):
+                    return
+        finally:
+            self._front.running -= 1
+
+    async def _attempt(self, send: Send, *, last: bool) -> bool:
+        """Whether the request is answered; if not, nothing has been sent."""
+        held: list[Message] = []
+        begun = streaming = False
+        answer = self._front.streamed.answer.remote(self._call)
+        try:
+            async with asyncio.timeout(self._timeout_s) as time_left:
+                async for messages in answer:
+                    for message in messages:
+                        held.append(message)
+                        streaming |= is_event_stream(message)
+                    if streaming and any(message.get("body") for message in held):
+                        begun = True
+                        time_left.reschedule(None)  # the replica has it, and keeps the time
+                        await _send(send, held)
+            passed_on()
+            await _send(send, held)
+            return True
+        except TimeoutError as error:
+            raise _no_room("No replica took the request in time.") from error
+        except BackPressureError as error:
+            raise _no_room("As many requests wait as may. Try later.") from error
+        except RayTaskError:  # a fault of ours: another replica would have it too
+            raise
+        except (RayError, RayServeException) as error:
+            note(error_status=502, error=str(error).splitlines()[0])
+            if begun:
+                event = json.dumps(error_body(502, _LOST, code="replica_lost"))
+                body = f"data: {event}\n\n".encode()
+                await send({"type": "http.response.body", "body": body, "more_body": False})
+                return True
+            if last:
+                raise ApiError(502, f"{_LOST} Try again.", code="replica_lost") from error
+            return False
+        finally:
+            answer.cancel()  # of what is over, this does nothing
+
+
+async def _send(send: Send, held: list[Message]) -> None:
+    """Send what is held, and hold nothing more."""
+    for message in held:
+        await send(message)
+    held.clear()
+
+
+def _no_room(message: str) -> ApiError:
+    return ApiError(503, message, code="no_replica", headers={"Retry-After": "5"})
