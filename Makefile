@@ -9,12 +9,16 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 MODEL     ?= demo/smollm2
 PRECISION ?= bf16
 BUNDLE    ?= $(MODEL)-$(PRECISION)
+# make acceptance: where its report and bundles go.
+ACCEPTED  ?= demo/acceptance-$(GPU)
 
-.PHONY: help install demo engine test check docs bench peers clean
+.PHONY: help install demo engine acceptance test check docs bench peers clean
 help:
 	@echo "make demo    sample model -> export -> validate -> chat, about 3 minutes after installation"
 	@echo "make engine GPU=l40s [MODEL=folder PRECISION=fp8 BUILD='--max-seq-len 8192']"
 	@echo "             export where needed -> TensorRT engine -> validate where it can run"
+	@echo "make acceptance GPU=h100 [MODEL=folder PRECISION='bf16 fp8' ACCEPT='--max-batch 4']"
+	@echo "             doctor -> plan -> export -> build -> validate -> bench -> one report"
 	@echo "make test    the test suite (no GPU, no network)"
 	@echo "make check   ruff, mypy --strict, architecture test"
 	@echo "make docs    rewrite docs/cli.md from the commands themselves"
@@ -46,6 +50,12 @@ engine: $(if $(GPU),$(BUNDLE)/manifest.json)
 	$(BIN)/nemo-trt build $(BUNDLE) --gpu $(GPU) $(BUILD)
 	$(BIN)/nemo-trt validate $(BUNDLE) --engine $(GPU)-$(PRECISION) || [ $$? -eq 3 ]
 
+# Exit code 3: nothing failed, and what this machine cannot do is named with its reason.
+acceptance: install $(if $(filter demo/smollm2,$(MODEL)),$(if $(GPU),demo/smollm2/config.json))
+	$(if $(GPU),,$(error make acceptance needs GPU=name, for example GPU=h100; nemo-trt plan lists them))
+	$(BIN)/nemo-trt acceptance $(MODEL) $(ACCEPTED) --gpu $(GPU) \
+	  $(foreach precision,$(PRECISION),--precision $(precision)) $(ACCEPT) || [ $$? -eq 3 ]
+
 test: install
 	$(BIN)/python -m pytest -q
 
@@ -53,7 +63,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf build/typed && mkdir -p build/typed && cp -rs $(CURDIR)/nemo_trt build/typed/ \
-	  && cp -rs $(CURDIR)/export $(CURDIR)/engines $(CURDIR)/serve $(CURDIR)/validate $(CURDIR)/cli build/typed/nemo_trt/
+	  && cp -rs $(CURDIR)/export $(CURDIR)/engines $(CURDIR)/serve $(CURDIR)/validate $(CURDIR)/acceptance $(CURDIR)/cli build/typed/nemo_trt/
 	cd build/typed && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p nemo_trt
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 

@@ -1,9 +1,10 @@
 """Does it fit, and how fast can it be: the memory of an engine on a GPU, before a long build."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
+from nemo_trt.config import ModelConfig
 from nemo_trt.errors import BuildError, RequestError
-from nemo_trt.manifest import Manifest
 from nemo_trt.precision import DType
 
 from .targets import TARGETS, Target
@@ -17,6 +18,22 @@ HOST_FACTOR = 2.2
 """Host memory that a build takes, over the weights' bytes (docs/performance.md)."""
 _SLOTS = (1, 2, 4, 8, 16, 32, 64)
 _STEP = 256  # contexts are told in multiples of it
+
+
+class Planned(Protocol):
+    """What is planned for: a bundle's `Manifest`, or what a bundle will be."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's shape."""
+
+    @property
+    def precision(self) -> DType:
+        """The compute precision."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +76,7 @@ class Budget:
 
 
 def plan_engine(
-    manifest: Manifest,
+    manifest: Planned,
     target: Target,
     *,
     max_seq_len: int | None = None,
@@ -114,7 +131,7 @@ def plan_engine(
     )
 
 
-def require_fit(budget: Budget, manifest: Manifest) -> None:
+def require_fit(budget: Budget, manifest: Planned) -> None:
     """Refuse what cannot be built or does not fit, and name what would.
 
     Raises:
@@ -158,18 +175,18 @@ def require_fit(budget: Budget, manifest: Manifest) -> None:
     )
 
 
-def _kv_bytes_per_token(manifest: Manifest) -> int:
+def _kv_bytes_per_token(manifest: Planned) -> int:
     return manifest.config.kv_bytes_per_token(manifest.precision.base)
 
 
-def _step_bytes(manifest: Manifest) -> int:
+def _step_bytes(manifest: Planned) -> int:
     """Weights that a decode step reads: all but the embedding, unless the head is tied to it."""
     config = manifest.config
     embedding = config.vocab_size * config.hidden_size * manifest.precision.base.itemsize
     return manifest.weight_bytes - (0 if config.tied_head else embedding)
 
 
-def _scratch_bytes(manifest: Manifest, capacity: int, chunk: int) -> int:
+def _scratch_bytes(manifest: Planned, capacity: int, chunk: int) -> int:
     """What the prefill profile needs, of one row: keys and values expanded to all query heads, the
     MLP's three activations, logits. An upper bound of what was measured (docs/performance.md)."""
     config, itemsize = manifest.config, manifest.precision.base.itemsize
@@ -180,7 +197,7 @@ def _scratch_bytes(manifest: Manifest, capacity: int, chunk: int) -> int:
     )
 
 
-def _longest(manifest: Manifest, target: Target, slots: int, chunk: int, num_plans: int) -> int:
+def _longest(manifest: Planned, target: Target, slots: int, chunk: int, num_plans: int) -> int:
     """The longest context of `slots` rows that fits, a multiple of 256, at most the model's."""
     free = target.memory_bytes - RESERVE_BYTES - num_plans * manifest.weight_bytes
     per_token = (

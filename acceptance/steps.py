@@ -1,0 +1,259 @@
+"""The steps of an acceptance, in order: what each needs, what it depends on, what it is given."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nemo_trt.engines.trt.record import read_record
+from nemo_trt.errors import NemoTrtError
+from nemo_trt.manifest import read_manifest
+from nemo_trt.precision import DType
+
+from .identity import checkpoint_digest, code_digest, machine_words, package_versions
+from .options import AcceptanceOptions
+from .record import Record, Scalar
+
+STAGES = ("doctor", "plan", "export", "build", "validate", "bench")
+_EXPORT_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript")
+_ENGINE_PACKAGES = ("tensorrt", "tensorrt-rtx")
+
+
+def _nothing_gone(_: Record) -> str:
+    return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One thing to do.
+
+    Attributes:
+        name: unique, and its record's file.
+        stage: whose work it is.
+        subject: what of it, in words.
+        arguments: of the work, JSON-ready.
+        needs: steps that must have passed; what they made is an input of this one.
+        inputs: what else the outcome depends on.
+        gone: why what an earlier run made is no longer there, "" when it is.
+        essential: whether the whole cannot pass without it.
+        keep: whether an earlier outcome counts.
+    """
+
+    name: str
+    stage: str
+    subject: str
+    arguments: Mapping[str, Any]
+    needs: tuple[str, ...] = ()
+    inputs: Mapping[str, Scalar] = field(default_factory=dict)
+    gone: Callable[[Record], str] = _nothing_gone
+    essential: bool = True
+    keep: bool = True
+
+
+def steps_of(options: AcceptanceOptions) -> list[Step]:
+    """Every step, those of a stage together."""
+    checkpoint = {"checkpoint": checkpoint_digest(options.checkpoint)}
+    reference = {
+        "reference": checkpoint_digest(options.reference)
+        if options.reference
+        else checkpoint["checkpoint"]
+    }
+    machine = {"machine": machine_words()}
+    every = [Step(name="doctor", stage="doctor", subject="this machine", arguments={}, keep=False)]
+    for precision in dict.fromkeys(options.precisions):
+        every += _made(options, precision, checkpoint)
+        every += _judged(options, precision, reference, machine)
+    return sorted(every, key=lambda step: STAGES.index(step.stage))
+
+
+def _made(
+    options: AcceptanceOptions, precision: DType, checkpoint: Mapping[str, Scalar]
+) -> list[Step]:
+    """Plan, export and build of a precision."""
+    bundle = options.bundle(precision)
+    engine = options.engine_name(precision)
+    shape = {
+        "gpu": options.target.name,
+        "max_seq_len": options.max_seq_len,
+        "max_batch": options.max_batch,
+    }
+    fp8: dict[str, Any] = {"calibration": None, "samples": None, "max_kl": options.max_kl}
+    fp8_inputs: dict[str, Scalar] = {}
+    if precision is DType.FP8:
+        fp8["samples"] = options.samples
+        fp8["calibration"] = str(options.calibration) if options.calibration else None
+        fp8_inputs = {"samples": options.samples, "max_kl": options.max_kl}
+        if options.calibration:
+            fp8_inputs["calibration"] = checkpoint_digest(options.calibration)
+    return [
+        Step(
+            name=f"plan-{precision}",
+            stage="plan",
+            subject=f"{precision} on {options.target.name}",
+            arguments={"checkpoint": str(options.checkpoint), "precision": precision, **shape},
+            inputs={**checkpoint, "precision": precision, **shape, **_code("engines", "export")},
+        ),
+        Step(
+            name=f"export-{precision}",
+            stage="export",
+            subject=precision,
+            needs=(f"plan-{precision}",),
+            arguments={
+                "checkpoint": str(options.checkpoint),
+                "bundle": str(bundle),
+                "precision": precision,
+                **fp8,
+            },
+            inputs={
+                **checkpoint,
+                "precision": precision,
+                **fp8_inputs,
+                **_code("export"),
+                **package_versions(_EXPORT_PACKAGES),
+            },
+            gone=lambda record: _bundle_gone(bundle, record),
+        ),
+        Step(
+            name=f"build-{precision}",
+            stage="build",
+            subject=engine,
+            needs=(f"plan-{precision}", f"export-{precision}"),
+            arguments={"bundle": str(bundle), **shape},
+            inputs={**shape, **_code("engines"), **package_versions(_ENGINE_PACKAGES)},
+            gone=lambda record: _engine_gone(bundle, engine, record),
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Backend:
+    """What runs a bundle.
+
+    Attributes:
+        name: ends the names of its steps.
+        subject: in words.
+        made_by: the step that makes what it runs.
+        engine: name of the engine, None for the bundle itself.
+        seq_len: context to validate up to, None for its own.
+        threads: compute threads, None for its own choice.
+        packages: whose versions its outcome depends on.
+        essential: see `Step`.
+    """
+
+    name: str
+    subject: str
+    made_by: str
+    engine: str | None
+    seq_len: int | None
+    threads: int | None
+    packages: tuple[str, ...]
+    essential: bool = True
+
+
+def _backends(options: AcceptanceOptions, precision: DType) -> tuple[_Backend, ...]:
+    engine = options.engine_name(precision)
+    return (
+        _Backend(
+            name="onnxruntime",
+            subject=f"{precision} bundle on ONNX Runtime, CPU",
+            made_by=f"export-{precision}",
+            engine=None,
+            seq_len=options.validate_seq_len,
+            threads=options.threads,
+            packages=("onnx", "onnxruntime"),
+        ),
+        _Backend(
+            name="engine",
+            subject=f"engine {engine} on its GPU",
+            made_by=f"build-{precision}",
+            engine=engine,
+            seq_len=None,
+            threads=None,
+            packages=_ENGINE_PACKAGES,
+        ),
+    )
+
+
+def _judged(
+    options: AcceptanceOptions,
+    precision: DType,
+    reference: Mapping[str, Scalar],
+    machine: Mapping[str, Scalar],
+) -> Iterator[Step]:
+    """Validation of a precision on each backend; then its speed, where it is valid."""
+    bundle = str(options.bundle(precision))
+    for backend in _backends(options, precision):
+        name = f"validate-{precision}-{backend.name}"
+        copy = options.report_folder / "validation" / f"{name}.json"
+        versions = package_versions(backend.packages)
+        yield Step(
+            name=name,
+            stage="validate",
+            subject=backend.subject,
+            needs=(backend.made_by,),
+            arguments={
+                "bundle": bundle,
+                "reference": str(options.reference or options.checkpoint),
+                "engine": backend.engine,
+                "max_seq_len": backend.seq_len,
+                "threads": backend.threads,
+                "copy": str(copy),
+            },
+            inputs={
+                **reference,
+                "max_seq_len": backend.seq_len,
+                "threads": backend.threads,
+                **versions,
+                **package_versions(("torch", "transformers")),
+                **_code("engines", "export", "validate"),
+            },
+            gone=lambda _, copy=copy: "" if copy.is_file() else f"{copy.name} is gone.",  # type: ignore[misc]
+            essential=backend.essential,
+        )
+        yield Step(
+            name=f"bench-{precision}-{backend.name}",
+            stage="bench",
+            subject=backend.subject,
+            needs=(backend.made_by, name),
+            arguments={
+                "bundle": bundle,
+                "engine": backend.engine,
+                "prefill": options.prefill,
+                "decode": options.decode,
+                "decode_steps": options.decode_steps,
+                "threads": backend.threads,
+            },
+            inputs={
+                **machine,
+                "prefill": " ".join(map(str, options.prefill)),
+                "decode": " ".join(map(str, options.decode)),
+                "decode_steps": options.decode_steps,
+                "threads": backend.threads,
+                **versions,
+                **_code("engines", "acceptance"),
+            },
+            essential=backend.essential,
+        )
+
+
+def _code(*rooms: str) -> dict[str, Scalar]:
+    """Digests of the code that an outcome depends on."""
+    every = ("nemo_trt", *(f"nemo_trt.{room}" for room in rooms))
+    return {f"code of {room}": code_digest(room) for room in every}
+
+
+def _bundle_gone(bundle: Path, record: Record) -> str:
+    try:
+        found = read_manifest(bundle).bundle_id
+    except NemoTrtError as error:
+        return str(error)
+    return "" if found == record.product["bundle_id"] else f"{bundle.name} is another bundle now."
+
+
+def _engine_gone(bundle: Path, engine: str, record: Record) -> str:
+    try:
+        manifest = read_manifest(bundle)
+        found = read_record(bundle, engine, bundle_id=manifest.bundle_id, verify=False).engine_id
+    except NemoTrtError as error:
+        return str(error)
+    return "" if found == record.product["engine_id"] else f"{engine} is another engine now."

@@ -1,0 +1,50 @@
+"""Whether this machine can run a bundle or an engine, before it is tried."""
+
+from pathlib import Path
+
+from nemo_trt.acceptance.identity import memory_bytes
+from nemo_trt.engines.machine import gpus
+from nemo_trt.engines.targets import target_named
+from nemo_trt.engines.trt.record import read_record
+from nemo_trt.engines.trt.toolkit import REQUIREMENTS, is_installed
+from nemo_trt.manifest import Manifest, read_manifest
+from nemo_trt.precision import DType
+
+from .done import CannotHere, require_packages
+
+_LOAD_FACTOR = 2  # ONNX Runtime holds the weights twice for a moment (README, limits)
+
+
+def require_cpu_session(bundle: Path) -> Manifest:
+    """The bundle's manifest; raises `CannotHere` unless ONNX Runtime's CPU provider can hold it."""
+    require_packages("cpu", "onnxruntime")
+    manifest = read_manifest(bundle)
+    compute = DType.FP16 if manifest.precision is DType.FP16 else DType.FP32
+    needed = _LOAD_FACTOR * manifest.config.num_parameters * compute.itemsize
+    if needed > memory_bytes():
+        raise CannotHere(
+            f"ONNX Runtime's CPU provider needs about {needed / 1e9:.0f} GB to load the bundle in "
+            f"{compute}, and this machine has {memory_bytes() / 1e9:.0f} GB."
+        )
+    return manifest
+
+
+def require_engine_gpu(bundle: Path, engine: str) -> str:
+    """The name of the GPU here that the engine is for; raises `CannotHere` unless there is one."""
+    record = read_record(bundle, engine, bundle_id=read_manifest(bundle).bundle_id, verify=False)
+    target = target_named(record.options.target)
+    present = gpus()
+    fitting = [gpu.name for gpu in present if gpu.sm == target.sm]
+    if not fitting:
+        have = ", ".join(f"{gpu.name}, sm_{gpu.sm}" for gpu in present) or "none"
+        raise CannotHere(
+            f"Engine {engine} runs on an sm_{target.sm} GPU like {target.name} (here: {have})."
+        )
+    if not is_installed(record.toolkit):  # type: ignore[arg-type]  # the builder wrote it
+        requirement = REQUIREMENTS[record.toolkit]
+        raise CannotHere(
+            f"Engine {engine} needs the library {record.toolkit}. "
+            f"Install: pip install '{requirement}'."
+        )
+    require_packages("gpu", "cuda-python")
+    return fitting[0]

@@ -1,0 +1,82 @@
+"""Plan: whether the engine fits its GPU, by the checkpoint's shape, before anything is written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_trt.config import ModelConfig
+from nemo_trt.defaults import ENGINE_SEQ_LEN
+from nemo_trt.engines.planner import Budget, plan_engine, require_fit
+from nemo_trt.engines.targets import target_named
+from nemo_trt.precision import DType
+from nemo_trt.progress import Progress
+from nemo_trt.quantization import LM_HEAD, groups
+
+from .done import Done, require_packages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreseen:
+    """The bundle that an export would write. FP8: as if no group stayed in BF16."""
+
+    config: ModelConfig
+    precision: DType
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
+        config = self.config
+        base = config.num_parameters * self.precision.base.itemsize
+        if self.precision is not DType.FP8:
+            return base
+        fp8 = {name for group, names in groups(config) if group != LM_HEAD for name in names}
+        saved = self.precision.base.itemsize - self.precision.itemsize
+        shapes = (shape for name, shape in config.tensors() if name in fp8)
+        return base - saved * sum(rows * columns for rows, columns in shapes)
+
+
+def run(
+    *,
+    checkpoint: str,
+    precision: str,
+    gpu: str,
+    max_seq_len: int | None,
+    max_batch: int,
+    progress: Progress,
+) -> Done:
+    """Compute the engine's memory; raises what `require_fit` raises."""
+    require_packages("export", "torch", "safetensors")
+    from nemo_trt.export.checkpoints import open_checkpoint
+
+    progress.phase("read the checkpoint's shape")
+    keep_fp8 = precision == DType.FP8
+    config = open_checkpoint(Path(checkpoint), keep_fp8=keep_fp8).config
+    model = Foreseen(config=config, precision=DType(precision))
+    target = target_named(gpu)
+    most = plan_engine(model, target, max_batch=max_batch)
+    chosen = max_seq_len or min(ENGINE_SEQ_LEN, most.max_seq_len)
+    budget = plan_engine(model, target, max_seq_len=chosen, max_batch=max_batch)
+    require_fit(budget, model)
+    return Done(facts=_facts(budget, config))
+
+
+def _facts(budget: Budget, config: ModelConfig) -> dict[str, Any]:
+    target = budget.target
+    return {
+        "gpu": target.name,
+        "sm": target.sm,
+        "gpu_memory_bytes": target.memory_bytes,
+        "gpu_bandwidth_bytes_per_s": target.bandwidth_gb_s * 10**9,
+        "num_parameters": config.num_parameters,
+        "max_seq_len": budget.max_seq_len,
+        "max_batch": budget.max_batch,
+        "weight_bytes": budget.weight_bytes,
+        "kv_bytes": budget.kv_bytes,
+        "scratch_bytes": budget.scratch_bytes,
+        "free_bytes": budget.free_bytes,
+        "floor_ms_empty_cache": budget.floor_ms[0],
+        "floor_ms_full_cache": budget.floor_ms[1],
+        "build_disk_bytes": budget.disk_bytes,
+        "build_host_bytes": budget.host_bytes,
+        "longest_context_by_rows": {str(rows): n for rows, n in budget.fits.items()},
+    }

@@ -1,0 +1,68 @@
+"""Validate: logits of the bundle or the engine against transformers' own model."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nemo_trt import atomic
+from nemo_trt.progress import Progress
+
+from .done import Done, require_packages
+from .here import require_cpu_session, require_engine_gpu
+
+
+def run(
+    *,
+    bundle: str,
+    reference: str,
+    engine: str | None,
+    max_seq_len: int | None,
+    threads: int | None,
+    copy: str,
+    progress: Progress,
+) -> Done:
+    """Judge the engine, or without one the bundle on ONNX Runtime; the whole report goes to `copy`.
+
+    Passes only on a verdict of `nemo_trt.validate`.
+    """
+    require_packages("validate", "torch", "transformers")
+    folder = Path(bundle)
+    gpu = require_engine_gpu(folder, engine) if engine else None
+    if not engine:
+        require_cpu_session(folder)
+    from nemo_trt.validate.run import validate_bundle
+
+    report = validate_bundle(
+        folder,
+        Path(reference),
+        max_seq_len=max_seq_len,
+        engine=engine,
+        threads=threads,
+        progress=progress,
+    )
+    target = Path(copy)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(target, report.to_json())
+    cases: list[dict[str, Any]] = []
+    for case in report.cases:
+        figures = asdict(case)
+        figures["num_positions"] = len(figures.pop("positions"))
+        del figures["per_position"]
+        cases.append(figures)
+    failures = [f"{case.name}: {words}" for case in report.cases for words in case.failures]
+    failures += report.failures
+    return Done(
+        verdict=report.verdict,
+        reason="; ".join(failures),
+        facts={
+            "backend": dict(report.engine),
+            "gpu": gpu,
+            "reference": {
+                name: report.reference[name] for name in ("dtype", "noise", "transformers")
+            },
+            "limits": report.limits,
+            "perplexity": report.perplexity,
+            "cases": cases,
+            "every_position": f"validation/{target.name}",
+        },
+    )
