@@ -44,7 +44,7 @@ export class Sparkline {
   }
 
   #draw() {
-    const top = Math.max(this.least, ...this.#values.map((value) => value ?? 0));
+    const top = Math.max(this.least, ...this.#values.map((value) => value ?? 0)) || 1;
     const start = this.count - this.#values.length;
     let line = "";
     let area = "";

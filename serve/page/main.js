@@ -151,7 +151,10 @@ document.addEventListener("keydown", (event) => {
     at("panel-toggle").focus();
   }
 });
-addEventListener("pagehide", () => conversation.save());
+addEventListener("pagehide", () => {
+  stop(); // the browser ends the request anyway, and would call it a lost connection
+  conversation.save();
+});
 
 view.showAll(conversation.exchanges);
 scroll.toEnd();

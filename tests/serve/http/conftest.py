@@ -1,4 +1,4 @@
-"""Fixtures: the sample model behind a real server, and a tiny one that has Tekken and its tools."""
+"""Fixtures: the sample model behind a real server, and the tiny one that has Tekken's tools."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,8 +1,7 @@
 """The page in a real Chromium against a real server; every test watches what the browser minds."""
 
-import json
-import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from nemo_trt.serve import ServeOptions, create_app
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-CONTEXT = 512
+CONTEXT = 4096
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,15 @@ class Site:
     @property
     def num_running(self) -> int:
         """Requests that have a slot."""
-        return self.app.state.service.engine._scheduler.num_running
+        text = self.app.state.service.metrics.text().decode()
+        return int(float(text.split("\nnemo_trt_requests_running ")[1].split()[0]))
+
+    def wait_until_running(self, number: int) -> None:
+        """Return when as many requests have a slot."""
+        end = time.monotonic() + 60
+        while self.num_running != number:
+            assert time.monotonic() < end, f"{self.num_running} requests run, not {number}"
+            time.sleep(0.01)
 
 
 @dataclass
@@ -65,26 +74,9 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def validated(sample_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2 with a passing verdict; its weights are links."""
-    from nemo_trt.manifest import VALIDATION_FILE, read_manifest
-
-    bundle = tmp_path_factory.mktemp("validated") / "smollm2"
-    shutil.copytree(sample_bundle.bundle, bundle, copy_function=os.link)
-    report = {"verdict": "pass", "bundle_id": read_manifest(bundle).bundle_id, "engine": {}}
-    (bundle / VALIDATION_FILE).write_text(json.dumps(report), encoding="utf-8")
-    return bundle
-
-
-@pytest.fixture(scope="module")
-def site(validated: Path, served: Any) -> Iterator[Site]:
-    """SmolLM2, validated, in two slots."""
-    from nemo_trt.serve import create_app
-
-    app = create_app(validated, max_batch=2, max_seq_len=CONTEXT)
-    with served(app) as url:
-        app.state.service.wait()
-        yield Site(url, app)
+def site(tekken_bundle: Path, served: Any) -> Iterator[Site]:
+    """A tiny model that writes noise in all scripts, without a verdict, in two slots."""
+    yield from run(served, tekken_bundle, ServeOptions(allow_unvalidated=True, model_name="noise"))
 
 
 @pytest.fixture
@@ -107,13 +99,21 @@ def context(browser: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def page(context: Any, site: Site, watch: Watch) -> Any:
-    """The page, loaded; the likeliest tokens and short answers."""
+    """The page, loaded, with the likeliest tokens and short answers."""
     page = context.new_page()
     watch.on(page)
     page.goto(site.url)
-    page.get_by_text("Validated: PASS").wait_for()
-    set_sampling(page, temperature=0, max_tokens=24)
+    page.locator("#verdict").wait_for()
+    set_sampling(page, temperature=0, max_tokens=8)
     return page
+
+
+def run(served: Any, bundle: Path, options: ServeOptions, *, max_batch: int = 2) -> Iterator[Site]:
+    """Serve a bundle, ready."""
+    app = create_app(bundle, options=options, max_batch=max_batch, max_seq_len=CONTEXT)
+    with served(app) as url:
+        app.state.service.wait()
+        yield Site(url, app)
 
 
 def set_sampling(page: Any, **values: float) -> None:

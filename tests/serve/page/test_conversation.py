@@ -1,16 +1,34 @@
 """A conversation: asked, streamed, counted, kept, taken back."""
 
 import json
+import os
 import re
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from .conftest import Site, ask, finish, set_sampling
+from nemo_trt.manifest import VALIDATION_FILE, read_manifest
+from nemo_trt.serve import ServeOptions
+
+from .conftest import Site, ask, finish, run, set_sampling
 
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
 FRANCE = "What is the capital of France? Answer in one sentence."
+
+
+@pytest.fixture(scope="module")
+def site(
+    sample_bundle: Any, served: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    """SmolLM2 with a passing verdict; its weights are links."""
+    bundle = tmp_path_factory.mktemp("validated") / "smollm2"
+    shutil.copytree(sample_bundle.bundle, bundle, copy_function=os.link)
+    report = {"verdict": "pass", "bundle_id": read_manifest(bundle).bundle_id, "engine": {}}
+    (bundle / VALIDATION_FILE).write_text(json.dumps(report), encoding="utf-8")
+    yield from run(served, bundle, ServeOptions())
 
 
 def test_an_answer_comes_in_pieces_and_is_counted(page: Any) -> None:
@@ -68,7 +86,7 @@ def test_a_second_question_knows_the_first_and_the_system_prompt(page: Any) -> N
 
 def test_what_answers_and_its_verdict_are_shown(page: Any, site: Site) -> None:
     expect(page.locator("#model")).to_have_text(site.app.state.service.model_name)
-    expect(page.locator("#facts")).to_have_text("ONNX Runtime CPU · fp32 · 512 tokens · 2 slots")
+    expect(page.locator("#facts")).to_have_text("ONNX Runtime CPU · fp32 · 4,096 tokens · 2 slots")
     expect(page.locator("#verdict")).to_have_class("badge pass")
     expect(page.locator("#warning")).to_be_hidden()
     details = page.locator("#details").inner_text()
