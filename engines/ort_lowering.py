@@ -3,28 +3,26 @@
 The bundle on disk is not touched: the artifact that ships is the artifact that is run.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
-from nemo_trt import bfloat16, e4m3
-from nemo_trt.errors import BundleError
+from nemo_trt import e4m3
 from nemo_trt.precision import DType
 
-_BF16, _FP32, _FP8 = (dtype.onnx_code for dtype in (DType.BF16, DType.FP32, DType.FP8))
-_NUMPY = {dtype.onnx_code: np.dtype(dtype.numpy_name) for dtype in DType}
+from .ort_graph import (
+    Weight,
+    external_weights,
+    map_weight,
+    promote_array,
+    promote_types,
+    read_graph,
+    replace,
+    split_off_weight_scales,
+)
 
-
-@dataclass(frozen=True, slots=True)
-class Weight:
-    """A weight to hand to ONNX Runtime under `name`, as an array of the given ONNX type."""
-
-    name: str
-    array: NDArray[np.generic]
-    onnx_type: int
+_BF16, _FP32 = DType.BF16.onnx_code, DType.FP32.onnx_code
 
 
 def lower(bundle: Path, graph_file: str) -> tuple[bytes, list[Weight]]:
@@ -45,62 +43,27 @@ def lower(bundle: Path, graph_file: str) -> tuple[bytes, list[Weight]]:
     Raises:
         BundleError: the graph or a weight cannot be read.
     """
-    try:
-        model = onnx.load(bundle / graph_file, load_external_data=False)
-    except Exception as error:  # protobuf raises its own, undocumented kinds
-        raise BundleError(f"{bundle / graph_file} is no readable ONNX graph: {error}.") from error
+    model = read_graph(bundle, graph_file)
     graph = model.graph
-    stored = {
-        initializer.name: initializer
-        for initializer in graph.initializer
-        if initializer.data_location == onnx.TensorProto.EXTERNAL
-    }
-    scales = _split_off_weight_scales(graph, stored)
+    stored = external_weights(graph)
+    scales = split_off_weight_scales(graph, stored, _FP32)
     transposed = _split_off_transposes(graph, stored)
     tables = _keep_tables(graph, stored)
-    _promote_types(model, tables)
+    promote_types(model, tables)
     weights = []
     for initializer in graph.initializer:
         if initializer.data_location != onnx.TensorProto.EXTERNAL:
             continue
         name = transposed.get(initializer.name, initializer.name)
-        array = _read(stored[name], bundle)
+        array = map_weight(stored[name], bundle)
         if name in scales:
             array = e4m3.to_float32(array.view(np.uint8), scales[name])
         if initializer.name in transposed:
             array = np.ascontiguousarray(array.T)
-        if array.dtype == np.uint16 and initializer.name not in tables:
-            array = bfloat16.to_float32(array.view(np.uint16))
+        if initializer.name not in tables:
+            array = promote_array(array)
         weights.append(Weight(initializer.name, array, initializer.data_type))
     return model.SerializeToString(), weights
-
-
-def _split_off_weight_scales(
-    graph: onnx.GraphProto, stored: dict[str, onnx.TensorProto]
-) -> dict[str, NDArray[np.float32]]:
-    """Let readers of `DequantizeLinear(FP8 weight)` read the weight, as FP32; return its scale.
-
-    A scale is () or (N, 1).
-    """
-    fp8 = {name for name, tensor in stored.items() if tensor.data_type == _FP8}
-    constants = {initializer.name: initializer for initializer in graph.initializer}
-    scales, renamed, nodes = {}, {}, []
-    for node in graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in fp8:
-            weight, scale = node.input[:2]
-            value = onnx.numpy_helper.to_array(constants[scale]).astype(np.float32)
-            scales[weight] = value if value.ndim == 0 else value[:, None]
-            renamed[node.output[0]] = weight
-        else:
-            nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
-    for node in nodes:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    for name in scales:
-        stored[name] = onnx.TensorProto.FromString(constants[name].SerializeToString())
-        constants[name].data_type = _FP32
-    return scales
 
 
 def _split_off_transposes(
@@ -123,10 +86,8 @@ def _split_off_transposes(
         copy.name = name
         copy.dims[:] = reversed(copy.dims)
         initializers.append(copy)
-    for field, values in ((graph.node, kept), (graph.initializer, initializers)):
-        copies = [type(value).FromString(value.SerializeToString()) for value in values]
-        del field[:]
-        field.extend(copies)
+    replace(graph.node, kept)
+    replace(graph.initializer, initializers)
     return transposed
 
 
@@ -151,45 +112,5 @@ def _keep_tables(graph: onnx.GraphProto, stored: dict[str, onnx.TensorProto]) ->
             node.output[0] = f"{gathered}.stored"
             cast = onnx.helper.make_node("Cast", [node.output[0]], [gathered], to=_FP32)
             nodes.append(cast)
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
+    replace(graph.node, nodes)
     return tables
-
-
-def _read(initializer: onnx.TensorProto, bundle: Path) -> NDArray[np.generic]:
-    """Map a weight's bytes; BF16 comes as uint16."""
-    where = {entry.key: entry.value for entry in initializer.external_data}
-    path, offset = bundle / where["location"], int(where["offset"])
-    dtype = _NUMPY[initializer.data_type]
-    try:
-        return np.memmap(path, dtype, "r", offset, tuple(initializer.dims))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"Weight {initializer.name} cannot be read: {error}.") from error
-
-
-def _promote_types(model: onnx.ModelProto, tables: set[str]) -> None:
-    """State FP32 wherever the graph states BF16, but for the tables."""
-    graph = model.graph
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        if value.type.tensor_type.elem_type == _BF16:
-            value.type.tensor_type.elem_type = _FP32
-    for initializer in graph.initializer:
-        if initializer.name not in tables:
-            _promote_tensor(initializer)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.name in ("to", "dtype") and attribute.i == _BF16:
-                attribute.i = _FP32
-            if attribute.HasField("t"):
-                _promote_tensor(attribute.t)
-
-
-def _promote_tensor(tensor: onnx.TensorProto) -> None:
-    if tensor.data_type != _BF16:
-        return
-    if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        tensor.data_type = _FP32
-        return
-    values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
-    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))

@@ -1,0 +1,131 @@
+"""What ONNX Runtime sessions share: a graph read, its weights mapped, BF16 promoted."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from nemo_trt import bfloat16
+from nemo_trt.errors import BundleError
+from nemo_trt.precision import DType
+
+_BF16 = DType.BF16.onnx_code
+_FP8 = DType.FP8.onnx_code
+_NUMPY = {dtype.onnx_code: np.dtype(dtype.numpy_name) for dtype in DType}
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A weight to hand to ONNX Runtime under `name`, as an array of the given ONNX type."""
+
+    name: str
+    array: NDArray[np.generic]
+    onnx_type: int
+
+
+def read_graph(bundle: Path, graph_file: str) -> onnx.ModelProto:
+    """Read a bundle's graph; its weights stay on disk.
+
+    Raises:
+        BundleError: it is no readable ONNX graph.
+    """
+    try:
+        return onnx.load(bundle / graph_file, load_external_data=False)
+    except Exception as error:  # protobuf raises its own, undocumented kinds
+        raise BundleError(f"{bundle / graph_file} is no readable ONNX graph: {error}.") from error
+
+
+def external_weights(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """The initializers whose bytes lie in the bundle's weight files, by name."""
+    return {
+        initializer.name: initializer
+        for initializer in graph.initializer
+        if initializer.data_location == onnx.TensorProto.EXTERNAL
+    }
+
+
+def map_weight(initializer: onnx.TensorProto, bundle: Path) -> NDArray[np.generic]:
+    """Map a weight's bytes; BF16 comes as uint16, FP8 as uint8.
+
+    Raises:
+        BundleError: its file is missing or too short.
+    """
+    where = {entry.key: entry.value for entry in initializer.external_data}
+    path, offset = bundle / where["location"], int(where["offset"])
+    dtype = _NUMPY[initializer.data_type]
+    try:
+        return np.memmap(path, dtype, "r", offset, tuple(initializer.dims))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"Weight {initializer.name} cannot be read: {error}.") from error
+
+
+def replace(field: object, values: list[onnx.NodeProto] | list[onnx.TensorProto]) -> None:
+    """Make a repeated field of a graph hold these values, of which some may be its own."""
+    copies = [type(value).FromString(value.SerializeToString()) for value in values]
+    del field[:]  # type: ignore[attr-defined]
+    field.extend(copies)  # type: ignore[attr-defined]
+
+
+def split_off_weight_scales(
+    graph: onnx.GraphProto, stored: dict[str, onnx.TensorProto], onnx_type: int
+) -> dict[str, NDArray[np.float32]]:
+    """Let readers of `DequantizeLinear(FP8 weight)` read the weight, as `onnx_type`.
+
+    Returns:
+        Weight name -> its scale, () or (N, 1). `stored` keeps how the weight lies on disk.
+    """
+    fp8 = {name for name, tensor in stored.items() if tensor.data_type == _FP8}
+    constants = {initializer.name: initializer for initializer in graph.initializer}
+    scales, renamed, nodes = {}, {}, []
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in fp8:
+            weight, scale = node.input[:2]
+            value = onnx.numpy_helper.to_array(constants[scale]).astype(np.float32)
+            scales[weight] = value if value.ndim == 0 else value[:, None]
+            renamed[node.output[0]] = weight
+        else:
+            nodes.append(node)
+    for node in nodes:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+    replace(graph.node, nodes)
+    for name in scales:
+        stored[name] = onnx.TensorProto.FromString(constants[name].SerializeToString())
+        constants[name].data_type = onnx_type
+    return scales
+
+
+def promote_types(model: onnx.ModelProto, kept: Collection[str] = ()) -> None:
+    """State FP32 wherever the graph states BF16, but for the initializers that are kept."""
+    graph = model.graph
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type == _BF16:
+            value.type.tensor_type.elem_type = DType.FP32.onnx_code
+    for initializer in graph.initializer:
+        if initializer.name not in kept:
+            _promote_tensor(initializer)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name in ("to", "dtype") and attribute.i == _BF16:
+                attribute.i = DType.FP32.onnx_code
+            if attribute.HasField("t"):
+                _promote_tensor(attribute.t)
+
+
+def promote_array(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    """BF16, which numpy holds as uint16, as float32; anything else as it is."""
+    if array.dtype == np.uint16:
+        return bfloat16.to_float32(array.view(np.uint16))
+    return array
+
+
+def _promote_tensor(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type != _BF16:
+        return
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        tensor.data_type = DType.FP32.onnx_code
+        return
+    values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
