@@ -1,9 +1,7 @@
 """`nemo-trt serve`."""
 
 import ipaddress
-import logging
 import os
-import sys
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -145,10 +143,9 @@ def command(
         return
 
     from nemo_trt.serve.http import create_app, serve_forever
+    from nemo_trt.serve.http.gate import log_to_stderr
 
-    log = logging.getLogger("nemo_trt.serve")
-    log.addHandler(logging.StreamHandler(sys.stderr))
-    log.setLevel(logging.INFO)
+    log_to_stderr()
     app = create_app(
         bundle,
         options=options,

@@ -1,11 +1,12 @@
 """Options become Ray Serve's deployments."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
@@ -22,6 +23,8 @@ from .router import PrefixRouter
 _MOST_ONGOING = 10_000  # of one ingress: a request there costs no slot
 _SPARE = 8
 _SERVER_FIELDS = {field.name for field in fields(ServeOptions)}
+_CLUSTER_FIELDS = {field.name for field in fields(ClusterOptions)} - {"server"}
+Made = TypeVar("Made")
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -37,18 +40,16 @@ def build(args: dict[str, Any]) -> Application:
     """
     given = dict(args)
     file = given.pop("api_key_file", None)
+    if unknown := sorted(given.keys() - _CLUSTER_FIELDS - _SERVER_FIELDS):
+        known = ", ".join(sorted(_CLUSTER_FIELDS | _SERVER_FIELDS | {"api_key_file"}))
+        raise RequestError(f"Arguments must be some of {known}, got {unknown[0]!r}.")
     if isinstance(given.get("autoscale"), str):
         given["autoscale"] = given["autoscale"].split(":")
-    server = {name: given.pop(name) for name in _SERVER_FIELDS & given.keys()}
-    try:
-        made = _checked(ServeOptions, server)
-        options = _checked(ClusterOptions, given | {"server": made})
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise RequestError(f"{where or 'args'}: {first['msg']}.") from error
+    made = _checked(ServeOptions, {name: given.pop(name) for name in _SERVER_FIELDS & given.keys()})
+    options = _checked(ClusterOptions, given | {"server": made})
     keys = read_keys(Path(file) if file else None, os.environ)
-    return application(replace(options, server=replace(made, api_keys=(*made.api_keys, *keys))))
+    made = replace(made, api_keys=(*made.api_keys, *keys))
+    return application(replace(options, bundle=options.bundle.resolve(), server=made))
 
 
 def application(options: ClusterOptions) -> Application:
@@ -100,8 +101,10 @@ def application(options: ClusterOptions) -> Application:
     return ingress.bind(replicas.bind(behind), options.server)
 
 
-def _checked(kind: type[Any], values: dict[str, Any]) -> Any:
-    """An instance of a dataclass from values or text; unknown names are errors."""
-    config = ConfigDict(extra="forbid")
-    kind = type(kind.__name__, (kind,), {"__pydantic_config__": config, "__slots__": ()})
-    return TypeAdapter(kind).validate_python(values)
+def _checked(kind: type[Made], values: Mapping[str, Any]) -> Made:
+    """An instance of a dataclass from values or text."""
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RequestError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}.") from error

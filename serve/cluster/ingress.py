@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nemo_trt.serve.http.gate import log_to_stderr
 from nemo_trt.serve.options import ServeOptions
 
 from .front import create_front
@@ -15,6 +16,7 @@ class Ingress:
     """Ray calls it with every HTTP request."""
 
     def __init__(self, replicas: DeploymentHandle, options: ServeOptions) -> None:
+        log_to_stderr()
         self._app = create_front(replicas, options)
 
     async def __call__(self, request: Request) -> Response:

@@ -1,6 +1,7 @@
 """A cluster of this machine alone: served until a signal, then drained and stopped."""
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import Callable
@@ -42,9 +43,9 @@ def serve_cluster_forever(
     listener.close()  # Ray's proxy opens it again
     name = options.server.model_name or options.bundle.resolve().name
     cores = os.cpu_count() or 1
-    options = _shared_out(options, cores)
+    options = shared_out(options, cores)
     with own_ray(cpus=cores, gpus=None if options.gpus else 0):
-        _require_gpus(options)
+        require_gpus(options)
         asyncio.run(_serve(options, host, port, lambda: on_ready(name, address, verdict)))
 
 
@@ -55,6 +56,7 @@ async def _serve(
 
     from .deploy import application
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
@@ -110,7 +112,7 @@ def _running(status: Any) -> bool:
     return bool(found and found.status == "RUNNING")
 
 
-def _shared_out(options: ClusterOptions, cores: int) -> ClusterOptions:
+def shared_out(options: ClusterOptions, cores: int) -> ClusterOptions:
     """This machine's cores, evenly, so that the replicas' threads do not stand in each other's
     way."""
     most = options.most_replicas
@@ -120,7 +122,12 @@ def _shared_out(options: ClusterOptions, cores: int) -> ClusterOptions:
     return replace(options, threads=threads, num_cpus=min(float(threads), cores / most))
 
 
-def _require_gpus(options: ClusterOptions) -> None:
+def require_gpus(options: ClusterOptions) -> None:
+    """Refuse more replicas than this machine has GPUs for: Ray would wait for ever.
+
+    Raises:
+        MachineError: it says how many there are.
+    """
     import ray
 
     there = ray.cluster_resources().get("GPU", 0)

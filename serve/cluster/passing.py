@@ -17,6 +17,7 @@ from .call import Call, is_event_stream
 
 _ATTEMPTS = 2
 """Replicas that one request may be lost with: it may be what they died of."""
+_LATER = {"Retry-After": "5"}
 _LOST = "The replica that ran this request was lost."
 
 
@@ -44,8 +45,8 @@ class Passed(Response):
         """Send the answer.
 
         Raises:
-            ApiError: there is none: 502 where replicas were lost, 503 where none has room or
-                none is there in time.
+            ApiError: there is none: 502 where replicas were lost, 429 where too many requests
+                wait, 503 where no replica came in time.
         """
         self._front.running += 1
         try:
@@ -74,9 +75,11 @@ class Passed(Response):
             await _send(send, held)
             return True
         except TimeoutError as error:
-            raise _no_room("No replica took the request in time.") from error
+            message = "No replica answered in time. Try again."
+            raise ApiError(503, message, code="no_replica", headers=_LATER) from error
         except BackPressureError as error:
-            raise _no_room("As many requests wait as may. Try later.") from error
+            message = "As many requests wait as may. Try later."
+            raise ApiError(429, message, code="queue_full", headers=_LATER) from error
         except RayTaskError:  # a fault of ours: another replica would have it too
             raise
         except (RayError, RayServeException) as error:
@@ -98,7 +101,3 @@ async def _send(send: Send, held: list[Message]) -> None:
     for message in held:
         await send(message)
     held.clear()
-
-
-def _no_room(message: str) -> ApiError:
-    return ApiError(503, message, code="no_replica", headers={"Retry-After": "5"})

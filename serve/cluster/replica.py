@@ -1,9 +1,7 @@
 """A replica: the whole server over an engine of its own, without a socket."""
 
 import asyncio
-import logging
 import os
-import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,6 +13,7 @@ from nemo_trt.errors import StateError
 from nemo_trt.manifest import read_manifest
 from nemo_trt.serve.http import create_app
 from nemo_trt.serve.http.app import CACHE_SHARE
+from nemo_trt.serve.http.gate import log_to_stderr
 
 from .call import Call
 from .options import ClusterOptions
@@ -29,9 +28,7 @@ class Replica:
 
     def __init__(self, options: ClusterOptions) -> None:
         self._name = serve.get_replica_context().replica_tag
-        log = logging.getLogger("nemo_trt.serve")
-        log.addHandler(logging.StreamHandler(sys.stderr))
-        log.setLevel(logging.INFO)
+        log_to_stderr()
         length = options.max_seq_len
         if length is None and options.engine is None:
             config = read_manifest(options.bundle, verify_weights=False).config

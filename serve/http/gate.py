@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import sys
 import time
 import uuid
 from contextvars import ContextVar
@@ -25,6 +26,12 @@ _OPEN = ("/health/", "/page/")
 _OPEN_PATHS = ("/", "/metrics")
 _PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _notes: ContextVar[dict[str, Any]] = ContextVar("notes")
+
+
+def log_to_stderr() -> None:
+    """Have this process write a line a request to stderr."""
+    LOG.addHandler(logging.StreamHandler(sys.stderr))
+    LOG.setLevel(logging.INFO)
 
 
 def note(**fields: Any) -> None:

@@ -1,0 +1,106 @@
+"""`serve run` with a configuration file, on a Ray of its own: a replica comes as the queue asks."""
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'nemo-trt[ray]'")
+
+CONFIGURATION = """\
+proxy_location: HeadOnly
+http_options: {{host: 127.0.0.1, port: {port}}}
+logging_config: {{log_level: WARNING, enable_access_log: false}}
+applications:
+  - name: nemo
+    route_prefix: /llm
+    import_path: nemo_trt.serve.cluster:build
+    args:
+      bundle: {bundle}
+      allow_unvalidated: true
+      model_name: model
+      max_batch: 1
+      max_seq_len: 1024
+      num_cpus: 0.5
+      autoscale: "1:2"
+      upscale_delay_s: 0
+"""
+
+
+@pytest.fixture(scope="module")
+def url(tekken_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an application that starts with one replica and may have two."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("run")
+    configuration = folder / "nemo.yaml"
+    configuration.write_text(CONFIGURATION.format(port=port, bundle=tekken_bundle))
+    own = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_AUTH_MODE": "token",
+        "RAY_ADDRESS": "local",
+    }
+    script = "from ray.serve.scripts import cli; cli()"  # what Ray installs as `serve`
+    command = [sys.executable, "-c", script, "run", str(configuration)]
+    log = folder / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, env=os.environ | own, stdout=output, stderr=output, cwd=folder
+        )
+    try:
+        address = f"http://127.0.0.1:{port}/llm"
+        while True:
+            try:
+                if httpx.get(f"{address}/health/ready", timeout=5).status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            if process.poll() is not None:
+                pytest.fail(log.read_text())
+            time.sleep(0.2)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def replicas(url: str) -> int:
+    return len(httpx.get(f"{url}/health/ready", timeout=30).json()["replicas"])
+
+
+def test_a_queue_brings_a_replica_and_disturbs_nobody(url: str) -> None:
+    assert replicas(url) == 1
+    over = threading.Event()
+    failed: list[httpx.Response] = []
+
+    def ask() -> None:
+        body = {"prompt": "x", "max_tokens": 400, "ignore_eos": True}
+        with httpx.Client(base_url=url, timeout=120) as client:
+            while not over.is_set():
+                answer = client.post("/v1/completions", json=body)
+                if answer.status_code != 200:
+                    failed.append(answer)
+
+    clients = [threading.Thread(target=ask) for _ in range(4)]
+    for client in clients:
+        client.start()
+    for _ in range(600):
+        if replicas(url) == 2:
+            break
+        time.sleep(0.2)
+    over.set()
+    for client in clients:
+        client.join()
+    assert replicas(url) == 2
+    assert not failed
+    assert httpx.get(f"{url}/v1/models", timeout=30).json()["data"][0]["id"] == "model"
