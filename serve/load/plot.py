@@ -14,6 +14,7 @@ from .summary import Spread, Summary
 _BLUE, _ORANGE, _GREEN, _GREY = "#2563eb", "#ea580c", "#059669", "#6b7280"
 _STYLE = {
     "font.size": 9,
+    "lines.linewidth": 1.3,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -133,7 +134,10 @@ def _requests_over_time(axes: Any, result: LoadResult) -> None:
             label = f"{outcome} ({len(at)})"
             axes.plot(at, [0] * len(at), "|", color=colour, markersize=10, label=label)
     if axes.get_legend_handles_labels()[0][1:]:
-        axes.legend(frameon=False, loc="upper right")
+        axes.legend(
+            frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1, 0.98), borderaxespad=0
+        )
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set_xlim(0, result.duration_s)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("seconds")
