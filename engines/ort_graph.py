@@ -3,9 +3,11 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from nemo_trt import bfloat16
@@ -36,6 +38,18 @@ def read_graph(bundle: Path, graph_file: str) -> onnx.ModelProto:
         return onnx.load(bundle / graph_file, load_external_data=False)
     except Exception as error:  # protobuf raises its own, undocumented kinds
         raise BundleError(f"{bundle / graph_file} is no readable ONNX graph: {error}.") from error
+
+
+def session_options(weights: list[Weight]) -> Any:
+    """`onnxruntime.SessionOptions` with the weights, which must live until a session is made."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    values = [
+        ort.OrtValue.ortvalue_from_numpy_with_onnx_type(weight.array, weight.onnx_type)
+        for weight in weights
+    ]
+    options.add_external_initializers([weight.name for weight in weights], values)
+    return options
 
 
 def external_weights(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:

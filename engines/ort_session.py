@@ -14,6 +14,7 @@ from nemo_trt.errors import BundleError, CapacityError, MachineError, RequestErr
 from nemo_trt.manifest import GRAPH_FILE, read_manifest
 from nemo_trt.precision import DType
 
+from .ort_graph import session_options
 from .ort_lowering import lower
 from .session import CacheBlock, Logits, Tokens
 
@@ -199,18 +200,12 @@ class OrtSession:
 
 
 def _open(bundle: Path, threads: int | None) -> Any:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        if threads < 1:
-            raise RequestError(f"threads must be at least 1, got {threads}.")
-        options.intra_op_num_threads = threads
+    if threads is not None and threads < 1:
+        raise RequestError(f"threads must be at least 1, got {threads}.")
     graph, weights = lower(bundle, GRAPH_FILE)
-    values = [
-        ort.OrtValue.ortvalue_from_numpy_with_onnx_type(weight.array, weight.onnx_type)
-        for weight in weights
-    ]
-    options.add_external_initializers([weight.name for weight in weights], values)
+    options = session_options(weights)
+    if threads is not None:
+        options.intra_op_num_threads = threads
     try:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own

@@ -3,18 +3,17 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from nemo_trt import bfloat16, contract
+from nemo_trt import contract
+from nemo_trt.engines.device import CudaDevice, Device
+from nemo_trt.engines.device_cache import DeviceCache
 from nemo_trt.engines.session import CacheBlock, Logits, Tokens
 from nemo_trt.errors import BuildError, CapacityError, MachineError, RequestError, StateError
 from nemo_trt.manifest import read_manifest
-from nemo_trt.precision import DType
 
-from .device import CudaDevice, Device
 from .network import LENGTHS, step_inputs
 from .record import EngineRecord, engine_folder, read_record
 from .runtime import Context, Plan, TensorRtPlan
@@ -154,26 +153,12 @@ class TensorRtSession:
     def read_cache(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
         """Copy a block out of the cache. See `Session.read_cache`."""
         self._require_open()
-        heads, width = self.config.num_kv_heads, self.config.head_dim
-        stored = np.empty((heads, stop - start, width), self._dtype.numpy_name)
-        for head in range(heads):
-            self._device.download(stored[head], self._head_address(layer, kind, row, head, start))
-        if self._dtype is DType.BF16:
-            return bfloat16.to_float32(stored.view(np.uint16))
-        return stored.astype(np.float32)
+        return self._cache.read(layer, kind, row, start, stop)
 
     def write_cache(self, layer: int, kind: str, row: int, start: int, block: CacheBlock) -> None:
         """Overwrite a block of the cache. See `Session.write_cache`."""
         self._require_open()
-        stop = start + block.shape[1]
-        if stop > self.capacity:
-            raise CapacityError(f"A block must end by token {self.capacity}, got {stop}.")
-        stored: NDArray[Any] = block.astype(np.float32)
-        if self._dtype is DType.BF16:
-            stored = bfloat16.from_float32(stored)
-        stored = np.ascontiguousarray(stored, self._dtype.numpy_name)
-        for head in range(self.config.num_kv_heads):
-            self._device.upload(self._head_address(layer, kind, row, head, start), stored[head])
+        self._cache.write(layer, kind, row, start, block)
 
     def describe(self) -> dict[str, str]:
         """See `Session.describe`."""
@@ -212,13 +197,10 @@ class TensorRtSession:
             for index, profile in enumerate(file.profiles):
                 self._plans[profile] = plan, index
         options, config = self.record.options, self.config
-        self._row_bytes = (
-            config.num_kv_heads * self.max_seq_len * config.head_dim * self._dtype.itemsize
+        self._cache = DeviceCache(
+            self._device, config, self._dtype, max_batch=self.max_batch, capacity=self.max_seq_len
         )
-        self._caches = {
-            past: self._memory(self.max_batch * self._row_bytes)
-            for past, _ in contract.cache_names(config.num_layers)
-        }
+        self._closing.callback(self._cache.close)
         positions = max(options.max_logits, self.max_batch)
         self._inputs = {
             contract.INPUT_IDS: self._memory(8 * max(options.prefill_chunk, self.max_batch)),
@@ -253,7 +235,7 @@ class TensorRtSession:
         """Bind past and present to the same memory, from `first_row` on; fix their shape."""
         config = self.config
         for past, present in contract.cache_names(config.num_layers):
-            address = self._caches[past] + first_row * self._row_bytes
+            address = self._cache.address(past, first_row)
             context.set_address(past, address)
             context.set_address(present, address)
             if rows is not None:
@@ -338,8 +320,3 @@ class TensorRtSession:
         self._prefill_shapes = shapes
         self._upload(piece[None], np.array([start]), indices[None], len(piece))
         self._prefiller.enqueue(self._device.stream)
-
-    def _head_address(self, layer: int, kind: str, row: int, head: int, token: int) -> int:
-        rows = self._caches[contract.past_name(layer, kind)] + row * self._row_bytes
-        itemsize = self.config.head_dim * self._dtype.itemsize
-        return rows + (head * self.max_seq_len + token) * itemsize

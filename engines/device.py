@@ -22,6 +22,12 @@ class Device(Protocol):
     def free(self, address: int) -> None:
         """Give memory back."""
 
+    def free_bytes(self) -> int:
+        """Memory that can still be allocated."""
+
+    def pin(self, array: NDArray[Any]) -> None:
+        """Let the device copy from and to a host array at full speed, until `close`."""
+
     def upload(self, address: int, array: NDArray[Any]) -> None:
         """Copy a contiguous array to the device."""
 
@@ -41,7 +47,7 @@ class Device(Protocol):
         """Give a graph back."""
 
     def close(self) -> None:
-        """Give the stream back."""
+        """Give the stream back; arrays are pinned no more."""
 
 
 class CudaDevice:
@@ -67,6 +73,7 @@ class CudaDevice:
         self.sm = 10 * int(major) + int(minor)
         self._stream = self._call("cudaStreamCreate")
         self.stream = int(self._stream)
+        self._pinned: list[NDArray[Any]] = []
 
     def allocate(self, num_bytes: int) -> int:
         """See `Device.allocate`."""
@@ -77,6 +84,15 @@ class CudaDevice:
     def free(self, address: int) -> None:
         """See `Device.free`."""
         self._call("cudaFree", address)
+
+    def free_bytes(self) -> int:
+        """See `Device.free_bytes`."""
+        return int(self._call("cudaMemGetInfo")[0])
+
+    def pin(self, array: NDArray[Any]) -> None:
+        """See `Device.pin`."""
+        self._call("cudaHostRegister", array.ctypes.data, array.nbytes, 0)
+        self._pinned.append(array)
 
     def upload(self, address: int, array: NDArray[Any]) -> None:
         """See `Device.upload`."""
@@ -111,6 +127,9 @@ class CudaDevice:
 
     def close(self) -> None:
         """See `Device.close`."""
+        for array in self._pinned:
+            self._call("cudaHostUnregister", array.ctypes.data)
+        self._pinned.clear()
         self._call("cudaStreamDestroy", self._stream)
 
     def _copy(self, to: int, source: int, array: NDArray[Any], kind: str) -> None:
