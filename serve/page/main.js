@@ -152,6 +152,7 @@ document.addEventListener("keydown", (event) => {
   }
 });
 addEventListener("pagehide", () => {
+  if (!running) return; // all is saved, and another tab may have saved since
   stop(); // the browser ends the request anyway, and would call it a lost connection
   conversation.save();
 });

@@ -1,5 +1,6 @@
 """The page in a real Chromium against a real server; every test watches what the browser minds."""
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -91,8 +92,8 @@ def watch(site: Site) -> Iterator[Watch]:
 def context(browser: Any) -> Iterator[Any]:
     """A browser's profile of its own."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.set_default_timeout(60_000)
-    sync_api.expect.set_options(timeout=60_000)  # a busy machine is slow, not wrong
+    context.set_default_timeout(30_000)
+    sync_api.expect.set_options(timeout=30_000)  # a busy machine is slow, not wrong
     yield context
     context.close()
 
@@ -133,3 +134,15 @@ def finish(page: Any) -> str:
     last = page.locator(".answer").last
     sync_api.expect(last).to_have_attribute("aria-busy", "false")
     return str(last.locator(".text").inner_text())
+
+
+def keep(page: Any, site: Site, *answers: str) -> None:
+    """Load the page again with answers that an earlier visit left."""
+    kept = [
+        {"prompt": text, "answer": {"text": text, "state": "done", "finish": "stop", "stats": None}}
+        for text in answers
+    ]
+    write = "kept => localStorage.setItem('nemo-trt:/:conversation', kept)"
+    page.evaluate(write, json.dumps(kept))
+    page.reload()
+    sync_api.expect(page.locator(".exchange")).to_have_count(len(answers))
