@@ -66,7 +66,7 @@ export class View {
       text,
       waiting,
       failure,
-      make("div", { className: "foot" }, stats, copy, again, edit),
+      make("div", { className: "foot" }, stats, make("div", { className: "actions" }, copy, again, edit)),
     );
     const whole = make("section", { className: "exchange" }, question, answer);
     this.#box.append(whole);
