@@ -36,9 +36,10 @@ class Call:
 
 
 def passed_scope(scope: Scope, request_id: str) -> dict[str, Any]:
-    """What of a scope goes to the replica; the request keeps its id there."""
+    """What of a scope goes to the replica: the request keeps its id there, but not its key."""
     passed = {name: scope[name] for name in _PASSED if name in scope}
-    headers = [(name, value) for name, value in scope["headers"] if name != b"x-request-id"]
+    left_out = (b"x-request-id", b"authorization")
+    headers = [(name, value) for name, value in scope["headers"] if name not in left_out]
     passed["headers"] = [*headers, (b"x-request-id", request_id.encode())]
     return passed
 
@@ -49,3 +50,8 @@ def is_event_stream(start: Message) -> bool:
         name.lower() == b"content-type" and value.startswith(b"text/event-stream")
         for name, value in start.get("headers", ())
     )
+
+
+def is_last(message: Message) -> bool:
+    """Whether an answer ends with this message."""
+    return message["type"] == "http.response.body" and not message.get("more_body", False)

@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 from nemo_trt.serve.http.errors import ApiError, error_body
 from nemo_trt.serve.http.gate import note, passed_on
 
-from .call import Call, is_event_stream
+from .call import Call, is_event_stream, is_last
 
 _ATTEMPTS = 2
 """Replicas that one request may be lost with: it may be what they died of."""
@@ -59,7 +59,7 @@ class Passed(Response):
     async def _attempt(self, send: Send, *, last: bool) -> bool:
         """Whether the request is answered; if not, nothing has been sent."""
         held: list[Message] = []
-        begun = streaming = False
+        begun = streaming = over = False
         answer = self._front.streamed.answer.remote(self._call)
         try:
             async with asyncio.timeout(self._timeout_s) as time_left:
@@ -67,12 +67,13 @@ class Passed(Response):
                     for message in messages:
                         held.append(message)
                         streaming |= is_event_stream(message)
+                        over = is_last(message)
                     if streaming and any(message.get("body") for message in held):
                         begun = True
                         time_left.reschedule(None)  # the replica has it, and keeps the time
                         await _send(send, held)
-            passed_on()
             await _send(send, held)
+            passed_on()
             return True
         except TimeoutError as error:
             message = "No replica answered in time. Try again."
@@ -83,6 +84,10 @@ class Passed(Response):
         except RayTaskError:  # a fault of ours: another replica would have it too
             raise
         except (RayError, RayServeException) as error:
+            if over:  # it had said all
+                await _send(send, held)
+                passed_on()
+                return True
             note(error_status=502, error=str(error).splitlines()[0])
             if begun:
                 event = json.dumps(error_body(502, _LOST, code="replica_lost"))
