@@ -184,8 +184,7 @@ def test_a_replica_that_is_killed_loses_its_streams_alone(
     whole = [Asking(cluster, number, False) for number in range(4, 8)]
     for one in whole:
         one.start()
-    while sum(cluster.samples("requests_waiting").values()) < len(whole):
-        time.sleep(0.01)
+    cluster.until("requests_waiting", len(whole))
     running = cluster.samples("requests_running")
     killed = max(before, key=lambda name: running[name])
     assert running[killed]

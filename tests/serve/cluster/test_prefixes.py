@@ -101,3 +101,10 @@ def test_a_replica_that_is_gone_is_forgotten() -> None:
     beginnings.keep_only({"b"})
     beginnings.remember("b", [1])
     assert beginnings.rank({"a": 0, "b": 0}, [1, 2], slack=1)[0] == "b"
+
+
+def test_of_a_prompt_longer_than_what_is_remembered_the_beginning_is() -> None:
+    beginnings = Beginnings[str](capacity=3)
+    beginnings.remember("a", [1, 2, 3, 4])
+    beginnings.remember("b", [1])
+    assert beginnings.rank({"a": 0, "b": 0}, [1, 2, 3, 4], slack=1) == ["a", "b"]
