@@ -12,9 +12,9 @@ from nemo_trt.progress import Progress
 from .identity import code_words, machine_words
 from .options import AcceptanceOptions
 from .process import run_stage
-from .record import Record, Scalar, differences, read_record, write_record
+from .record import STAGES, Record, Scalar, differences, read_record, write_record
 from .report import write_report
-from .steps import STAGES, Step, steps_of
+from .steps import Step, steps_of
 from .verdict import Line, Summary
 
 
@@ -90,18 +90,22 @@ class _Chain:
                 record = replace(record, verdict="skip" if skipped else "not run", reason=words)
                 return self._written(step, record)
         inputs = self._inputs(step)
-        kept, why = self._before(step, inputs)
-        if kept:
-            return Line(record=kept, essential=step.essential, kept=True, why=why)
+        before, why = self._before(step, inputs)
+        if before and not why:
+            return Line(record=before, essential=step.essential, kept=True, why=_done(before))
         self._watcher.begin(step, why)
         started, start = datetime.now(UTC), perf_counter()
         log = self._options.report_folder / "logs" / f"{step.name}.log"
         ended = run_stage(step.stage, step.arguments, log, self._watcher)
+        if before and ended.verdict == "skip":
+            why = f"{_done(before)}; it cannot be repeated here: {ended.reason}"
+            return Line(record=before, essential=step.essential, kept=True, why=why)
         record = replace(
             self._blank(step),
             verdict=ended.verdict,
             reason=ended.reason,
             inputs=inputs,
+            environment=step.environment,
             product=ended.product,
             facts=ended.facts,
             started_at=started.isoformat(timespec="seconds"),
@@ -120,25 +124,22 @@ class _Chain:
         return {**step.inputs, **made}
 
     def _before(self, step: Step, inputs: dict[str, Scalar]) -> tuple[Record | None, str]:
-        """An earlier outcome that still counts, and why; or None, and why it does not."""
+        """An earlier outcome that still counts, if any, and why it should be had anew, if so."""
         try:
             record = read_record(self._options.report_folder, step.name)
         except StateError as error:
             return None, str(error)
-        if record is None:
+        if record is None or not step.keep:
             return None, ""
-        if not step.keep:
-            return None, "always done anew"
-        if STAGES.index(step.stage) >= self._again_from:
-            return None, "asked for with --again"
         if record.verdict != "pass":
             return None, f"the last time, it {_PAST[record.verdict]}"
         if changed := differences(record.inputs, inputs):
-            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            return None, "; ".join(changed[:3]) + more
+            return None, _some(changed)
         if gone := step.gone(record):
             return None, gone
-        return record, f"done before ({record.started_at[:10]}), kept"
+        if STAGES.index(step.stage) >= self._again_from:
+            return record, "asked for with --again"
+        return record, _some(differences(record.environment, step.environment))
 
     def _blank(self, step: Step) -> Record:
         return Record(
@@ -156,3 +157,13 @@ class _Chain:
 
 
 _PAST = {"pass": "passed", "fail": "failed", "skip": "was skipped", "not run": "was not run"}
+
+
+def _done(record: Record) -> str:
+    return f"done before ({record.started_at[:10]}), kept"
+
+
+def _some(changes: Sequence[str]) -> str:
+    """Three of them, and how many more."""
+    more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+    return "; ".join(changes[:3]) + more

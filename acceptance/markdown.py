@@ -1,7 +1,9 @@
 """report.md: what a person reads first, from the data of report.json alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
+
+from .words import num_bytes, number, one_line, share, small, table
 
 _HEADLINES = {
     "pass": "**PASS.** Every step passed.",
@@ -34,7 +36,7 @@ def _verdict(data: dict[str, Any]) -> Iterator[str]:
     wrong = [step for step in data["steps"] if step["verdict"] in ("fail", "skip", "not run")]
     lines = [
         f"- {'failed' if step['verdict'] == 'fail' else _WORDS[step['verdict']]}: "
-        f"{step['stage']}, {step['subject']}: {_one_line(step['reason'])}"
+        f"{step['stage']}, {step['subject']}: {one_line(step['reason'])}"
         for step in wrong
     ]
     if lines:
@@ -58,11 +60,11 @@ def _steps(steps: list[dict[str, Any]]) -> str:
                 step["subject"],
                 _WORDS[step["verdict"]],
                 f"{step['seconds']:.1f} s" if done else "",
-                _num_bytes(step["peak_rss_bytes"]) if done else "",
-                _one_line(step["reason"] or step["why"]),
+                num_bytes(step["peak_rss_bytes"]) if done else "",
+                one_line(step["reason"] or step["why"]),
             )
         )
-    return _table(("stage", "of", "verdict", "time", "peak memory", "why"), rows, "lllrrl")
+    return table(("stage", "of", "verdict", "time", "peak memory", "why"), rows, "lllrrl")
 
 
 def _plans(steps: list[dict[str, Any]]) -> Iterator[str]:
@@ -73,15 +75,15 @@ def _plans(steps: list[dict[str, Any]]) -> Iterator[str]:
             (
                 step["subject"],
                 f"{facts['max_batch']} x {facts['max_seq_len']:,}",
-                _num_bytes(facts["weight_bytes"]),
-                _num_bytes(facts["kv_bytes"]),
-                _num_bytes(facts["free_bytes"]),
+                num_bytes(facts["weight_bytes"]),
+                num_bytes(facts["kv_bytes"]),
+                num_bytes(facts["free_bytes"]),
                 f"{facts['floor_ms_empty_cache']:.2f} to {facts['floor_ms_full_cache']:.2f} ms",
             )
         )
     if planned:
         yield "## Plan"
-        yield _table(
+        yield table(
             ("engine", "rows x tokens", "weights", "KV cache", "free", "least step"),
             planned,
             "lrrrrr",
@@ -93,14 +95,14 @@ def _plans(steps: list[dict[str, Any]]) -> Iterator[str]:
             (
                 facts["engine"],
                 f"{facts['toolkit']} {facts['toolkit_version']}",
-                _num_bytes(facts["plan_bytes"]),
+                num_bytes(facts["plan_bytes"]),
                 f"{facts['build_s']:.1f} s",
-                _num_bytes(facts["build_peak_rss_bytes"]),
+                num_bytes(facts["build_peak_rss_bytes"]),
             )
         )
     if built:
         yield "## Engines"
-        yield _table(("engine", "compiled by", "plan", "build", "peak memory"), built, "llrrr")
+        yield table(("engine", "compiled by", "plan", "build", "peak memory"), built, "llrrr")
 
 
 def _validations(steps: list[dict[str, Any]]) -> Iterator[str]:
@@ -117,11 +119,11 @@ def _validations(steps: list[dict[str, Any]]) -> Iterator[str]:
             (
                 case["name"],
                 str(case["num_positions"]),
-                _small(case["max_abs"]),
-                _small(case["max_relative_l2"]),
-                _small(case["max_kl"]),
-                _share(case["top1"]),
-                _share(case["top5"]),
+                small(case["max_abs"]),
+                small(case["max_relative_l2"]),
+                small(case["max_kl"]),
+                share(case["top1"]),
+                share(case["top5"]),
                 "**FAIL**" if case["failures"] else "pass",
             )
             for case in facts["cases"]
@@ -134,17 +136,17 @@ def _validations(steps: list[dict[str, Any]]) -> Iterator[str]:
                 "",
                 f"*{limits['max_relative_l2']:.1e}*",
                 f"*{limits['max_kl']:.1e}*",
-                f"*{_share(limits['min_top1'])}*",
-                f"*{_share(limits['min_top5'])}*",
+                f"*{share(limits['min_top1'])}*",
+                f"*{share(limits['min_top5'])}*",
                 "",
             )
         )
         headings = ("case", "positions", "max abs", "rel L2", "KL", "top-1", "top-5", "")
-        yield _table(headings, rows, "lrrrrrrl")
+        yield table(headings, rows, "lrrrrrrl")
         perplexity = facts["perplexity"]
         yield (
-            f"Perplexity {_plain(perplexity['engine'])}, reference "
-            f"{_plain(perplexity['reference'])}. Computed in "
+            f"Perplexity {number(perplexity['engine'])}, reference "
+            f"{number(perplexity['reference'])}. Computed in "
             f"{facts['backend']['compute_precision']}, reference in {facts['reference']['dtype']}. "
             f"Every position: [{facts['every_position']}]({facts['every_position']})."
         )
@@ -172,7 +174,7 @@ def _benches(steps: list[dict[str, Any]]) -> Iterator[str]:
             for one in facts["decode"]
         ]  # fmt: skip
         headings = ("", "tokens", "rows", "step", "tokens/s", "floor", "of floor's speed")
-        yield _table(headings, rows, "lrrrrrr")
+        yield table(headings, rows, "lrrrrrr")
         yield (
             f"Loaded in {facts['load_s']:.2f} s; computes in {facts['computes_in']}; on "
             f"{step['machine']}. The floor is all bytes that a step reads over "
@@ -181,13 +183,10 @@ def _benches(steps: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _plots(data: dict[str, Any]) -> Iterator[str]:
-    plots = data.get("plots", {})
-    if plots:
-        yield "## Plots"
-    if plots.get("skipped"):
-        yield f"Skipped: {plots['skipped']}"
-    for plot in plots.get("files", ()):
-        yield f"![{plot['title']}]({plot['file']})"
+    for step in data["steps"]:
+        if plots := step["facts"].get("plots"):
+            yield "## Plots"
+            yield from (f"![{plot['title']}]({plot['file']})" for plot in plots)
 
 
 def _versions(data: dict[str, Any]) -> Iterator[str]:
@@ -199,11 +198,11 @@ def _versions(data: dict[str, Any]) -> Iterator[str]:
     rows += [
         ("system", machine["system"]),
         ("processor", f"{machine['processor']}, {machine['threads']} threads"),
-        ("memory", _num_bytes(machine["memory_bytes"])),
+        ("memory", num_bytes(machine["memory_bytes"])),
     ]
     gpus = [f"{gpu['name']}, sm_{gpu['sm']}, {gpu['memory']}" for gpu in machine["gpus"]]
     rows.append(("GPU", "; ".join(gpus) or "none"))
-    yield _table(("what", "version"), rows, "ll")
+    yield table(("what", "version"), rows, "ll")
     others = sorted({s["code"] for s in data["steps"]} - {data["versions"]["nemo-trt"]})
     if others:
         yield f"Steps that were kept ran with nemo-trt {', '.join(others)}."
@@ -211,35 +210,3 @@ def _versions(data: dict[str, Any]) -> Iterator[str]:
 
 def _passed(steps: list[dict[str, Any]], stage: str) -> Iterator[dict[str, Any]]:
     return (step for step in steps if step["stage"] == stage and step["verdict"] == "pass")
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> str:
-    marks = ["---:" if letter == "r" else "---" for letter in align]
-    lines = [headings, marks, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _small(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.1e}"
-
-
-def _share(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.1%}"
-
-
-def _plain(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.4f}"
-
-
-def _num_bytes(count: int | None) -> str:
-    if not count:
-        return ""
-    value, units = float(count), ["B", "kB", "MB", "GB"]
-    while value >= 1000 and len(units) > 1:
-        value /= 1000
-        units.pop(0)
-    return f"{value:.0f} B" if units[0] == "B" else f"{value:.2f} {units[0]}"

@@ -11,6 +11,8 @@ from nemo_trt import atomic
 from nemo_trt.errors import StateError
 
 SCHEMA_VERSION = 1
+STAGES = ("doctor", "plan", "export", "build", "validate", "bench", "report")
+"""In the order in which they run."""
 Verdict = Literal["pass", "fail", "skip", "not run"]
 Scalar = str | int | float | bool | None
 
@@ -21,11 +23,13 @@ class Record:
 
     Attributes:
         step: its name, which is its file's.
-        stage: doctor, plan, export, build, validate or bench.
+        stage: one of `STAGES`.
         subject: what of it, in words: "bf16 on ONNX Runtime".
         verdict: "skip" is for what this machine lacks, "not run" for what an earlier step prevents.
         reason: why, of every verdict but "pass".
-        inputs: everything that the outcome depends on. A step with equal inputs is not repeated.
+        inputs: what the outcome is of: options, bytes, code. A step is repeated when they differ.
+        environment: what it was made with: packages, and for speed the machine. A step is repeated
+            when they differ, where this machine can; else its outcome stands.
         product: identity of what it made, an input of the steps that need it.
         facts: what it found.
         started_at: UTC, ISO 8601.
@@ -41,6 +45,7 @@ class Record:
     verdict: Verdict
     reason: str = ""
     inputs: Mapping[str, Scalar] = field(default_factory=dict)
+    environment: Mapping[str, Scalar] = field(default_factory=dict)
     product: Mapping[str, Scalar] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     started_at: str = ""

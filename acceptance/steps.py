@@ -12,9 +12,8 @@ from nemo_trt.precision import DType
 
 from .identity import checkpoint_digest, code_digest, machine_words, package_versions
 from .options import AcceptanceOptions
-from .record import Record, Scalar
+from .record import STAGES, Record, Scalar
 
-STAGES = ("doctor", "plan", "export", "build", "validate", "bench")
 _EXPORT_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript")
 _ENGINE_PACKAGES = ("tensorrt", "tensorrt-rtx")
 
@@ -33,7 +32,7 @@ class Step:
         subject: what of it, in words.
         arguments: of the work, JSON-ready.
         needs: steps that must have passed; what they made is an input of this one.
-        inputs: what else the outcome depends on.
+        inputs, environment: what else the outcome depends on, see `Record`.
         gone: why what an earlier run made is no longer there, "" when it is.
         essential: whether the whole cannot pass without it.
         keep: whether an earlier outcome counts.
@@ -45,6 +44,7 @@ class Step:
     arguments: Mapping[str, Any]
     needs: tuple[str, ...] = ()
     inputs: Mapping[str, Scalar] = field(default_factory=dict)
+    environment: Mapping[str, Scalar] = field(default_factory=dict)
     gone: Callable[[Record], str] = _nothing_gone
     essential: bool = True
     keep: bool = True
@@ -60,6 +60,16 @@ def steps_of(options: AcceptanceOptions) -> list[Step]:
     }
     machine = {"machine": machine_words()}
     every = [Step(name="doctor", stage="doctor", subject="this machine", arguments={}, keep=False)]
+    every.append(
+        Step(
+            name="plots",
+            stage="report",
+            subject="plots",
+            arguments={"report_folder": str(options.report_folder)},
+            essential=False,
+            keep=False,
+        )
+    )
     for precision in dict.fromkeys(options.precisions):
         every += _made(options, precision, checkpoint)
         every += _judged(options, precision, reference, machine)
@@ -109,8 +119,8 @@ def _made(
                 "precision": precision,
                 **fp8_inputs,
                 **_code("export"),
-                **package_versions(_EXPORT_PACKAGES),
             },
+            environment=package_versions(_EXPORT_PACKAGES),
             gone=lambda record: _bundle_gone(bundle, record),
         ),
         Step(
@@ -119,7 +129,8 @@ def _made(
             subject=engine,
             needs=(f"plan-{precision}", f"export-{precision}"),
             arguments={"bundle": str(bundle), **shape},
-            inputs={**shape, **_code("engines"), **package_versions(_ENGINE_PACKAGES)},
+            inputs={**shape, **_code("engines")},
+            environment=package_versions(_ENGINE_PACKAGES),
             gone=lambda record: _engine_gone(bundle, engine, record),
         ),
     ]
@@ -203,10 +214,9 @@ def _judged(
                 **reference,
                 "max_seq_len": backend.seq_len,
                 "threads": backend.threads,
-                **versions,
-                **package_versions(("torch", "transformers")),
                 **_code("engines", "export", "validate"),
             },
+            environment={**versions, **package_versions(("torch", "transformers"))},
             gone=lambda _, copy=copy: "" if copy.is_file() else f"{copy.name} is gone.",  # type: ignore[misc]
             essential=backend.essential,
         )
@@ -224,14 +234,13 @@ def _judged(
                 "threads": backend.threads,
             },
             inputs={
-                **machine,
                 "prefill": " ".join(map(str, options.prefill)),
                 "decode": " ".join(map(str, options.decode)),
                 "decode_steps": options.decode_steps,
                 "threads": backend.threads,
-                **versions,
-                **_code("engines", "acceptance"),
+                **_code("engines", "acceptance.work"),
             },
+            environment={**machine, **versions},
             essential=backend.essential,
         )
 

@@ -16,11 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from nemo_trt.acceptance.record import STAGES
 from nemo_trt.acceptance.work.done import CannotHere, Done
 from nemo_trt.errors import NemoTrtError
 
 _PR_SET_PDEATHSIG = 1
-STAGES = ("doctor", "plan", "export", "build", "validate", "bench")
 
 
 class _Told:

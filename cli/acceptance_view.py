@@ -40,7 +40,7 @@ class View:
         self._head(step.stage)
         from rich.markup import escape
 
-        again = f"  [dim]again: {escape(why)}[/]" if why and step.keep else ""
+        again = f"  [dim]again: {escape(why)}[/]" if why else ""
         if again:
             OUT.print(f"{step.subject}{again}")
         self._bar = Bar()
