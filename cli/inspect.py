@@ -106,6 +106,7 @@ def _bundle(path: Path) -> dict[str, Any]:
         "contract_version": manifest.contract_version,
         **_quantization(manifest.quantization),
         "validation": read_verdict(path, bundle_id=manifest.bundle_id),
+        "validation_cuda": read_verdict(path, bundle_id=manifest.bundle_id, backend="cuda"),
         "engines": _engines(path, manifest.bundle_id),
         "source": manifest.source,
         "tools": manifest.tools,

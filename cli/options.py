@@ -10,9 +10,19 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where ONNX Runtime runs; cuda needs onnxruntime-gpu.",
+)
+"""Adds --backend, which `open_session` takes."""
+
 _SESSION = (
     click.option("--max-seq-len", type=click.IntRange(1), help="Tokens a row can hold at most."),
     click.option("--threads", type=click.IntRange(1), help="Compute threads."),
+    backend_option,
 )
 _SAMPLING = (
     click.option(
@@ -38,7 +48,7 @@ dequantise_option = click.option("--dequantise", is_flag=True, help="Read FP8 we
 
 
 def session_options(command: Command) -> Command:
-    """Add --max-seq-len and --threads."""
+    """Add --max-seq-len, --threads and --backend."""
     return _add(command, _SESSION)
 
 

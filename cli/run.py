@@ -5,11 +5,14 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import sampling_options, sampling_params, session_options
+
+if TYPE_CHECKING:
+    from nemo_trt.engines.backend import Backend
 
 
 @click.command(epilog='Example: nemo-trt run ./bundle "The capital of France is" --max-tokens 20')
@@ -24,6 +27,7 @@ def command(
     prompt: str,
     max_seq_len: int | None,
     threads: int | None,
+    backend: "Backend",
     as_json: bool,
     **sampling: Any,
 ) -> None:
@@ -33,7 +37,7 @@ def command(
     if prompt == "-":
         prompt = sys.stdin.read()
     params = sampling_params(sampling)
-    with Runner.open(bundle, max_seq_len=max_seq_len, threads=threads) as runner:
+    with Runner.open(bundle, max_seq_len=max_seq_len, threads=threads, backend=backend) as runner:
         start, count = time.perf_counter(), 0
         for event in runner.generate(prompt, params):
             count += 1

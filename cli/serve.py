@@ -5,12 +5,18 @@ import os
 import time
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from nemo_trt.serve.keys import KEYS_VARIABLE, read_keys
 from nemo_trt.serve.options import ServeOptions
 from nemo_trt.verdict import PASS
+
+from .options import backend_option
+
+if TYPE_CHECKING:
+    from nemo_trt.engines.backend import Backend
 
 _DEFAULTS = {field.name: field.default for field in fields(ServeOptions)}
 
@@ -31,6 +37,7 @@ _DEFAULTS = {field.name: field.default for field in fields(ServeOptions)}
     type=click.IntRange(1),
     help="Tokens of prompt and answer (no engine); by default the model's, as memory allows.",
 )
+@backend_option
 @click.option("--threads", type=click.IntRange(1), help="Compute threads (no engine).")
 @click.option(
     "--max-queue",
@@ -85,6 +92,7 @@ def command(
     model_name: str | None,
     max_batch: int,
     max_seq_len: int | None,
+    backend: "Backend",
     threads: int | None,
     max_queue: int,
     prefill_tokens: int,
@@ -105,6 +113,8 @@ def command(
     start = time.perf_counter()
     if not ray and (replicas or autoscale):
         raise click.UsageError("--replicas and --autoscale go with --ray.")
+    if backend == "cuda" and (ray or engine or threads):
+        raise click.UsageError("--backend cuda goes without --ray, --engine and --threads.")
     options = ServeOptions(
         model_name=model_name,
         api_keys=read_keys(api_key_file, os.environ),
@@ -153,6 +163,7 @@ def command(
         max_batch=max_batch,
         max_seq_len=max_seq_len,
         threads=threads,
+        backend=backend,
     )
 
     def on_ready(address: str) -> None:

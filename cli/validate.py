@@ -6,8 +6,12 @@ from typing import TYPE_CHECKING
 import click
 
 from nemo_trt.errors import RequestError
+from nemo_trt.verdict import verdict_file
+
+from .options import backend_option
 
 if TYPE_CHECKING:
+    from nemo_trt.engines.backend import Backend
     from nemo_trt.validate.report import Report
 
 EXIT_FAIL = 1
@@ -31,6 +35,7 @@ EXIT_FAIL = 1
     help="Context to test up to; by default the model's, as far as memory allows.",
 )
 @click.option("--engine", help="Judge this engine of the bundle, on this machine's GPU.")
+@backend_option
 @click.option("--threads", type=click.IntRange(1), help="Compute threads.")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write here."
@@ -41,6 +46,7 @@ def command(
     prompts: Path | None,
     max_seq_len: int | None,
     engine: str | None,
+    backend: "Backend",
     threads: int | None,
     json_file: Path | None,
 ) -> int:
@@ -50,8 +56,10 @@ def command(
     reused slot, positions near the context limit. Exit code 0 for pass, 1 for fail, 3 when this
     machine cannot run what is to be judged.
     """
-    if engine and (max_seq_len or threads):
-        raise click.UsageError("--engine has its own context and no threads; leave them out.")
+    if engine and (max_seq_len or threads or backend != "cpu"):
+        raise click.UsageError("--engine has its own context and no threads or backend.")
+    if backend == "cuda" and threads:
+        raise click.UsageError("--backend cuda has no threads; leave them out.")
     from nemo_trt import atomic
     from nemo_trt.validate.run import validate_bundle
 
@@ -64,6 +72,7 @@ def command(
             _lines(prompts),
             max_seq_len=max_seq_len,
             engine=engine,
+            backend=backend,
             threads=threads,
             progress=bar,
         )
@@ -71,7 +80,7 @@ def command(
     if json_file:
         atomic.write_text(json_file, report.to_json())
     folder = bundle / "engines" / engine if engine else bundle
-    OUT.print(f"[dim]Every position: {folder / 'validation.json'}[/]")
+    OUT.print(f"[dim]Every position: {folder / verdict_file(backend)}[/]")
     return EXIT_FAIL if report.verdict == "fail" else 0
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 from nemo_trt.errors import RequestError
 
+from .ort_session import OrtSession
 from .session import Session
 
 Backend = Literal["cpu", "cuda"]
@@ -30,8 +31,6 @@ def open_session(
         RequestError: there is no such backend, or threads are given for CUDA.
     """
     if backend == "cpu":
-        from .ort_session import OrtSession
-
         return OrtSession.open(
             bundle, max_batch=max_batch, max_seq_len=max_seq_len, threads=threads
         )
@@ -42,3 +41,8 @@ def open_session(
     from .cuda.session import CudaSession
 
     return CudaSession.open(bundle, max_batch=max_batch, max_seq_len=max_seq_len)
+
+
+def backend_of(session: Session) -> Backend:
+    """Where ONNX Runtime runs a session; an engine counts as "cpu", its verdict lies elsewhere."""
+    return "cuda" if session.describe().get("provider") == "CUDAExecutionProvider" else "cpu"

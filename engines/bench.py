@@ -1,5 +1,6 @@
 """Measures a bundle on this machine: load, prefill, decode, memory, and the share of the floor."""
 
+import contextlib
 import os
 import resource
 import statistics
@@ -15,7 +16,7 @@ from nemo_trt.errors import RequestError
 from nemo_trt.manifest import read_manifest
 from nemo_trt.progress import Progress, Silent
 
-from .ort_session import OrtSession
+from .backend import Backend, open_session
 
 _COPY_BYTES = 256 * 2**20
 _ROUNDS = 3
@@ -59,9 +60,13 @@ def measure(
     decode_lengths: Sequence[int] = (128, 1920),
     num_decode_steps: int = 32,
     threads: int | None = None,
+    backend: Backend = "cpu",
     progress: Progress | None = None,
 ) -> Figures:
-    """Measure a bundle on ONNX Runtime's CPU provider, with seeded random tokens.
+    """Measure a bundle on ONNX Runtime, with seeded random tokens.
+
+    On CUDA the copy bandwidth stays that of the host, and the share of it is 0: benchmarks/gpu.py
+    measures a GPU's own.
 
     Raises:
         BundleError: the bundle is damaged.
@@ -79,9 +84,11 @@ def measure(
     bandwidth = copy_bandwidth(threads or os.cpu_count() or 1)
     progress.phase("load")
     start = time.perf_counter()
-    session = OrtSession.open(bundle, threads=threads)
+    session = open_session(
+        bundle, backend, threads=threads, max_seq_len=longest if backend == "cuda" else None
+    )
     load_s = time.perf_counter() - start
-    with session:
+    with contextlib.closing(session):
         rng = np.random.default_rng(0)
 
         def step(length: int, first: int) -> None:
@@ -104,7 +111,7 @@ def measure(
                 for i in range(num_decode_steps)
             ]
             decode[cached] = 1 / statistics.median(times[1:])
-        itemsize = 2 if session.compute_precision == "fp16" else 4
+        itemsize = 2 if backend == "cuda" or session.compute_precision == "fp16" else 4
         weight_bytes = session.config.num_parameters_per_step * itemsize
         kv_bytes = session.read_cache(0, "key", 0, 0, 1).size * itemsize
         kv_bytes *= 2 * session.config.num_layers
@@ -119,7 +126,7 @@ def measure(
             weight_bytes_per_token=weight_bytes,
             kv_bytes_per_token=kv_bytes,
             copy_bytes_per_s=bandwidth,
-            bandwidth_share=moved / bandwidth,
+            bandwidth_share=0.0 if backend == "cuda" else moved / bandwidth,
             compute_precision=session.compute_precision,
             threads=threads,
         )

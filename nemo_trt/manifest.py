@@ -21,6 +21,7 @@ GRAPH_FILE = "model.onnx"
 WEIGHTS_FOLDER = "weights"
 TOKENIZER_FOLDER = "tokenizer"
 VALIDATION_FILE = "validation.json"
+CUDA_VALIDATION_FILE = "validation-cuda.json"
 ENGINES_FOLDER = "engines"
 
 

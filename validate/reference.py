@@ -47,12 +47,20 @@ class Reference:
 
 @torch.no_grad()
 def compute_reference(
-    checkpoint: Checkpoint, sequences: Sequence[TokenSequence], progress: Progress | None = None
+    checkpoint: Checkpoint,
+    sequences: Sequence[TokenSequence],
+    progress: Progress | None = None,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Reference:
-    """Compute the logits of every token of `sequences` in fp32.
+    """Compute the logits of every token of `sequences`, in fp32 unless told otherwise.
 
     The first sequence must start at 0. All go through a layer before the next is read. A probe goes
     along in float64: what it differs by is the reference's own noise, within which tokens are tied.
+
+    Args:
+        device: where the layers compute, in PyTorch's words.
 
     Raises:
         CheckpointError: transformers refuses the checkpoint's config.
@@ -62,15 +70,15 @@ def compute_reference(
     model = _empty_model(checkpoint)
     first = sequences[0]
     probe = TokenSequence(name="", tokens=first.tokens[:_PROBE_TOKENS])
-    runs = [_Run(one, model, checkpoint, torch.float32) for one in sequences]
+    runs = [_Run(one, model, checkpoint, dtype, device) for one in sequences]
     blocks: dict[tuple[int, str], NDArray[np.float32]] = {}
     context = Context(blocks, config.rope_theta)
-    double = _Run(probe, model, checkpoint, torch.float64)
+    double = _Run(probe, model, checkpoint, torch.float64, device)
     progress.phase("reference: layers", config.num_layers)
     for index, layer in enumerate(model.model.layers):
         prefix = f"model.layers.{index}."
         state = {
-            name.removeprefix(prefix): load(ref).float()
+            name.removeprefix(prefix): load(ref).to(device, dtype)
             for name, ref in checkpoint.tensors.items()
             if name.startswith(prefix)
         }
@@ -85,7 +93,7 @@ def compute_reference(
     progress.phase("reference: head")
     norm = model.model.norm
     norm.load_state_dict(
-        {"weight": load(checkpoint.tensors["model.norm.weight"]).float()}, assign=True
+        {"weight": load(checkpoint.tensors["model.norm.weight"]).to(device, dtype)}, assign=True
     )
     head = "model.embed_tokens.weight" if config.tied_head else "lm_head.weight"
     logits = _head([norm(run.hidden[0]) for run in runs], checkpoint.tensors[head])
@@ -93,11 +101,12 @@ def compute_reference(
     compared = logits[0][: len(probe.tokens)].double()
     return Reference(
         logits={
-            sequence.name: one.float().numpy()
+            sequence.name: one.float().cpu().numpy()
             for sequence, one in zip(sequences, logits, strict=True)
         },
         noise=float((compared - exact).abs().max()),
         context=context,
+        dtype=str(dtype).removeprefix("torch."),
     )
 
 
@@ -105,16 +114,24 @@ class _Run:
     """One sequence on its way through the layers: (1, S, C) hidden states, angles and mask."""
 
     def __init__(
-        self, sequence: TokenSequence, model: Any, checkpoint: Checkpoint, dtype: torch.dtype
+        self,
+        sequence: TokenSequence,
+        model: Any,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        device: str,
     ) -> None:
         self.sequence, self.dtype = sequence, dtype
         table = checkpoint.tensors["model.embed_tokens.weight"]
-        self.hidden = load(table, rows=sequence.tokens).to(dtype)[None]
-        positions = torch.arange(sequence.start, sequence.start + len(sequence.tokens))
-        rotary = type(model.model.rotary_emb)(config=model.config)  # the empty model's has no data
+        self.hidden = load(table, rows=sequence.tokens).to(device, dtype)[None]
+        end = sequence.start + len(sequence.tokens)
+        positions = torch.arange(sequence.start, end, device=device)
+        rotary = type(model.model.rotary_emb)(config=model.config).to(device)  # ours has data
         self.angles = rotary(self.hidden, positions[None])
-        keys = torch.arange(sequence.start + len(sequence.tokens))
-        hidden = torch.full((len(positions), len(keys)), torch.finfo(dtype).min, dtype=dtype)
+        keys = torch.arange(end, device=device)
+        hidden = torch.full(
+            (len(positions), len(keys)), torch.finfo(dtype).min, dtype=dtype, device=device
+        )
         self.mask = hidden.masked_fill(keys <= positions[:, None], 0)[None, None]  # (1, 1, S, T)
 
     def through(
@@ -130,7 +147,7 @@ class _Run:
                 torch.from_numpy(context.repeated(index, kind, self.sequence.start))[None]
                 for kind in ("key", "value")
             )
-            cache.update(*(block.to(self.dtype) for block in blocks), index)
+            cache.update(*(block.to(self.hidden.device, self.dtype) for block in blocks), index)
         self.hidden = layer(
             self.hidden,
             attention_mask=self.mask,
@@ -139,7 +156,7 @@ class _Run:
             position_embeddings=self.angles,
         )
         held = cache.layers[index]
-        return held.keys[0].float().numpy(), held.values[0].float().numpy()
+        return held.keys[0].float().cpu().numpy(), held.values[0].float().cpu().numpy()
 
 
 def _empty_model(checkpoint: Checkpoint) -> Any:
@@ -183,8 +200,8 @@ def _config(config: ModelConfig) -> Any:
 def _head(hidden: list[Tensor], ref: LazyTensor) -> list[Tensor]:
     """Logits (S, V) of each (S, C), the head read in blocks of rows."""
     joined = torch.cat(hidden)  # (sum of S, C)
-    logits = torch.empty(len(joined), ref.shape[0], dtype=joined.dtype)
+    logits = torch.empty(len(joined), ref.shape[0], dtype=joined.dtype, device=joined.device)
     for start in range(0, ref.shape[0], _HEAD_ROWS):
         rows = load(ref, rows=range(start, min(start + _HEAD_ROWS, ref.shape[0])))
-        logits[:, start : start + _HEAD_ROWS] = joined @ rows.to(joined.dtype).t()
+        logits[:, start : start + _HEAD_ROWS] = joined @ rows.to(joined.device, joined.dtype).t()
     return list(torch.split(logits, [len(one) for one in hidden]))

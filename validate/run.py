@@ -5,6 +5,7 @@ from pathlib import Path
 
 from nemo_trt import atomic
 from nemo_trt.engines import ort_session
+from nemo_trt.engines.backend import Backend, open_session
 from nemo_trt.engines.session import Session
 from nemo_trt.engines.tokenizers import open_tokenizer
 from nemo_trt.engines.trt.record import engine_folder
@@ -12,8 +13,9 @@ from nemo_trt.engines.trt.session import TensorRtSession
 from nemo_trt.errors import BundleError
 from nemo_trt.export.checkpoints import Checkpoint, open_reference
 from nemo_trt.export.checkpoints.lora import Adapter, merge_adapters
-from nemo_trt.manifest import VALIDATION_FILE, Manifest, read_manifest
+from nemo_trt.manifest import Manifest, read_manifest
 from nemo_trt.progress import Progress
+from nemo_trt.verdict import verdict_file
 
 from .cases import NUM_ROWS
 from .report import Report
@@ -29,10 +31,13 @@ def validate_bundle(
     *,
     max_seq_len: int | None = None,
     engine: str | None = None,
+    backend: Backend = "cpu",
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Compare a bundle on the CPU, or an engine, with transformers, and write validation.json.
+    """Compare a bundle on ONNX Runtime, or an engine, with transformers, and write the verdict.
+
+    On the CPU, and of an engine, it is validation.json; on CUDA validation-cuda.json.
 
     Args:
         bundle: folder that `nemo-trt export` wrote.
@@ -40,6 +45,7 @@ def validate_bundle(
         prompts: texts in place of the built-in ones.
         max_seq_len: context to test up to, by default the model's as far as memory allows.
         engine: judge this engine of the bundle, on this machine's GPU.
+        backend: where ONNX Runtime runs the bundle.
         threads: compute threads.
 
     Raises:
@@ -52,7 +58,7 @@ def validate_bundle(
     checkpoint = _reference(manifest, reference)
     folder = manifest.tokenizer_folder(bundle)
     tokenizer = open_tokenizer(folder) if folder else None
-    session, target = _open(bundle, manifest, max_seq_len, engine, threads)
+    session, target = _open(bundle, manifest, max_seq_len, engine, backend, threads)
     try:
         report = validate(
             session,
@@ -64,7 +70,7 @@ def validate_bundle(
         )
     finally:
         session.close()
-    atomic.write_text(target / VALIDATION_FILE, report.to_json())
+    atomic.write_text(target / verdict_file(backend), report.to_json())
     return report
 
 
@@ -93,15 +99,16 @@ def _open(
     manifest: Manifest,
     max_seq_len: int | None,
     engine: str | None,
+    backend: Backend,
     threads: int | None,
 ) -> tuple[Session, Path]:
     """What is judged, and where the verdict goes."""
     if engine:
         return TensorRtSession.open(bundle, engine), engine_folder(bundle, engine)
-    limit = max_seq_len or ort_session.affordable_seq_len(
-        manifest.config, NUM_ROWS, share=_CACHE_SHARE
-    )
-    session = ort_session.OrtSession.open(
-        bundle, max_batch=NUM_ROWS, max_seq_len=limit, threads=threads
-    )
+    limit = max_seq_len
+    if backend == "cpu":
+        limit = limit or ort_session.affordable_seq_len(
+            manifest.config, NUM_ROWS, share=_CACHE_SHARE
+        )
+    session = open_session(bundle, backend, max_batch=NUM_ROWS, max_seq_len=limit, threads=threads)
     return session, bundle

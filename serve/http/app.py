@@ -8,6 +8,7 @@ from fastapi import FastAPI
 
 from nemo_trt import __version__
 from nemo_trt.config import ModelConfig
+from nemo_trt.engines.backend import Backend, backend_of
 from nemo_trt.engines.ort_session import affordable_seq_len
 from nemo_trt.engines.runner import Runner
 from nemo_trt.serve.options import ServeOptions
@@ -28,6 +29,7 @@ def create_app(
     max_batch: int = 8,
     max_seq_len: int | None = None,
     threads: int | None = None,
+    backend: Backend = "cpu",
 ) -> FastAPI:
     """Make the application that serves a bundle, alone or mounted in another one.
 
@@ -41,8 +43,8 @@ def create_app(
     Args:
         source: a bundle, or an open Runner, which is taken over.
         options: how the server behaves.
-        engine, max_batch, max_seq_len, threads: see `Runner.open`; of a bundle alone. An engine has
-            rows and lengths of its own.
+        engine, max_batch, max_seq_len, threads, backend: see `Runner.open`; of a bundle alone. An
+            engine has rows and lengths of its own.
 
     Returns:
         The application; `app.state.service` has `wait`, `drain`, `close`, `engine` (an
@@ -56,6 +58,7 @@ def create_app(
     if isinstance(source, Runner):
         bundle = source.session.bundle
         engine = source.session.describe().get("engine")
+        backend = backend_of(source.session)
     else:
         bundle = source
 
@@ -64,10 +67,14 @@ def create_app(
             return source
         if engine is not None:
             return Runner.open(source, engine=engine)
-        length = max_seq_len or affordable_seq_len(config, max_batch, share=CACHE_SHARE)
-        return Runner.open(source, max_batch=max_batch, max_seq_len=length, threads=threads)
+        length = max_seq_len
+        if backend == "cpu":
+            length = length or affordable_seq_len(config, max_batch, share=CACHE_SHARE)
+        return Runner.open(
+            source, max_batch=max_batch, max_seq_len=length, threads=threads, backend=backend
+        )
 
-    service = Service(bundle, engine, opener, options)
+    service = Service(bundle, engine, opener, options, backend)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from nemo_trt.config import ModelConfig
+from nemo_trt.engines.backend import Backend
 from nemo_trt.engines.runner import Runner
 from nemo_trt.engines.trt.record import engine_folder, read_record
 from nemo_trt.errors import BundleError, MachineError, NemoTrtError, StateError
@@ -30,6 +31,7 @@ class Service:
     Args:
         bundle: whose verdict counts.
         engine: name of the bundle's engine that `opener` opens, or None for ONNX Runtime.
+        backend: where ONNX Runtime runs it.
         opener: called with the model's shape, in a thread of its own, at once.
 
     Raises:
@@ -41,13 +43,20 @@ class Service:
     """
 
     def __init__(
-        self, bundle: Path, engine: str | None, opener: Opener, options: ServeOptions
+        self,
+        bundle: Path,
+        engine: str | None,
+        opener: Opener,
+        options: ServeOptions,
+        backend: Backend = "cpu",
     ) -> None:
         self.options = options
         self.manifest = read_manifest(bundle, verify_weights=False)  # the session verifies
         self.model_name = options.model_name or bundle.resolve().name
         self.created = int(time.time())
-        self.verdict = require_verdict(bundle, engine, options, bundle_id=self.manifest.bundle_id)
+        self.verdict = require_verdict(
+            bundle, engine, options, bundle_id=self.manifest.bundle_id, backend=backend
+        )
         self.metrics = Metrics()
         self.engine: AsyncEngine | None = None
         self.failure: str | None = None
@@ -168,7 +177,12 @@ class Service:
 
 
 def require_verdict(
-    bundle: Path, engine: str | None, options: ServeOptions, *, bundle_id: str | None = None
+    bundle: Path,
+    engine: str | None,
+    options: ServeOptions,
+    *,
+    bundle_id: str | None = None,
+    backend: Backend = "cpu",
 ) -> str:
     """What the validator said of a bundle, or of its engine.
 
@@ -177,19 +191,20 @@ def require_verdict(
         BuildError: the engine is missing.
     """
     bundle_id = bundle_id or read_manifest(bundle, verify_weights=False).bundle_id
-    verdict = _verdict(bundle, bundle_id, engine)
+    verdict = _verdict(bundle, bundle_id, engine, backend)
     if verdict != PASS and not options.allow_unvalidated:
         raise BundleError(
             f"{bundle} must have passed validation, got {verdict!r}. Run nemo-trt "
-            "validate, or serve it all the same with --allow-unvalidated."
+            f"validate{' --backend cuda' if backend == 'cuda' else ''}, or serve it all the same "
+            "with --allow-unvalidated."
         )
     return verdict
 
 
-def _verdict(bundle: Path, bundle_id: str, engine: str | None) -> str:
+def _verdict(bundle: Path, bundle_id: str, engine: str | None, backend: Backend) -> str:
     """What the validator said of the bundle, or of its engine."""
     if engine is None:
-        return read_verdict(bundle, bundle_id=bundle_id)
+        return read_verdict(bundle, bundle_id=bundle_id, backend=backend)
     record = read_record(bundle, engine, bundle_id=bundle_id, verify=False)
     folder = engine_folder(bundle, engine)
     return read_verdict(folder, bundle_id=bundle_id, engine_id=record.engine_id)
