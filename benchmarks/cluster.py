@@ -48,7 +48,7 @@ def measured(url: str, seed: int, given: argparse.Namespace, concurrency: int) -
         url=url,
         concurrency=concurrency,
         num_requests=given.requests,
-        num_warmup=2,
+        num_warmup=concurrency,
         prompt_tokens=parse_lengths(str(given.prompt)),
         output_tokens=parse_lengths(str(given.output)),
         seed=seed,
@@ -60,8 +60,10 @@ def main() -> None:
     """Print a line for each number of clients."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=16, help="a round")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument(
+        "--requests", type=int, default=4, help="a round; short rounds share what else goes on"
+    )
     parser.add_argument("--prompt", type=int, default=64, help="tokens")
     parser.add_argument("--output", type=int, default=48, help="tokens")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4])
