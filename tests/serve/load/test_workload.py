@@ -90,6 +90,8 @@ def test_a_shared_prefix_begins_every_prompt() -> None:
     prompts = [content(found.request(index).body).split() for index in range(3)]
     assert prompts[0][:30] == prompts[1][:30] == prompts[2][:30]
     assert prompts[0][30:] != prompts[1][30:]
+    again = workload(shared_prefix_tokens=30, prompt_tokens=parse_lengths("10"))
+    assert again.request(0) == found.request(0)
     assert {len(prompt) for prompt in prompts} == {40}
 
 
