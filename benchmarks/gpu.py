@@ -32,7 +32,8 @@ STAGES: dict[str, Callable[[Work], dict[str, Any]]] = {
     "speed-eager": speed.run_eager,
     "speed-compiled": speed.run_compiled,
     "speed-ours": speed.run_ours,
-    "full-size": full_size.run,
+    "full-size": full_size.run_near,
+    "long-position": full_size.run_far,
     "calibration": calibration.run,
 }
 """Name -> what it does, in order: the short ones first, each of use without those after it."""
@@ -121,6 +122,7 @@ def write_summary(work: Work, results: Path) -> None:
         ("machine", "", machine.table),
         ("checkpoint", "### The full checkpoint", checkpoint.table),
         ("full-size", "### Against transformers, at full depth", full_size.table),
+        ("long-position", "### At the end of the context", full_size.table),
         ("fp8", "### FP8 on tensor cores", fp8.table),
         ("calibration", "### Calibration", calibration.table),
     ):

@@ -60,16 +60,17 @@ class Context:
         block = self.blocks[layer, kind]
         heads, tokens, width = block.shape
         copies = -(-length // tokens)
-        whole = np.tile(block, (1, copies, 1))[:, :length]
-        if kind == "key":
-            shifts = np.arange(length) // tokens * tokens  # (length,)
-            frequencies = self.rope_theta ** -(np.arange(0, width, 2) / width)
-            angles = shifts[:, None] * frequencies  # (length, D/2)
-            cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-            first, second = whole[..., : width // 2], whole[..., width // 2 :]
-            turned = (first * cos - second * sin, second * cos + first * sin)
-            whole = np.concatenate(turned, axis=-1)
-        return bfloat16.to_float32(bfloat16.from_float32(whole)).reshape(heads, length, width)
+        if kind == "value":
+            rounded = bfloat16.to_float32(bfloat16.from_float32(block))
+            return np.tile(rounded, (1, copies, 1))[:, :length]
+        shifts = np.arange(copies) * tokens
+        frequencies = self.rope_theta ** -(np.arange(0, width, 2) / width)
+        angles = (shifts[:, None] * frequencies)[:, None]  # (copies, 1, D/2): one a copy
+        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        first, second = block[:, None, :, : width // 2], block[:, None, :, width // 2 :]
+        turned = (first * cos - second * sin, second * cos + first * sin)
+        whole = np.concatenate(turned, axis=-1).reshape(heads, -1, width)[:, :length]
+        return bfloat16.to_float32(bfloat16.from_float32(whole))
 
 
 def whole_prefill(session: Session, sequences: list[TokenSequence]) -> Iterator[Observation]:

@@ -6,6 +6,7 @@ be asked to be nearer.
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -24,45 +25,61 @@ _LONG_TOKENS = 8
 _KEPT = 33  # positions of a long prefill that are compared: each costs a row of logits
 
 
-def run(work: Work) -> dict[str, Any]:
-    """Both references, layer by layer, then the cases."""
+def run_near(work: Work) -> dict[str, Any]:
+    """Prefill, decode and a ragged batch."""
+    sequences = make_sequences(work)[:-1]
+    references = references_of(work, sequences)
+    results: dict[str, list[Observation]] = {}
+    longest = max(len(one.tokens) for one in sequences)
+    session = opened(work, max_batch=len(work.scale.ragged), max_seq_len=longest)
+    with closing(session):
+        results["prefill"] = list(prefill(session, work, sequences[0]))
+        results["decode"] = list(decode(session, work, sequences[0]))
+        results["ragged batch"] = list(ragged(session, work, sequences[1:]))
+        return verdict_of(session, results, references)
+
+
+def run_far(work: Work) -> dict[str, Any]:
+    """The last positions of the context, behind a synthetic cache of all before."""
+    *near, far = make_sequences(work)
+    short = near[1]  # the cache is made of its keys and values
+    references = references_of(work, [short, far])
+    session = opened(work, max_batch=1, max_seq_len=far.start + len(far.tokens))
+    with closing(session):
+        seen = list(long_position(session, far, references["fp32"].context))
+        return verdict_of(session, {"long position": seen}, references)
+
+
+def references_of(work: Work, sequences: list[TokenSequence]) -> dict[str, Reference]:
+    """transformers in fp32 and in BF16, layer by layer on the device."""
     checkpoint = open_checkpoint(work.checkpoint)
-    sequences = make_sequences(work)
-    references = {
+    found = {
         name: compute_reference(checkpoint, sequences, device=work.scale.device, dtype=dtype)
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
     }
     if work.scale.device == "cuda":
         torch.cuda.empty_cache()
-    longest = max(one.start + len(one.tokens) for one in sequences)
-    rows: list[dict[str, Any]] = []
-    results: dict[str, list[Observation]] = {}
-    short = max(len(one.tokens) for one in sequences)
-    with_rows = opened(work, max_batch=len(work.scale.ragged), max_seq_len=short)
-    try:
-        precision = with_rows.compute_precision
-        engine = with_rows.describe()
-        results["prefill"] = list(prefill(with_rows, work, sequences[0]))
-        results["decode"] = list(decode(with_rows, work, sequences[0]))
-        results["ragged batch"] = list(ragged(with_rows, work, sequences[1:-1]))
-    finally:
-        with_rows.close()
-    alone = opened(work, max_batch=1, max_seq_len=longest)
-    try:
-        context = references["fp32"].context
-        results["long position"] = list(long_position(alone, sequences[-1], context))
-    finally:
-        alone.close()
-    for case, seen in results.items():
-        rows += judged(case, seen, references)
-    limit = tolerance_of(precision)
+    return found
+
+
+def verdict_of(
+    session: Session, results: dict[str, list[Observation]], references: dict[str, Reference]
+) -> dict[str, Any]:
+    """Every case's rows, and which of ours are beyond the tolerances."""
+    limit = tolerance_of(session.compute_precision)
+    rows = [row for case, seen in results.items() for row in judged(case, seen, references)]
     failed = [
         row["case"]
         for row in rows
         if row["who"] == "ours"
         and not (row["max_relative_l2"] <= limit.max_relative_l2 and row["max_kl"] <= limit.max_kl)
     ]
-    return {"engine": engine, "precision": precision, "failed": failed, "cases": rows}
+    return {
+        "engine": session.describe(),
+        "precision": session.compute_precision,
+        "failed": failed,
+        "cases": rows,
+    }
 
 
 def make_sequences(work: Work) -> list[TokenSequence]:

@@ -11,6 +11,7 @@ import pytest
 GPU = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.py"
 STAGES = [
     "machine", "checkpoint", "fp8", "speed-eager", "speed-compiled", "speed-ours", "full-size",
+    "long-position",
     "calibration",
 ]  # fmt: skip
 
@@ -41,11 +42,13 @@ def test_every_stage_has_a_result(folder: Path) -> None:
 
 
 def test_our_session_is_as_near_as_the_reference_allows(folder: Path) -> None:
-    found = results(folder)["full-size"]
-    assert found["failed"] == []
-    ours = {row["case"]: row for row in found["cases"] if row["who"] == "ours"}
+    every = results(folder)
+    stages = [every["full-size"], every["long-position"]]
+    assert [stage["failed"] for stage in stages] == [[], []]
+    rows = [row for stage in stages for row in stage["cases"]]
+    ours = {row["case"]: row for row in rows if row["who"] == "ours"}
     assert set(ours) == {"prefill", "decode", "ragged batch", "long position"}
-    peer = [row for row in found["cases"] if row["who"] == "transformers bf16"]
+    peer = [row for row in rows if row["who"] == "transformers bf16"]
     # In a tiny run ours computes in fp32, so it must be far nearer than BF16 is.
     assert max(row["max_relative_l2"] for row in ours.values()) < 1e-3
     assert min(row["max_relative_l2"] for row in peer) > 1e-3
