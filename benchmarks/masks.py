@@ -19,6 +19,7 @@ import numpy as np
 from nemo_trt.engines.tokenizers import Tokenizer, open_tokenizer
 from nemo_trt.export.checkpoints.tokenizer_files import tekken_of_mistral_common
 from nemo_trt.serve.grammars import Grammars
+from nemo_trt.serve.tools import calls_schema
 
 PERSON = {
     "type": "object",
@@ -37,16 +38,49 @@ PERSON = {
     "required": ["name", "age", "mail", "tags", "address"],
     "additionalProperties": False,
 }
-TEXT = json.dumps(
-    {
-        "name": "Élodie Østergård, called \"Lo\"",
-        "age": 41,
-        "mail": "elodie@example.org",
-        "tags": ["new", "lent"],
-        "address": {"street": "Quai de la Fosse, third floor on the left", "number": 12},
+WORDS = [f"{first} {second}" for first in "abcdefghijklmnopqrst" for second in "uvwxyzabcdefghi"]
+NESTED = {
+    "$defs": {
+        "node": {
+            "type": "object",
+            "properties": {
+                "text": {"type": "string"},
+                "below": {"type": "array", "items": {"$ref": "#/$defs/node"}},
+            },
+            "required": ["text", "below"],
+            "additionalProperties": False,
+        }
     },
-    ensure_ascii=False,
-)  # fmt: skip
+    "$ref": "#/$defs/node",
+}
+TOOLS = calls_schema(
+    {f"tool_{at}": PERSON["properties"]["address"] for at in range(20)}, several=True
+)
+CASES: dict[str, tuple[dict[str, Any], Any]] = {
+    "a person": (
+        PERSON,
+        {
+            "name": 'Élodie Østergård, called "Lo"',
+            "age": 41,
+            "mail": "elodie@example.org",
+            "tags": ["new", "lent"],
+            "address": {"street": "Quai de la Fosse, third floor on the left", "number": 12},
+        },
+    ),
+    "any object": (
+        {"type": "object"},
+        {"a": [1, 2.5, None, {"b": "some words in a row", "c": True}], "d": "é" * 20},
+    ),
+    "a tree": (
+        NESTED,
+        {"text": "root", "below": [{"text": "leaf", "below": []} for _ in range(6)]},
+    ),
+    "one of 300 texts": ({"type": "string", "enum": WORDS}, WORDS[-1]),
+    "calls of 20 tools": (
+        TOOLS,
+        [{"name": "tool_7", "arguments": {"street": "Rue Crébillon", "number": 3}}] * 2,
+    ),
+}
 ROUNDS = 5
 Step = Callable[[int], None]
 
@@ -55,26 +89,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "tekken.json").write_bytes(tekken_of_mistral_common().read_bytes())
         tokenizer = open_tokenizer(Path(scratch))
-    ids = tokenizer.encode(TEXT, bos=False)
     makers = {"llguidance": _llguidance(tokenizer), "xgrammar": _xgrammar(tokenizer)}
-    times: dict[str, dict[str, list[float]]] = {
-        name: {"compile": [], "mask": []} for name in makers
-    }
-    for turn in range(ROUNDS):
-        for name, make in makers.items():
-            start = time.perf_counter()
-            step = make({**PERSON, "title": f"turn {turn}"})  # no cache knows it
-            times[name]["compile"].append(time.perf_counter() - start)
-            for token in ids:
+    for case, (schema, document) in CASES.items():
+        ids = tokenizer.encode(json.dumps(document, ensure_ascii=False), bos=False)
+        times: dict[str, dict[str, list[float]]] = {
+            name: {"compile": [], "mask": []} for name in makers
+        }
+        for turn in range(ROUNDS):
+            for name, make in makers.items():
                 start = time.perf_counter()
-                step(token)
-                times[name]["mask"].append(time.perf_counter() - start)
-    for name, found in times.items():
-        print(
-            f"{name:11} compile {1e3 * statistics.median(found['compile']):6.2f} ms   mask "
-            f"median {1e6 * statistics.median(found['mask']):4.0f} us, "
-            f"worst {1e3 * max(found['mask']):.2f} ms"
-        )
+                step = make({**schema, "title": f"turn {turn}"})  # no cache knows it
+                times[name]["compile"].append(time.perf_counter() - start)
+                for token in ids:
+                    start = time.perf_counter()
+                    step(token)
+                    times[name]["mask"].append(time.perf_counter() - start)
+        for name, found in times.items():
+            print(
+                f"{case:18} {name:11} compile {1e3 * statistics.median(found['compile']):7.2f} ms"
+                f"   mask median {1e6 * statistics.median(found['mask']):4.0f} us, "
+                f"worst {1e3 * max(found['mask']):.2f} ms"
+            )
 
 
 def _llguidance(tokenizer: Tokenizer) -> Callable[[dict[str, Any]], Step]:

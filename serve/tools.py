@@ -74,7 +74,7 @@ def parse_calls(text: str) -> list[Call] | None:
             Call(
                 id=_valid_id(call.get("id")),
                 name=str(call["name"]),
-                arguments=json.dumps(call["arguments"], ensure_ascii=False),
+                arguments=_json(call["arguments"]),
             )
             for call in found
         ]
@@ -152,6 +152,16 @@ def require_tools(trigger: int | None, functions: Sequence[str]) -> int:
             "[TOOL_CALLS] token."
         )
     return trigger
+
+
+def _json(arguments: Any) -> str:
+    """JSON that UTF-8 can hold: half a surrogate pair, which JSON may escape, stays an escape."""
+    text = json.dumps(arguments, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(arguments)
+    return text
 
 
 def _valid_id(found: object) -> str:

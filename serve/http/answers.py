@@ -1,11 +1,11 @@
 """Runs the answers of one HTTP request: n side by side, whole or streamed, while one listens."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
+from pydantic_core import to_json
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -147,9 +147,7 @@ async def _events(chunks: AsyncIterator[Chunk]) -> AsyncIterator[bytes]:
 
 
 def _event(chunk: Chunk) -> bytes:
-    return (
-        b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-    )
+    return b"data: " + to_json(chunk) + b"\n\n"  # a fifth of json.dumps's time, for every token
 
 
 async def _gone(request: Request) -> None:

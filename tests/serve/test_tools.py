@@ -123,3 +123,8 @@ def test_a_model_without_the_token_has_no_tools() -> None:
     assert require_tools(9, ["f"]) == 9
     with pytest.raises(RequestError, match="tools must be absent, got f, g"):
         require_tools(None, ["f", "g"])
+
+
+def test_half_a_surrogate_pair_in_the_arguments_can_be_sent() -> None:
+    calls = parse_calls('[{"name": "f", "arguments": {"a": "é\\ud800"}}]')
+    assert calls and json.loads(calls[0].arguments.encode()) == {"a": "é\ud800"}
