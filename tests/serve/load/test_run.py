@@ -293,7 +293,8 @@ def test_what_is_stopped_gives_what_there_is(stub: Any) -> None:
     with stub(some) as server:
         result = asyncio.run(until_stopped(server.url, server.seen))
     assert result.broken_off
-    assert [record.outcome for record in result.records] == ["ok", "ok", *["unfinished"] * 2]
+    outcomes = sorted(record.outcome for record in result.records)  # any two came first
+    assert outcomes == ["ok", "ok", "unfinished", "unfinished"]
     assert summarise(result).num_failed == 0
 
 
