@@ -62,7 +62,7 @@ class Watch:
             self.wrong.append(f"request to {request.url}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Debian's Chromium, or another one that has its name."""
     path = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -74,7 +74,7 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def site(tekken_bundle: Path, served: Any) -> Iterator[Site]:
     """A tiny model that writes noise in all scripts, without a verdict, in two slots."""
     yield from run(served, tekken_bundle, ServeOptions(allow_unvalidated=True, model_name="noise"))

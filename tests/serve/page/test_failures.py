@@ -177,10 +177,13 @@ class Wire:
         self._open: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def cut(self) -> None:
-        """Lose every connection, and take no more."""
+        """Take no more connections, and lose those that there are."""
+        with_error(self._listener.shutdown, socket.SHUT_RDWR)
+        self._accepting.join()
         for one in [*self._open, self._listener]:
             with_error(one.shutdown, socket.SHUT_RDWR)
             one.close()
