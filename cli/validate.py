@@ -57,7 +57,9 @@ def command(
     machine cannot run what is to be judged.
     """
     if engine and (max_seq_len or threads or backend != "cpu"):
-        raise click.UsageError("--engine has its own context and no threads or backend.")
+        raise click.UsageError(
+            "--engine has its own context and no threads or backend; leave them out."
+        )
     if backend == "cuda" and threads:
         raise click.UsageError("--backend cuda has no threads; leave them out.")
     from nemo_trt import atomic
