@@ -73,7 +73,6 @@ class Passed(Response):
                         time_left.reschedule(None)  # the replica has it, and keeps the time
                         await _send(send, held)
             await _send(send, held)
-            passed_on()
             return True
         except TimeoutError as error:
             message = "No replica answered in time. Try again."
@@ -86,7 +85,6 @@ class Passed(Response):
         except (RayError, RayServeException) as error:
             if over:  # it had said all
                 await _send(send, held)
-                passed_on()
                 return True
             note(error_status=502, error=str(error).splitlines()[0])
             if begun:
@@ -104,5 +102,7 @@ class Passed(Response):
 async def _send(send: Send, held: list[Message]) -> None:
     """Send what is held, and hold nothing more."""
     for message in held:
+        if is_last(message):
+            passed_on()
         await send(message)
     held.clear()

@@ -54,8 +54,9 @@ def request_id() -> str:
 class Gate:
     """ASGI middleware around the whole app.
 
-    A client's own X-Request-Id is kept where it is plain. Bodies are counted as they come, so one
-    that lies about its length is stopped too.
+    A client's own X-Request-Id is kept where it is plain. A request is logged and counted before
+    the last piece of its answer is sent: who has the answer finds both. Bodies are counted as
+    they come, so one that lies about its length is stopped too.
     """
 
     def __init__(self, app: ASGIApp, options: ServeOptions, metrics: Metrics) -> None:
@@ -74,12 +75,21 @@ class Gate:
         token = _notes.set(notes)
         start = time.perf_counter()
         status = 0
+        finished = False
+
+        def finish() -> None:
+            nonlocal finished
+            if not finished:
+                finished = True
+                self._finish(notes, status, time.perf_counter() - start)
 
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = number
+            elif not message.get("more_body", False):
+                finish()
             await send(message)
 
         try:
@@ -96,7 +106,7 @@ class Gate:
             await JSONResponse(body, 500)(scope, receive, answer)
         finally:
             _notes.reset(token)
-            self._finish(notes, status, time.perf_counter() - start)
+            finish()
 
     def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
         length = headers.get("content-length", "0")

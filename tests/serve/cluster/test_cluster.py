@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from .conftest import KEY, Cluster
+from .conftest import KEY, SLOTS, Cluster
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'nemo-trt[ray]'")
 LONG = {"max_tokens": 500, "ignore_eos": True, "temperature": 0, "stream": True}
@@ -143,7 +143,7 @@ class Asking(threading.Thread):
         super().__init__()
         self.prompt = f"{number} " * 20
         self.stream, self.cluster = stream, cluster
-        self.begun, self.events, self.status = threading.Event(), [], 0
+        self.events, self.status = [], 0
 
     @property
     def body(self) -> dict[str, Any]:
@@ -159,11 +159,7 @@ class Asking(threading.Thread):
             if not self.stream:
                 self.events = [json.loads(answer.read())]
                 return
-            lines = []
-            for line in answer.iter_lines():
-                lines.append(line)
-                self.begun.set()
-            self.events = events(lines)
+            self.events = events(answer.iter_lines())
 
     @property
     def text(self) -> str:
@@ -177,23 +173,22 @@ def test_a_replica_that_is_killed_loses_its_streams_alone(
     before = cluster.replicas()
     assert len(before) == 2
     streams = [Asking(cluster, number, True) for number in range(4)]
-    for stream in streams:
-        stream.start()
-    for stream in streams:
-        assert stream.begun.wait(60)
     whole = [Asking(cluster, number, False) for number in range(4, 8)]
+    for count, stream in enumerate(streams, 1):  # one by one, so that each replica has two
+        stream.start()
+        cluster.until("requests_running", count)
     for one in whole:
         one.start()
     cluster.until("requests_waiting", len(whole))
     running = cluster.samples("requests_running")
     killed = max(before, key=lambda name: running[name])
-    assert running[killed]
+    assert running[killed] == SLOTS
     os.kill(before[killed], signal.SIGKILL)
     for one in (*streams, *whole):
         one.join(120)
         assert not one.is_alive()
     lost = [one for one in streams if one.events[-1] != "[DONE]"]
-    assert len(lost) == running[killed]
+    assert len(lost) == SLOTS
     for one in lost:
         error = one.events[-1]["error"]
         assert (error["code"], error["type"]) == ("replica_lost", "server_error")

@@ -89,8 +89,8 @@ def test_a_request_whose_time_is_over_is_an_error_whole_or_streamed(
         assert whole.json()["error"]["code"] == "timeout"
         assert json.loads(lines[-2].removeprefix("data: "))["error"]["code"] == "timeout"
         assert not any("[DONE]" in line for line in lines)
-        wait_for(client, "requests_running", 0)
         assert value(client, 'errors_total{code="504"}') == 2
+        wait_for(client, "requests_running", 0)
 
 
 def test_text_is_logged_where_that_was_asked_for(
