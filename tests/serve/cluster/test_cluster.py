@@ -143,7 +143,7 @@ class Asking(threading.Thread):
         super().__init__()
         self.prompt = f"{number} " * 20
         self.stream, self.cluster = stream, cluster
-        self.events, self.status = [], 0
+        self.begun, self.events, self.status = threading.Event(), [], 0
 
     @property
     def body(self) -> dict[str, Any]:
@@ -159,7 +159,11 @@ class Asking(threading.Thread):
             if not self.stream:
                 self.events = [json.loads(answer.read())]
                 return
-            self.events = events(answer.iter_lines())
+            lines = []
+            for line in answer.iter_lines():
+                lines.append(line)
+                self.begun.set()
+            self.events = events(lines)
 
     @property
     def text(self) -> str:
@@ -177,6 +181,7 @@ def test_a_replica_that_is_killed_loses_its_streams_alone(
     for count, stream in enumerate(streams, 1):  # one by one, so that each replica has two
         stream.start()
         cluster.until("requests_running", count)
+        assert stream.begun.wait(60)
     for one in whole:
         one.start()
     cluster.until("requests_waiting", len(whole))
