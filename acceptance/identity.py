@@ -14,6 +14,8 @@ from nemo_trt.digest import quick_digest, sha256_file
 from nemo_trt.engines.machine import gpus
 from nemo_trt.errors import CheckpointError
 
+ONNXRUNTIME = ("onnxruntime", "onnxruntime-gpu")
+"""Two packages of one library; a machine has one of them."""
 _WHOLE_BYTES = 16 * 2**20  # smaller files are digested whole
 _SAMPLE_BYTES = 64 * 2**10
 

@@ -6,7 +6,7 @@ from typing import Any
 from .words import num_bytes, number, one_line, share, small, table
 
 _HEADLINES = {
-    "pass": "**PASS.** Every step passed.",
+    "pass": "**PASS.** Every essential step passed.",
     "fail": "**FAIL.**",
     "incomplete": "**INCOMPLETE.** Nothing failed, but not everything could be run here.",
 }

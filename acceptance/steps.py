@@ -10,7 +10,13 @@ from nemo_trt.errors import NemoTrtError
 from nemo_trt.manifest import read_manifest
 from nemo_trt.precision import DType
 
-from .identity import checkpoint_digest, code_digest, machine_words, package_versions
+from .identity import (
+    ONNXRUNTIME,
+    checkpoint_digest,
+    code_digest,
+    machine_words,
+    package_versions,
+)
 from .options import AcceptanceOptions
 from .record import STAGES, Record, Scalar
 
@@ -148,6 +154,7 @@ class _Backend:
         seq_len: context to validate up to, None for its own.
         threads: compute threads, None for its own choice.
         packages: whose versions its outcome depends on.
+        cuda_gpu: target whose GPU the bundle runs on with ONNX Runtime's CUDA provider, or None.
         essential: see `Step`.
     """
 
@@ -158,6 +165,7 @@ class _Backend:
     seq_len: int | None
     threads: int | None
     packages: tuple[str, ...]
+    cuda_gpu: str | None = None
     essential: bool = True
 
 
@@ -171,7 +179,18 @@ def _backends(options: AcceptanceOptions, precision: DType) -> tuple[_Backend, .
             engine=None,
             seq_len=options.validate_seq_len,
             threads=options.threads,
-            packages=("onnx", "onnxruntime"),
+            packages=("onnx", *ONNXRUNTIME),
+        ),
+        _Backend(
+            name="cuda",
+            subject=f"{precision} bundle on ONNX Runtime, CUDA",
+            made_by=f"export-{precision}",
+            engine=None,
+            seq_len=options.validate_seq_len,
+            threads=None,
+            packages=("onnx", *ONNXRUNTIME, "cuda-python"),
+            cuda_gpu=options.target.name,
+            essential=False,
         ),
         _Backend(
             name="engine",
@@ -197,6 +216,7 @@ def _judged(
         name = f"validate-{precision}-{backend.name}"
         copy = options.report_folder / "validation" / f"{name}.json"
         versions = package_versions(backend.packages)
+        gpu: dict[str, Scalar] = {"gpu": backend.cuda_gpu} if backend.cuda_gpu else {}
         yield Step(
             name=name,
             stage="validate",
@@ -206,12 +226,14 @@ def _judged(
                 "bundle": bundle,
                 "reference": str(options.reference or options.checkpoint),
                 "engine": backend.engine,
+                "cuda_gpu": backend.cuda_gpu,
                 "max_seq_len": backend.seq_len,
                 "threads": backend.threads,
                 "copy": str(copy),
             },
             inputs={
                 **reference,
+                **gpu,
                 "max_seq_len": backend.seq_len,
                 "threads": backend.threads,
                 **_code("engines", "export", "validate"),
@@ -228,12 +250,14 @@ def _judged(
             arguments={
                 "bundle": bundle,
                 "engine": backend.engine,
+                "cuda_gpu": backend.cuda_gpu,
                 "prefill": options.prefill,
                 "decode": options.decode,
                 "decode_steps": options.decode_steps,
                 "threads": backend.threads,
             },
             inputs={
+                **gpu,
                 "prefill": " ".join(map(str, options.prefill)),
                 "decode": " ".join(map(str, options.decode)),
                 "decode_steps": options.decode_steps,

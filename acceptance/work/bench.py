@@ -1,39 +1,48 @@
 """Bench: how fast the bundle is on ONNX Runtime, or the engine on its GPU, beside the floor."""
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from nemo_trt.config import ModelConfig
 from nemo_trt.engines.planner import plan_engine
 from nemo_trt.engines.session import Session
-from nemo_trt.engines.targets import target_named
+from nemo_trt.engines.targets import Target, target_named
 from nemo_trt.errors import RequestError
 from nemo_trt.manifest import read_manifest
 from nemo_trt.progress import Progress
 
 from .done import Done
-from .here import require_cpu_session, require_engine_gpu
+from .here import require_cpu_session, require_cuda_session, require_engine_gpu
 from .rates import Rate, batches_up_to, decode_rates, prefill_rates
 
-CPU_ROWS = 4
+ONNXRUNTIME_ROWS = 4
 
 
 def run(
     *,
     bundle: str,
     engine: str | None,
+    cuda_gpu: str | None,
     prefill: Sequence[int],
     decode: Sequence[int],
     decode_steps: int,
     threads: int | None,
     progress: Progress,
 ) -> Done:
-    """Measure the engine, or without one the bundle; lengths past the context are left out."""
+    """Measure the engine, or without one the bundle on ONNX Runtime; lengths past the context are
+    left out.
+
+    ONNX Runtime runs on the CPU, or with `cuda_gpu`, a target's name, on a GPU of its kind.
+    """
     folder = Path(bundle)
     if engine:
         return _on_gpu(folder, engine, prefill, decode, decode_steps, progress)
+    if cuda_gpu:
+        return _on_cuda(folder, cuda_gpu, prefill, decode, decode_steps, progress)
     return _on_cpu(folder, prefill, decode, decode_steps, threads, progress)
 
 
@@ -53,18 +62,11 @@ def _on_cpu(
     bandwidth = copy_bandwidth(threads or os.cpu_count() or 1)
     progress.phase("load the bundle")
     start = time.perf_counter()
-    with OrtSession.open(folder, max_batch=CPU_ROWS, threads=threads) as session:
+    with OrtSession.open(folder, max_batch=ONNXRUNTIME_ROWS, threads=threads) as session:
         load_s = time.perf_counter() - start
         rates = _rates(session, prefill, decode, decode_steps, progress)
         itemsize = 2 if session.compute_precision == "fp16" else 4
-        config = manifest.config
-        token_bytes = 2 * config.num_layers * config.kv_size * itemsize
-
-        def floor_s(one: Rate) -> float:
-            """All that a step reads, over the bandwidth."""
-            weights = config.num_parameters_per_step * itemsize
-            return (weights + one.rows * one.tokens * token_bytes) / bandwidth
-
+        floors = _floors(manifest.config, itemsize, bandwidth, rates[1])
         return Done(
             facts={
                 "backend": session.describe(),
@@ -74,7 +76,44 @@ def _on_cpu(
                 "bandwidth_bytes_per_s": bandwidth,
                 "bandwidth_source": "measured here: copies, bytes read plus bytes written",
                 "prefill": [asdict(one) for one in rates[0]],
-                "decode": [{**asdict(one), "floor_s": floor_s(one)} for one in rates[1]],
+                "decode": floors,
+            }
+        )
+
+
+def _on_cuda(
+    folder: Path,
+    cuda_gpu: str,
+    prefill: Sequence[int],
+    decode: Sequence[int],
+    decode_steps: int,
+    progress: Progress,
+) -> Done:
+    gpu = require_cuda_session(folder, cuda_gpu)
+    from nemo_trt.engines.backend import open_session
+
+    manifest = read_manifest(folder)
+    config, target = manifest.config, target_named(cuda_gpu)
+    lengths, cached = _within(config.max_position_embeddings, prefill, decode, decode_steps)
+    longest = max(*lengths, *(length + decode_steps for length in cached))  # cache: whole at open
+    progress.phase("load the bundle")
+    start = time.perf_counter()
+    session = open_session(folder, "cuda", max_batch=ONNXRUNTIME_ROWS, max_seq_len=longest)
+    load_s = time.perf_counter() - start
+    with contextlib.closing(session):
+        rates = _rates(session, lengths, cached, decode_steps, progress)
+        bandwidth = target.bandwidth_gb_s * 10**9
+        return Done(
+            facts={
+                "backend": session.describe(),
+                "computes_in": session.compute_precision,
+                "gpu": gpu,
+                "load_s": load_s,
+                "bandwidth_bytes_per_s": bandwidth,
+                "bandwidth_source": _sheet(target),
+                "prefill": [asdict(one) for one in rates[0]],
+                # FP8 weights lie on the GPU in the base dtype, as the cache does.
+                "decode": _floors(config, manifest.precision.base.itemsize, bandwidth, rates[1]),
             }
         )
 
@@ -113,11 +152,31 @@ def _on_gpu(
             "gpu": gpu,
             "load_s": load_s,
             "bandwidth_bytes_per_s": target.bandwidth_gb_s * 10**9,
-            "bandwidth_source": f"data sheet of {target.name}: {target.source}",
+            "bandwidth_source": _sheet(target),
             "prefill": [asdict(one) for one in rates[0]],
             "decode": [{**asdict(one), "floor_s": floor_s(one)} for one in rates[1]],
         }
     )
+
+
+def _sheet(target: Target) -> str:
+    return f"data sheet of {target.name}: {target.source}"
+
+
+def _floors(
+    config: ModelConfig, itemsize: int, bandwidth: float, rates: Sequence[Rate]
+) -> list[dict[str, float]]:
+    """Decode rates with their floor: all that a step reads, over the bandwidth in bytes a second.
+
+    Args:
+        itemsize: bytes of a weight and of a cached number.
+    """
+    weights = config.num_parameters_per_step * itemsize
+    token = 2 * config.num_layers * config.kv_size * itemsize
+    return [
+        {**asdict(one), "floor_s": (weights + one.rows * one.tokens * token) / bandwidth}
+        for one in rates
+    ]
 
 
 def _rates(
@@ -128,6 +187,22 @@ def _rates(
     progress: Progress,
 ) -> tuple[list[Rate], list[Rate]]:
     limit = min(session.max_seq_len, session.config.max_position_embeddings)
+    lengths, cached = _within(limit, prefill, decode, decode_steps)
+    batches = batches_up_to(session.max_batch)
+    return (
+        prefill_rates(session, lengths, progress),
+        decode_rates(session, batches, cached, decode_steps, progress),
+    )
+
+
+def _within(
+    limit: int, prefill: Sequence[int], decode: Sequence[int], decode_steps: int
+) -> tuple[list[int], list[int]]:
+    """The lengths that end within a context of `limit` tokens.
+
+    Raises:
+        RequestError: none of a kind does.
+    """
     lengths = [length for length in prefill if length <= limit]
     cached = [length for length in decode if length + decode_steps <= limit]
     if not lengths or not cached:
@@ -136,8 +211,4 @@ def _rates(
             f"{list(prefill)} and decode {list(decode)} with {decode_steps} steps. Name shorter "
             "ones."
         )
-    batches = batches_up_to(session.max_batch)
-    return (
-        prefill_rates(session, lengths, progress),
-        decode_rates(session, batches, cached, decode_steps, progress),
-    )
+    return lengths, cached

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from nemo_trt.acceptance.identity import memory_bytes
+from nemo_trt.acceptance.identity import ONNXRUNTIME, memory_bytes, package_versions
 from nemo_trt.engines.machine import gpus
-from nemo_trt.engines.targets import target_named
+from nemo_trt.engines.targets import Target, target_named
 from nemo_trt.engines.trt.record import read_record
 from nemo_trt.engines.trt.toolkit import REQUIREMENTS, is_installed
+from nemo_trt.errors import MachineError
 from nemo_trt.manifest import Manifest, read_manifest
 from nemo_trt.precision import DType
 
@@ -17,7 +18,7 @@ _LOAD_FACTOR = 2  # ONNX Runtime holds the weights twice for a moment (README, l
 
 def require_cpu_session(bundle: Path) -> Manifest:
     """The bundle's manifest; raises `CannotHere` unless ONNX Runtime's CPU provider can hold it."""
-    require_packages("cpu", "onnxruntime")
+    _require_onnxruntime("cpu")
     manifest = read_manifest(bundle)
     compute = DType.FP16 if manifest.precision is DType.FP16 else DType.FP32
     needed = _LOAD_FACTOR * manifest.config.num_parameters * compute.itemsize
@@ -29,17 +30,34 @@ def require_cpu_session(bundle: Path) -> Manifest:
     return manifest
 
 
+def require_cuda_session(bundle: Path, gpu: str) -> str:
+    """The name of the GPU here that is of target `gpu`'s kind; raises `CannotHere` unless there is
+    one, ONNX Runtime has its CUDA provider, and the weights fit."""
+    _require_onnxruntime("gpu")
+    from nemo_trt.engines.cuda.provider import CudaProvider
+
+    try:
+        CudaProvider()
+    except MachineError as error:
+        raise CannotHere(str(error)) from error
+    target = target_named(gpu)
+    found = _gpu_like(target, "The bundle's steps on CUDA run")
+    require_packages("gpu", "cuda-python")
+    manifest = read_manifest(bundle)
+    base = manifest.precision.base  # FP8 weights are dequantised to it
+    needed = manifest.config.num_parameters * base.itemsize
+    if needed > target.memory_bytes:
+        raise CannotHere(
+            f"ONNX Runtime's CUDA provider needs {needed / 1e9:.1f} GB for the weights in {base}, "
+            f"and {target.name} has {target.memory_gb} GB."
+        )
+    return found
+
+
 def require_engine_gpu(bundle: Path, engine: str) -> str:
     """The name of the GPU here that the engine is for; raises `CannotHere` unless there is one."""
     record = read_record(bundle, engine, bundle_id=read_manifest(bundle).bundle_id, verify=False)
-    target = target_named(record.options.target)
-    present = gpus()
-    fitting = [gpu.name for gpu in present if gpu.sm == target.sm]
-    if not fitting:
-        have = ", ".join(f"{gpu.name}, sm_{gpu.sm}" for gpu in present) or "none"
-        raise CannotHere(
-            f"Engine {engine} runs on an sm_{target.sm} GPU like {target.name} (here: {have})."
-        )
+    found = _gpu_like(target_named(record.options.target), f"Engine {engine} runs")
     if not is_installed(record.toolkit):  # type: ignore[arg-type]  # the builder wrote it
         requirement = REQUIREMENTS[record.toolkit]
         raise CannotHere(
@@ -47,4 +65,19 @@ def require_engine_gpu(bundle: Path, engine: str) -> str:
             f"Install: pip install '{requirement}'."
         )
     require_packages("gpu", "cuda-python")
+    return found
+
+
+def _gpu_like(target: Target, what_runs: str) -> str:
+    """The name of the first GPU here of the target's compute capability."""
+    present = gpus()
+    fitting = [gpu.name for gpu in present if gpu.sm == target.sm]
+    if not fitting:
+        have = ", ".join(f"{gpu.name}, sm_{gpu.sm}" for gpu in present) or "none"
+        raise CannotHere(f"{what_runs} on an sm_{target.sm} GPU like {target.name} (here: {have}).")
     return fitting[0]
+
+
+def _require_onnxruntime(extra: str) -> None:
+    if not any(package_versions(ONNXRUNTIME).values()):
+        require_packages(extra, *ONNXRUNTIME[:1])

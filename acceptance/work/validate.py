@@ -8,7 +8,7 @@ from nemo_trt import atomic
 from nemo_trt.progress import Progress
 
 from .done import Done, require_packages
-from .here import require_cpu_session, require_engine_gpu
+from .here import require_cpu_session, require_cuda_session, require_engine_gpu
 
 
 def run(
@@ -16,6 +16,7 @@ def run(
     bundle: str,
     reference: str,
     engine: str | None,
+    cuda_gpu: str | None,
     max_seq_len: int | None,
     threads: int | None,
     copy: str,
@@ -23,12 +24,17 @@ def run(
 ) -> Done:
     """Judge the engine, or without one the bundle on ONNX Runtime; the whole report goes to `copy`.
 
-    Passes only on a verdict of `nemo_trt.validate`.
+    ONNX Runtime runs on the CPU, or with `cuda_gpu`, a target's name, on a GPU of its kind. Passes
+    only on a verdict of `nemo_trt.validate`.
     """
     require_packages("validate", "torch", "transformers")
     folder = Path(bundle)
-    gpu = require_engine_gpu(folder, engine) if engine else None
-    if not engine:
+    gpu = None
+    if engine:
+        gpu = require_engine_gpu(folder, engine)
+    elif cuda_gpu:
+        gpu = require_cuda_session(folder, cuda_gpu)
+    else:
         require_cpu_session(folder)
     from nemo_trt.validate.run import validate_bundle
 
@@ -37,6 +43,7 @@ def run(
         Path(reference),
         max_seq_len=max_seq_len,
         engine=engine,
+        backend="cuda" if cuda_gpu else "cpu",
         threads=threads,
         progress=progress,
     )

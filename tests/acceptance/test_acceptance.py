@@ -21,16 +21,21 @@ CPU = "validate-bf16-onnxruntime"
 CPU_BENCH = "bench-bf16-onnxruntime"
 ALWAYS = {"doctor", "plots"}  # done in each run
 NO_GPU = "Engine l40s-bf16 runs on an sm_89 GPU like l40s (here: none)."
+NO_CUDA = "ONNX Runtime must have its CUDA provider, got "
 
 
 def test_all_that_this_machine_can_do_is_done_and_the_rest_has_its_reason(first: Ran) -> None:
     assert first.code == 3, first.err
     assert first.done() == {*ALWAYS, "plan-bf16", "export-bf16", "build-bf16", CPU, CPU_BENCH}
-    assert {name for name, step in first.steps.items() if step["verdict"] == "skip"} == {
-        "validate-bf16-engine",
-        "bench-bf16-engine",
+    skipped = {name: one for name, one in first.steps.items() if one["verdict"] == "skip"}
+    assert {name: one["essential"] for name, one in skipped.items()} == {
+        "validate-bf16-engine": True,
+        "bench-bf16-engine": True,
+        "validate-bf16-cuda": False,
+        "bench-bf16-cuda": False,
     }
     assert NO_GPU in first.words and NO_GPU in first.markdown
+    assert NO_CUDA in first.words and NO_CUDA in first.markdown
     assert "INCOMPLETE" in first.words and "**INCOMPLETE.**" in first.markdown
     assert "PASS" not in first.words and "**PASS" not in first.markdown
     versions = first.report["versions"]

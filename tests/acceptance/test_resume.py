@@ -98,7 +98,7 @@ def test_precisions_have_steps_of_their_own_and_stages_stay_together(again: Acce
     both = replace(options(again), precisions=(DType.BF16, DType.FP8))
     names = [step.name for step in steps_of(both)]
     assert names[:5] == ["doctor", "plan-bf16", "plan-fp8", "export-bf16", "export-fp8"]
-    assert names[-1] == "plots" and len(names) == len(set(names)) == 16
+    assert names[-1] == "plots" and len(names) == len(set(names)) == 20
 
 
 class Stopping(Silent):

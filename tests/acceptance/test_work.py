@@ -12,7 +12,8 @@ from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.errors import RequestError
 from nemo_trt.progress import Silent
 
-LENGTHS: dict[str, Any] = {"decode_steps": 4, "threads": 1, "engine": None, "progress": Silent()}
+LENGTHS: dict[str, Any] = {"decode_steps": 4, "engine": None, "progress": Silent()}
+CPU: dict[str, Any] = {"cuda_gpu": None, "threads": 1}
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def test_rates_are_of_the_steps_that_they_say(tiny: Any) -> None:
 
 
 def test_the_floor_is_all_that_a_step_reads_over_the_bandwidth(tiny: Any) -> None:
-    done = bench.run(bundle=str(tiny.bundle), prefill=[8], decode=[16], **LENGTHS)
+    done = bench.run(bundle=str(tiny.bundle), prefill=[8], decode=[16], **CPU, **LENGTHS)
     facts = done.facts
     config = OrtSession.open(tiny.bundle, threads=1).config
     for one in facts["decode"]:
