@@ -25,7 +25,7 @@ from nemo_trt.manifest import VALIDATION_FILE, read_manifest
 from nemo_trt.serve import ServeOptions, create_app
 
 OPEN = ServeOptions(allow_unvalidated=True)
-LONG = {"prompt": "Once upon a time", "max_tokens": 150, "ignore_eos": True, "stream": True}
+LONG = {"prompt": "Once upon a time", "max_tokens": 300, "ignore_eos": True, "stream": True}
 
 
 @pytest.fixture
@@ -165,6 +165,7 @@ def test_a_signal_lets_what_runs_finish_and_exits_with_zero(copy: Path, number: 
             server.send_signal(number)
             while client.get("/health/ready").status_code == 200:
                 time.sleep(0.01)
+            assert "\nnemo_trt_requests_running 1.0\n" in client.get("/metrics").text
             refused = client.post("/v1/completions", json={"prompt": "x"})
             assert refused.status_code == 503 and "shutting down" in refused.text
             assert [line for line in lines if line][-1] == "data: [DONE]"

@@ -189,6 +189,14 @@ def test_a_prediction_is_drafted_from(sample: Any) -> None:
     assert found.choices[0].message.content == plain.choices[0].message.content
 
 
+def test_the_prompt_that_several_answers_share_counts_once(sample: Any) -> None:
+    asked = {"messages": QUESTION, "max_tokens": 3, "extra_body": {"ignore_eos": True}}
+    one = sample.client.chat.completions.create(model="model", **asked)
+    three = sample.client.chat.completions.create(model="model", n=3, **asked)
+    assert len(three.choices) == 3 and three.usage.prompt_tokens == one.usage.prompt_tokens
+    assert three.usage.completion_tokens == 3 * one.usage.completion_tokens == 9
+
+
 def test_extensions_reach_the_sampler(sample: Any) -> None:
     found = sample.client.chat.completions.create(
         **GREEDY, messages=QUESTION, max_tokens=30, extra_body={"ignore_eos": True}
