@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from .conftest import KEY, SLOTS, Cluster
+from .conftest import KEY, SLOTS, Cluster, run_cluster
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'nemo-trt[ray]'")
 LONG = {"max_tokens": 500, "ignore_eos": True, "temperature": 0, "stream": True}
@@ -229,8 +229,17 @@ def descendants(pid: int) -> set[int]:
     return known - {pid}
 
 
+def left_after_a_while(started: set[int]) -> list[int]:
+    """Those of the processes that do not end within ten seconds."""
+    for _ in range(100):
+        if not any(Path(f"/proc/{pid}").exists() for pid in started):
+            break
+        time.sleep(0.1)
+    return [pid for pid in started if Path(f"/proc/{pid}").exists()]
+
+
 def test_sigterm_lets_streams_end_and_leaves_no_process(cluster: Cluster) -> None:
-    """The last one: it ends the module's cluster."""
+    """The last one of this cluster: it ends it."""
     started = descendants(cluster.process.pid)
     assert len(started) > 5
     body = {"prompt": "Once upon a time", **LONG}
@@ -244,8 +253,22 @@ def test_sigterm_lets_streams_end_and_leaves_no_process(cluster: Cluster) -> Non
         assert refused.status_code == 503 and "shutting down" in refused.text
         assert events([first, *lines])[-1] == "[DONE]"
     assert cluster.process.wait(60) == 0
-    for _ in range(100):
-        if not any(Path(f"/proc/{pid}").exists() for pid in started):
-            break
-        time.sleep(0.1)
-    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+    assert not left_after_a_while(started)
+
+
+def test_a_second_signal_does_not_wait(tekken_bundle: Path, tmp_path: Path) -> None:
+    size = ("--max-batch", "1", "--max-seq-len", "4096", "--replicas", "1")
+    with run_cluster(tekken_bundle, tmp_path / "log", *size) as cluster:
+        started = descendants(cluster.process.pid)
+        body = {"prompt": "Once upon a time", **LONG, "max_tokens": 4000}
+        with cluster.client.stream("POST", "/v1/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            first = next(lines)
+            cluster.process.send_signal(signal.SIGTERM)
+            while cluster.client.get("/health/ready").status_code == 200:
+                time.sleep(0.01)
+            cluster.process.send_signal(signal.SIGTERM)
+            found = events([first, *lines])
+        assert "shutting down" in found[-1]["error"]["message"] and len(found) < 4000
+        assert cluster.process.wait(60) == 0
+        assert not left_after_a_while(started)

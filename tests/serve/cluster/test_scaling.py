@@ -1,4 +1,4 @@
-"""`serve run` with a configuration file, on a Ray of its own: a replica comes as the queue asks."""
+"""`serve run` with a configuration file, on a Ray of its own: replicas follow the queue."""
 
 import os
 import secrets
@@ -32,6 +32,7 @@ applications:
       num_cpus: 0.5
       autoscale: "1:2"
       upscale_delay_s: 0
+      downscale_delay_s: 1
 """
 
 
@@ -78,6 +79,14 @@ def replicas(url: str) -> int:
     return len(httpx.get(f"{url}/health/ready", timeout=30).json()["replicas"])
 
 
+def until(url: str, wanted: int) -> None:
+    """Wait for a number of replicas; one that does not come is a failure after three minutes."""
+    end = time.monotonic() + 180
+    while (found := replicas(url)) != wanted:
+        assert time.monotonic() < end, f"{found} replicas, not {wanted}"
+        time.sleep(0.2)
+
+
 def test_a_queue_brings_a_replica_and_disturbs_nobody(url: str) -> None:
     assert replicas(url) == 1
     over = threading.Event()
@@ -94,13 +103,33 @@ def test_a_queue_brings_a_replica_and_disturbs_nobody(url: str) -> None:
     clients = [threading.Thread(target=ask) for _ in range(4)]
     for client in clients:
         client.start()
-    for _ in range(600):
-        if replicas(url) == 2:
-            break
-        time.sleep(0.2)
-    over.set()
+    try:
+        until(url, 2)
+    finally:
+        over.set()
     for client in clients:
         client.join()
-    assert replicas(url) == 2
     assert not failed
     assert httpx.get(f"{url}/v1/models", timeout=30).json()["data"][0]["id"] == "model"
+
+
+def test_when_nothing_waits_a_replica_goes_and_no_answer_with_it(url: str) -> None:
+    """After the test above, which left two: one client is what one replica is for."""
+    until(url, 2)
+    gone = threading.Event()
+    statuses: list[int] = []
+
+    def ask() -> None:
+        body = {"prompt": "x", "max_tokens": 20, "ignore_eos": True}
+        with httpx.Client(base_url=url, timeout=120) as client:
+            while not gone.is_set():
+                statuses.append(client.post("/v1/completions", json=body).status_code)
+
+    client = threading.Thread(target=ask)
+    client.start()
+    try:
+        until(url, 1)
+    finally:
+        gone.set()
+        client.join()
+    assert set(statuses) == {200}
