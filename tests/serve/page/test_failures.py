@@ -231,3 +231,15 @@ def test_a_lost_connection_is_told_and_what_came_stays(context: Any, site: Site)
         failure.get_by_role("button", name="Retry").click()
         expect(failure).to_contain_text("No answer came.")
         site.wait_until_running(0)
+
+
+def test_a_stream_that_ends_without_saying_so_is_told(page: Any) -> None:
+    """As of a server in between that gives up, and closes in order."""
+    event = 'data: {"choices": [{"index": 0, "delta": {"content": "Half of"}}]}\n\n'
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(body=event, content_type="text/event-stream"),
+    )
+    ask(page, "Tell me all.")
+    expect(page.locator(".failure")).to_contain_text("broke off before its end")
+    assert finish(page) == "Half of"
