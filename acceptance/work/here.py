@@ -33,16 +33,16 @@ def require_cpu_session(bundle: Path) -> Manifest:
 def require_cuda_session(bundle: Path, gpu: str) -> str:
     """The name of the GPU here that is of target `gpu`'s kind; raises `CannotHere` unless there is
     one, ONNX Runtime has its CUDA provider, and the weights fit."""
+    target = target_named(gpu)
+    found = _gpu_like(target, "This step runs")
     _require_onnxruntime("gpu")
+    require_packages("gpu", "cuda-python")
     from nemo_trt.engines.cuda.provider import CudaProvider
 
     try:
         CudaProvider()
     except MachineError as error:
         raise CannotHere(str(error)) from error
-    target = target_named(gpu)
-    found = _gpu_like(target, "The bundle's steps on CUDA run")
-    require_packages("gpu", "cuda-python")
     manifest = read_manifest(bundle)
     base = manifest.precision.base  # FP8 weights are dequantised to it
     needed = manifest.config.num_parameters * base.itemsize

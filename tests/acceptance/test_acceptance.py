@@ -21,7 +21,7 @@ CPU = "validate-bf16-onnxruntime"
 CPU_BENCH = "bench-bf16-onnxruntime"
 ALWAYS = {"doctor", "plots"}  # done in each run
 NO_GPU = "Engine l40s-bf16 runs on an sm_89 GPU like l40s (here: none)."
-NO_CUDA = "ONNX Runtime must have its CUDA provider, got "
+NO_CUDA = "This step runs on an sm_89 GPU like l40s (here: none)."
 
 
 def test_all_that_this_machine_can_do_is_done_and_the_rest_has_its_reason(first: Ran) -> None:

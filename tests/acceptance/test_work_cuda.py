@@ -32,7 +32,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_the_provider_it_is_skipped_with_the_command_that_helps(
-    tiny: Any, monkeypatch: pytest.MonkeyPatch
+    tiny: Any, cuda: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(provider.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(CannotHere, match=r"CUDA provider, got .*pip install 'nemo-trt\[gpu\]'"):
