@@ -1,5 +1,6 @@
 """What goes wrong is told in words, with a way on."""
 
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -243,3 +244,19 @@ def test_a_stream_that_ends_without_saying_so_is_told(page: Any) -> None:
     ask(page, "Tell me all.")
     expect(page.locator(".failure")).to_contain_text("broke off before its end")
     assert finish(page) == "Half of"
+
+
+def test_retry_waits_as_long_as_the_server_asks(page: Any, watch: Watch) -> None:
+    watch.expected_statuses.add(429)
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(
+            status=429, headers={"Retry-After": "5"}, json={"error": {"message": "Full."}}
+        ),
+    )
+    ask(page, "Hello?")
+    retry = page.locator(".failure").get_by_role("button")
+    expect(retry).to_have_text(re.compile(r"Retry in \d s"))
+    expect(retry).to_be_disabled()
+    expect(retry).to_have_text("Retry")
+    expect(retry).to_be_enabled()
