@@ -7,6 +7,9 @@ from typing import Any, Self
 from nemo_trt.errors import CheckpointError
 from nemo_trt.precision import DType
 
+_MOST = {"num_layers": 1024, "num_heads": 1024, "num_kv_heads": 1024, "head_dim": 1024}
+"""What is counted out tensor by tensor or row by row: a damaged number must not take all memory."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
@@ -50,6 +53,11 @@ class ModelConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise CheckpointError(f"{name} must be a positive integer, got {value!r}.")
+            if value > _MOST.get(name, value):
+                raise CheckpointError(
+                    f"{name} must be at most {_MOST[name]}, got {value}. No model of this family "
+                    "has more: it is damaged."
+                )
         if self.num_heads % self.num_kv_heads:
             raise CheckpointError(
                 f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and "

@@ -140,11 +140,12 @@ def _joined_ranks(
     """Whole tensors: ranks joined along their axis, layers of later stages counted on."""
     stages = 1 + max(stage for stage, _ in ranks)
     width = 1 + max(rank for _, rank in ranks)
-    missing = [(s, r) for s in range(stages) for r in range(width) if (s, r) not in ranks]
+    every_rank = ((s, r) for s in range(stages) for r in range(width))
+    missing = next((one for one in every_rank if one not in ranks), None)
     if missing:
         raise CheckpointError(
-            f"{where} lacks the weights of tensor rank {missing[0][1]}, pipeline rank "
-            f"{missing[0][0]}. Fetch them."
+            f"{where} lacks the weights of tensor rank {missing[1]}, pipeline rank {missing[0]}. "
+            "Fetch them."
         )
     for name, count in (
         ("pipeline_model_parallel_size", stages),

@@ -19,6 +19,7 @@ from nemo_trt.engines.machine import Gpu
 from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.engines.targets import target_named
 from nemo_trt.progress import Silent
+from nemo_trt.validate import run as validate_run
 
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", sm=90, memory="81559 MiB", driver="580.1")
 
@@ -68,8 +69,8 @@ def opened(cuda: None, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         asked.append({"backend": name, **size})
         return OrtSession.open(bundle, **size)
 
-    monkeypatch.setattr(backend, "open_session", open_session)
-    monkeypatch.setattr("nemo_trt.validate.run.open_session", open_session)
+    for module in (backend, validate_run):
+        monkeypatch.setattr(module, "open_session", open_session)
     return asked
 
 

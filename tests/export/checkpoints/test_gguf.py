@@ -256,6 +256,13 @@ DAMAGES: dict[str, tuple[dict[str, Any], str]] = {
         "must have one size of key, value and rotated part",
     ),
     "layers": ({"change": put(llama__block_count=3)}, "lacks tensors: model.layers.2"),
+    **{
+        name: ({"change": put(**{field: 2**30})}, f"{shown} must be at most 1024, got 1073741824")
+        for name, field, shown in (
+            ("a thousand million layers", "llama__block_count", "num_layers"),
+            ("as many heads", "llama__attention__head_count", "num_heads"),
+        )
+    },
     "type of a field": (
         {"change": put(llama__embedding_length="x")},
         "embedding_length in .* must be a positive integer",
