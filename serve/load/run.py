@@ -126,10 +126,11 @@ class _Run:
 
         async def client() -> None:
             for index in indexes:
-                if self._over(self._client.now()):
-                    return
                 planned = self._workload.request(index)
-                record = await self._send(index, planned, self._client.now())
+                intended = self._client.now()
+                if self._over(intended):
+                    return
+                record = await self._send(index, planned, intended)
                 if record.outcome == "rejected":
                     await asyncio.sleep(record.retry_after_s or _AFTER_REFUSAL_S)
 
