@@ -80,4 +80,4 @@ def _gpu_like(target: Target, what_runs: str) -> str:
 
 def _require_onnxruntime(extra: str) -> None:
     if not any(package_versions(ONNXRUNTIME).values()):
-        require_packages(extra, *ONNXRUNTIME[:1])
+        require_packages(extra, ONNXRUNTIME[0])

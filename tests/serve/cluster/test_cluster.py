@@ -238,6 +238,13 @@ def left_after_a_while(started: set[int]) -> list[int]:
     return [pid for pid in started if Path(f"/proc/{pid}").exists()]
 
 
+def drain(cluster: Cluster) -> None:
+    """Signal it, and wait until it says that it takes nothing more."""
+    cluster.process.send_signal(signal.SIGTERM)
+    while cluster.client.get("/health/ready").status_code == 200:
+        time.sleep(0.01)
+
+
 def test_sigterm_lets_streams_end_and_leaves_no_process(cluster: Cluster) -> None:
     """The last one of this cluster: it ends it."""
     started = descendants(cluster.process.pid)
@@ -246,9 +253,7 @@ def test_sigterm_lets_streams_end_and_leaves_no_process(cluster: Cluster) -> Non
     with cluster.client.stream("POST", "/v1/completions", json=body) as answer:
         lines = answer.iter_lines()
         first = next(lines)
-        cluster.process.send_signal(signal.SIGTERM)
-        while cluster.client.get("/health/ready").status_code == 200:
-            time.sleep(0.01)
+        drain(cluster)
         refused = cluster.client.post("/v1/completions", json={"prompt": "x"})
         assert refused.status_code == 503 and "shutting down" in refused.text
         assert events([first, *lines])[-1] == "[DONE]"
@@ -264,9 +269,7 @@ def test_a_second_signal_does_not_wait(tekken_bundle: Path, tmp_path: Path) -> N
         with cluster.client.stream("POST", "/v1/completions", json=body) as answer:
             lines = answer.iter_lines()
             first = next(lines)
-            cluster.process.send_signal(signal.SIGTERM)
-            while cluster.client.get("/health/ready").status_code == 200:
-                time.sleep(0.01)
+            drain(cluster)
             cluster.process.send_signal(signal.SIGTERM)
             found = events([first, *lines])
         assert "shutting down" in found[-1]["error"]["message"] and len(found) < 4000
