@@ -128,12 +128,12 @@ class SelfAttention(nn.Module):
         every = heads + kv_heads
         both = ops.split_heads(torch.cat((self.q_proj(x), self.k_proj(x)), dim=-1), every, width)
         rotated = ops.rotary(both, step.cos, step.sin)  # (B, H + K, S, D)
-        query = ops.take_heads(rotated, 0, heads) * ops.query_scale(width)  # (B, H, S, D)
+        query = ops.take_heads(rotated, 0, heads)  # (B, H, S, D)
         key = ops.take_heads(rotated, heads, every)  # (B, K, S, D)
         value = ops.split_heads(self.v_proj(x), kv_heads, width)  # (B, K, S, D)
         keys = ops.cache_update(past[0], key, step.write_indices)  # (B, K, T, D)
         values = ops.cache_update(past[1], value, step.write_indices)  # (B, K, T, D)
-        mixed = ops.attention(query, keys, values, step.lengths)
+        mixed = ops.attention(query, keys, values, step.lengths, self.config.softmax_scale)
         return self.o_proj(self.o_input(ops.merge_heads(mixed))), keys, values
 
 

@@ -4,7 +4,6 @@
 meaning of each is https://onnx.ai/onnx/operators/ at opset 24.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -57,14 +56,16 @@ def cache_update(past: Tensor, new: Tensor, write_indices: Tensor) -> Tensor:
 
 
 @custom_op(f"{NAMESPACE}::attention", mutates_args=())
-def attention(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> Tensor:
-    """Causal attention, aligned to each row's last valid key, of a query that is scaled already.
+def attention(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scale: float) -> Tensor:
+    """Causal attention, aligned to each row's last valid key.
 
     Args:
         query: (B, H, S, D).
         key: (B, K, T, D), H a multiple of K.
         value: (B, K, T, D).
         lengths: (B,) valid keys; query i of a row sees key j when j <= lengths - S + i.
+        scale: of the scores, in fp32 (an attribute of the ONNX operator, so never rounded to the
+            compute dtype).
 
     Returns:
         (B, H, S, D).
@@ -78,7 +79,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> Ten
         key.repeat_interleave(groups, dim=1),
         value.repeat_interleave(groups, dim=1),
         attn_mask=mask[:, None],
-        scale=1.0,
+        scale=scale,
     )
 
 
@@ -150,7 +151,7 @@ def _(past: Tensor, new: Tensor, write_indices: Tensor) -> Tensor:
 
 
 @attention.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> Tensor:
+def _(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor, scale: float) -> Tensor:
     return torch.empty_like(query)
 
 
@@ -203,8 +204,8 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         ops.cache_update.default: lambda past, new, write_indices: onnx_op.TensorScatter(
             past, new, write_indices, axis=-2, mode="linear"
         ),
-        ops.attention.default: lambda query, key, value, lengths: onnx_op.Attention(
-            query, key, value, None, None, None, lengths, is_causal=1, scale=1.0
+        ops.attention.default: lambda query, key, value, lengths, scale: onnx_op.Attention(
+            query, key, value, None, None, None, lengths, is_causal=1, scale=scale
         )[0],
         ops.split_heads.default: lambda x, num_heads, head_dim: onnx_op.Transpose(
             onnx_op.Reshape(x, onnx_op.Constant(value_ints=[0, 0, num_heads, head_dim])),
@@ -223,8 +224,3 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
             x, onnx_op.Unsqueeze(indices, onnx_op.Constant(value_ints=[-1])), batch_dims=1
         ),
     }
-
-
-def query_scale(head_dim: int) -> float:
-    """The softmax scale, 1 / sqrt(D), applied to the query before attention."""
-    return 1.0 / math.sqrt(head_dim)

@@ -17,6 +17,7 @@ from nemo_trt.quantization import LM_HEAD, Quantization, groups
 
 from . import ops
 from .decoder import Decoder, Numerics
+from .exactness import require_exact
 from .quantization.graph import keep_in_base
 from .repeat import name_by_scope, repeat_layer
 
@@ -50,6 +51,9 @@ def trace_decoder(
     no longer grows with their number (`tests/export/test_trace.py` proves it equal to a trace of
     all layers). Where a group of some layers stays in the base dtype, its quantisation is taken out
     again.
+
+    Raises:
+        ExportError: the graph rounds what must stay in fp32 (`export.exactness`).
     """
     numerics = numerics or numerics_of(config, precision)
     one_layer = replace(config, num_layers=1)
@@ -62,6 +66,7 @@ def trace_decoder(
     for group, weights in groups(config):
         if traced is not numerics and group != LM_HEAD and group not in numerics.fp8_groups:
             keep_in_base(model.graph, group, weights, ir.DataType(precision.base.onnx_code))
+    require_exact(model, config)
     return model
 
 

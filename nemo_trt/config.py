@@ -1,5 +1,6 @@
 """The shape of a model, as its checkpoint states it."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
@@ -79,6 +80,11 @@ class ModelConfig:
     def kv_size(self) -> int:
         """Columns of the key or value projection: K * D."""
         return self.num_kv_heads * self.head_dim
+
+    @property
+    def softmax_scale(self) -> float:
+        """Factor of the attention scores, 1 / sqrt(D). No BF16 or FP16 number unless D is 4^n."""
+        return 1.0 / math.sqrt(self.head_dim)
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yield the canonical name and shape of every weight, in the order data flows."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from nemo_trt.config import ModelConfig
 from nemo_trt.precision import DType
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
 OPSET = 24
 IR_VERSION = 10
 

@@ -72,7 +72,6 @@ def lower(bundle: Path, graph_file: str, base: DType) -> LoweredGraph:
         _gather_logit_rows,
         _multiply_transposed,
         _rotate_separately,
-        _scale_in_attention,
         _fuse_skips,
     ):
         step(graph)
@@ -204,17 +203,6 @@ def _rotate_separately(graph: onnx.GraphProto) -> None:
                 rotated,
             ]
     _substitute(graph, inserted)
-
-
-def _scale_in_attention(graph: onnx.GraphProto) -> None:
-    """Give the factor of the queries to the attention, whose kernel applies it in fp32."""
-    producers, constants = _producers(graph), _constants(graph)
-    for node in graph.node:
-        factor = producers.get(node.input[0]) if node.op_type == "Attention" else None
-        if factor is not None and factor.op_type == "Mul" and factor.input[1] in constants:
-            node.input[0] = factor.input[0]
-            scale = next(one for one in node.attribute if one.name == "scale")
-            scale.f *= float(constants[factor.input[1]])
 
 
 def _fuse_skips(graph: onnx.GraphProto) -> None:

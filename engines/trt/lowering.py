@@ -1,4 +1,4 @@
-"""Lowers a bundle's graph for TensorRT: fixes T, merges products that read one input.
+"""Lowers a bundle's graph for TensorRT: fixes T, merges products, scales the queries in fp32.
 
 A merged product is one kernel on every target, and it is stored once in a plan of two profiles;
 TensorRT's own merge is not done everywhere, and stores the weights a second time. The parts are
@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from nemo_trt import contract
 from nemo_trt.errors import BundleError
 
 _EXTERNAL = TensorProto.EXTERNAL
@@ -76,6 +77,7 @@ def lower(bundle: Path, graph_file: str, capacity: int) -> LoweredGraph:
     del graph.value_info[:]  # they may still say T
     weights = {i.name: _map(i, bundle) for i in graph.initializer if i.data_location == _EXTERNAL}
     _merge_products(graph, weights)
+    _scale_queries_in_fp32(graph)
     return LoweredGraph(
         model=model.SerializeToString(),
         weights=weights,
@@ -211,6 +213,33 @@ def _merged_nodes(name: str, group: list[_Product]) -> list[onnx.NodeProto]:
             )
         )
     return nodes
+
+
+def _scale_queries_in_fp32(graph: onnx.GraphProto) -> None:
+    """Multiply every attention's query by its scale in fp32, and give the attention the scale 1.
+
+    TensorRT's importer multiplies q and k by sqrt(scale) in the compute dtype. As BF16 constants
+    sqrt(1/sqrt(128)) and 1/sqrt(128) are off by 1e-4 and more; the scaled query is rounded once.
+    """
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.input}
+    compute = types[contract.past_name(0, "key")]
+    nodes = []
+    for node in graph.node:
+        if node.op_type == "Attention":
+            scale = next((one for one in node.attribute if one.name == "scale"), None)
+            if scale is None:
+                raise BundleError(f"{node.name} must state its scale. Export the bundle again.")
+            name, query = f"{node.name}.query_scale", node.input[0]
+            graph.initializer.append(numpy_helper.from_array(np.array(scale.f, np.float32), name))
+            wide, scaled, rounded = f"{name}.fp32", f"{name}.Mul", f"{name}.Cast"
+            nodes += [
+                helper.make_node("Cast", [query], [wide], wide, to=TensorProto.FLOAT),
+                helper.make_node("Mul", [wide, name], [scaled], scaled),
+                helper.make_node("Cast", [scaled], [rounded], rounded, to=compute),
+            ]
+            node.input[0], scale.f = rounded, 1.0
+        nodes.append(node)
+    _replace(graph.node, nodes)
 
 
 def _replace(field: object, values: list[onnx.NodeProto] | list[onnx.TensorProto]) -> None:

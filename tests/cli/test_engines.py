@@ -27,7 +27,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         intermediate_size=896,
         num_heads=8,
         num_kv_heads=2,
-        head_dim=64,
+        head_dim=128,
         vocab_size=512,
     )
     write_seeded(folder / "checkpoint", config)

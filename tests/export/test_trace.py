@@ -110,12 +110,11 @@ def test_only_the_contracts_operators_occur(model: ir.Model) -> None:
     assert model.ir_version == contract.IR_VERSION
 
 
-def test_attention_is_causal_bounded_by_length_and_unscaled(model: ir.Model) -> None:
+def test_attention_is_causal_and_bounded_by_length(model: ir.Model) -> None:
     attentions = [node for node in model.graph if node.op_type == "Attention"]
     assert len(attentions) == CONFIG.num_layers
     for node in attentions:
         assert node.attributes["is_causal"].as_int() == 1
-        assert node.attributes["scale"].as_float() == 1.0
         lengths = node.inputs[6]
         assert lengths is not None and lengths.producer() is not None
         assert "write_indices" in {v.name for v in lengths.producer().inputs if v}  # type: ignore[union-attr]

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from nemo_trt.export.checkpoints import open_checkpoint
+from nemo_trt.validate.cases import TokenSequence
 from nemo_trt.validate.reference import compute_reference
-from nemo_trt.validate.sequences import TokenSequence
 
 TOKENS = tuple(np.random.default_rng(2).integers(0, 512, 20).tolist())
 

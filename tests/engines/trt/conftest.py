@@ -50,7 +50,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         intermediate_size=896,
         num_heads=8,
         num_kv_heads=2,
-        head_dim=64,
+        head_dim=128,
         vocab_size=512,
         max_position_embeddings=65536,
     )

@@ -1,6 +1,7 @@
 """The builder on small engines, really compiled; each check is seen to fail on a planted fault."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -91,16 +93,35 @@ def test_a_graph_with_another_number_of_attentions_is_refused(small: dict[str, P
 
 
 def test_an_attention_that_is_scaled_itself_is_refused(
-    small: dict[str, Path], tmp_path: Path
+    small: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def edit(node: onnx.NodeProto) -> None:
-        for attribute in node.attribute:
-            if node.op_type == "Attention" and attribute.name == "scale":
-                attribute.f = 0.25
-
-    toolkit, net, alive = parsed(edited(small["bf16"], tmp_path / "scaled", edit))
+    monkeypatch.setattr(lowering, "_scale_queries_in_fp32", lambda graph: None)
+    toolkit, net, alive = parsed(small["bf16"])
     with pytest.raises(BuildError, match=r"scale=1\.0"):
         network.mend(toolkit, net, num_layers=2, allow_unfused=False)
+    del alive
+
+
+def test_queries_are_scaled_in_fp32_by_the_exact_factor(small: dict[str, Path]) -> None:
+    toolkit, net, alive = parsed(small["bf16"])
+    api = toolkit.api
+    network.mend(toolkit, net, num_layers=2, allow_unfused=False)
+    producers = {
+        layer.get_output(0).name: layer
+        for layer in (net.get_layer(index) for index in range(net.num_layers))
+    }
+    for attention in attentions(toolkit, net):
+        rounded = producers[attention.get_input(0).name]
+        assert rounded.type == api.LayerType.CAST and rounded.get_output(0).dtype == api.bfloat16
+        product = producers[rounded.get_input(0).name]
+        assert product.type == api.LayerType.ELEMENTWISE
+        assert [product.get_input(index).dtype for index in (0, 1)] == [api.float32] * 2
+        factor = producers[product.get_input(1).name]
+        while factor.type != api.LayerType.CONSTANT:
+            factor = producers[factor.get_input(0).name]
+        factor.__class__ = api.IConstantLayer
+        (value,) = np.asarray(factor.weights).reshape(-1)
+        assert abs(float(value) * math.sqrt(128) - 1) < 1e-7
     del alive
 
 

@@ -1,0 +1,29 @@
+"""Head sizes whose softmax scale is no BF16 number, on a real language model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_trt.export.bundle import export_bundle
+from nemo_trt.validate.texts import PROMPTS
+
+from . import faults
+from .judge import Judge, failed
+from .wide_heads import widen_heads
+
+
+@pytest.mark.parametrize("head_dim", [112, 128])
+def test_a_sound_bundle_passes_as_closely_as_with_heads_of_64(
+    head_dim: int, sample_bundle: Any, tmp_path: Path
+) -> None:
+    checkpoint = widen_heads(sample_bundle.checkpoint, tmp_path / "wide", head_dim)
+    export_bundle(checkpoint, tmp_path / "bundle")
+    judge = Judge(checkpoint, tmp_path / "bundle", prompts=PROMPTS[:2])
+    report = judge(tmp_path / "bundle")
+    assert report.verdict == "pass", failed(report)
+    assert max(case.max_relative_l2 for case in report.cases) <= 5e-5
+    rounded = faults.copy_with(
+        tmp_path / "bundle", tmp_path / "rounded", graph=faults.softmax_scale_in_bf16
+    )
+    assert failed(judge(rounded)) >= {"whole prefill"}
