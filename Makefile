@@ -5,6 +5,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
+# Tests run on every core; a worker may need 2 GB.
+PYTEST := $(BIN)/python -m pytest -q -n $(if $(WORKERS),$(WORKERS),auto --maxprocesses 8)
+
 # make engine: MODEL is a checkpoint's folder, by default the sample model; its bundle lies beside it.
 MODEL     ?= demo/smollm2
 PRECISION ?= bf16
@@ -12,14 +15,15 @@ BUNDLE    ?= $(MODEL)-$(PRECISION)
 # make acceptance: where its report and bundles go.
 ACCEPTED  ?= demo/acceptance-$(GPU)
 
-.PHONY: help install demo engine acceptance test check docs bench peers clean
+.PHONY: help install demo engine acceptance test test-all test-busy check docs bench peers clean
 help:
 	@echo "make demo    sample model -> export -> validate -> chat, about 3 minutes after installation"
 	@echo "make engine GPU=l40s [MODEL=folder PRECISION=fp8 BUILD='--max-seq-len 8192']"
 	@echo "             export where needed -> TensorRT engine -> validate where it can run"
 	@echo "make acceptance GPU=h100 [MODEL=folder PRECISION='bf16 fp8' ACCEPT='--max-batch 4']"
 	@echo "             doctor -> plan -> export -> build -> validate -> bench -> one report"
-	@echo "make test    the test suite (no GPU, no network)"
+	@echo "make test    unit and model tests, in minutes (no GPU, no network)"
+	@echo "make test-all  end-to-end tests, too; make test-busy: three times, on a busy machine"
 	@echo "make check   ruff, mypy --strict, architecture test"
 	@echo "make docs    rewrite docs/cli.md from the commands themselves"
 	@echo "make bench   figures of this machine; make peers compares with transformers and onnxruntime-genai"
@@ -56,8 +60,25 @@ acceptance: install $(if $(filter demo/smollm2,$(MODEL)),$(if $(GPU),demo/smollm
 	$(BIN)/nemo-trt acceptance $(MODEL) $(ACCEPTED) --gpu $(GPU) \
 	  $(foreach precision,$(PRECISION),--precision $(precision)) $(ACCEPT) || [ $$? -eq 3 ]
 
+# Unit tests run apart, in processes that cannot import torch; CONTRIBUTING.md has the tiers.
+# `make check test-all` runs the architecture test once.
 test: install
-	$(BIN)/python -m pytest -q
+	$(PYTEST) -m unit
+	$(PYTEST) -m model
+
+test-all: install
+	$(PYTEST) -m unit $(if $(filter check,$(MAKECMDGOALS)),--ignore tests/test_architecture.py)
+	$(PYTEST) -m "not unit" $(if $(filter check,$(MAKECMDGOALS)),--ignore tests/test_architecture.py)
+
+# Three times, in random orders, while two processes keep the machine busy: no test may mind.
+test-busy: install
+	@for run in 1 2 3; do \
+	  sh -c 'while :; do :; done' & one=$$!; sh -c 'while :; do :; done' & two=$$!; \
+	  seed=$$(date +%s); echo "run $$run: --random-order-seed=$$seed"; \
+	  $(PYTEST) -m unit --random-order --random-order-seed=$$seed \
+	  && $(PYTEST) -m "not unit" --random-order --random-order-seed=$$seed; code=$$?; \
+	  kill $$one $$two; [ $$code = 0 ] || exit $$code; \
+	done
 
 check: install
 	$(BIN)/ruff check .

@@ -1,11 +1,14 @@
 """Fixtures: a seeded Nemo-shaped tiny model and the real sample model, each exported once."""
 
+import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+pytest_plugins = ["tests.tiers", "tests.workers"]
 
 settings.register_profile("project", deadline=None)  # timed tests fail on a busy machine
 settings.load_profile("project")
@@ -40,6 +43,20 @@ def tiny(tiny_checkpoint: Path) -> Exported:
     bundle = tiny_checkpoint.parent / "bundle-fp32"
     export_bundle(tiny_checkpoint, bundle, precision=DType.FP32)
     return Exported(tiny_checkpoint, bundle)
+
+
+@pytest.fixture(scope="session")
+def sample_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sample model's tokenizer, and without its weights."""
+    from nemo_trt.export.checkpoints.gguf_tokenizer import smollm_tokenizer, tokenizer_config
+    from nemo_trt.export.samples import smollm2
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    fields = {name: field.contents() for name, field in smollm2._open_gguf().fields.items()}
+    (folder / "tokenizer.json").write_bytes(smollm_tokenizer(fields))
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(fields)))
+    (folder / "config.json").write_text(json.dumps(smollm2._config(fields)))  # for transformers
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from .tiers import declared_tier
+
+pytestmark = pytest.mark.unit
+
 ROOT = Path(__file__).resolve().parents[1]
 # Stage -> the stages it may import, besides itself and the ground floor.
 MAY_IMPORT = {
@@ -111,6 +115,12 @@ def test_no_file_is_longer_than_four_hundred_lines() -> None:
     assert not long
 
 
+def test_every_test_file_states_its_tier() -> None:
+    files = (ROOT / "tests").rglob("test_*.py")
+    without = [str(path.relative_to(ROOT)) for path in files if declared_tier(path) is None]
+    assert not without, "add `pytestmark = pytest.mark.unit` (or model, or e2e) below the imports"
+
+
 def loaded_after(code: str) -> set[str]:
     """Top-level modules that a fresh interpreter holds after `code`."""
     show = "import sys; print(' '.join({name.split('.')[0] for name in sys.modules}))"
@@ -120,11 +130,13 @@ def loaded_after(code: str) -> set[str]:
     return set(result.stdout.splitlines()[-1].split())
 
 
+@pytest.mark.e2e
 def test_help_loads_click_and_nothing_heavy() -> None:
     code = "from nemo_trt.cli.main import run\nrun(['--help'])"
     assert not loaded_after(code) & HEAVY
 
 
+@pytest.mark.e2e
 def test_the_runner_loads_neither_torch_nor_transformers() -> None:
     loaded = loaded_after("import nemo_trt.engines.runner")
     assert "onnxruntime" in loaded

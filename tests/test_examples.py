@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.e2e
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 CAPITAL_OF_JAPAN = "What is the capital of Japan?"
 

@@ -16,6 +16,8 @@ from nemo_trt.engines.machine import gpus
 
 from .running import Acceptance, Ran, command, environment
 
+pytestmark = pytest.mark.e2e
+
 Output = pytest.CaptureFixture[str]
 CPU = "validate-bf16-onnxruntime"
 CPU_BENCH = "bench-bf16-onnxruntime"

@@ -12,6 +12,8 @@ from nemo_trt.acceptance.work import report
 from nemo_trt.acceptance.work.done import CannotHere
 from nemo_trt.progress import Silent
 
+pytestmark = pytest.mark.unit
+
 
 def step(stage: str, verdict: str = "pass", **facts: Any) -> dict[str, Any]:
     return {

@@ -11,6 +11,8 @@ import pytest
 from nemo_trt.acceptance.process import run_stage
 from nemo_trt.progress import Silent
 
+pytestmark = pytest.mark.e2e
+
 
 class Killer:
     """A `Progress` that ends this process's newest child at its first phase."""

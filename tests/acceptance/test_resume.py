@@ -18,6 +18,8 @@ from nemo_trt.progress import Silent
 
 from .running import Acceptance
 
+pytestmark = pytest.mark.e2e
+
 
 def options(again: Acceptance) -> AcceptanceOptions:
     """Those of `running.ASKED`."""

@@ -8,6 +8,8 @@ from nemo_trt.acceptance.markdown import markdown
 from nemo_trt.acceptance.record import Record, Verdict, differences
 from nemo_trt.acceptance.verdict import Line, Summary
 
+pytestmark = pytest.mark.unit
+
 
 def summary(finished: bool = True, **verdicts: str) -> Summary:
     """Steps named stage or stage_optional."""

@@ -12,6 +12,8 @@ from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.errors import RequestError
 from nemo_trt.progress import Silent
 
+pytestmark = pytest.mark.model
+
 LENGTHS: dict[str, Any] = {"decode_steps": 4, "engine": None, "progress": Silent()}
 CPU: dict[str, Any] = {"cuda_gpu": None, "threads": 1}
 

@@ -21,6 +21,8 @@ from nemo_trt.engines.targets import target_named
 from nemo_trt.progress import Silent
 from nemo_trt.validate import run as validate_run
 
+pytestmark = pytest.mark.model
+
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", sm=90, memory="81559 MiB", driver="580.1")
 
 

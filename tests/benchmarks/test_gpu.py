@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.e2e
+
 GPU = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.py"
 STAGES = [
     "machine", "checkpoint", "fp8", "speed-eager", "speed-compiled", "speed-ours", "full-size",

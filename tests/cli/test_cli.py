@@ -12,6 +12,8 @@ from nemo_trt.cli.main import COMMANDS, run
 from nemo_trt.cli.reference import reference
 from nemo_trt.manifest import MANIFEST_FILE, Manifest
 
+pytestmark = pytest.mark.unit
+
 ROOT = Path(__file__).resolve().parents[2]
 Output = pytest.CaptureFixture[str]
 
@@ -35,6 +37,7 @@ def test_the_reference_in_docs_is_what_the_commands_say() -> None:
     assert written == reference(), "run `make docs`"
 
 
+@pytest.mark.model
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -57,6 +60,7 @@ def test_an_error_is_one_sentence_on_stderr_and_an_exit_code(
     assert "Traceback" not in captured.err and not captured.out
 
 
+@pytest.mark.model
 def test_debug_shows_the_error_itself() -> None:
     from nemo_trt.errors import CheckpointError
 
@@ -99,6 +103,7 @@ def test_ctrl_c_says_stopped(monkeypatch: pytest.MonkeyPatch, capsys: Output) ->
     assert "Stopped" in capsys.readouterr().err
 
 
+@pytest.mark.model
 def test_sample_export_inspect_and_validate_in_a_row(tmp_path: Path, capsys: Output) -> None:
     checkpoint, bundle = str(tmp_path / "tiny"), str(tmp_path / "bundle")
     assert run(["sample", checkpoint, "--shape", "nemo-tiny", "--layers", "1"]) == 0

@@ -11,6 +11,8 @@ import pytest
 from nemo_trt.cli.main import run
 from nemo_trt.engines import machine
 
+pytestmark = pytest.mark.model
+
 Output = pytest.CaptureFixture[str]
 
 
@@ -96,6 +98,7 @@ def test_refusals(arguments: list[str], code: int, said: str, bundle: str, capsy
     assert not (Path(bundle) / "engines").exists()
 
 
+@pytest.mark.e2e
 def test_build_inspect_and_validate_an_engine(bundle: str, capsys: Output) -> None:
     pytest.importorskip("tensorrt_rtx", reason="compiles with TensorRT-RTX")
     asked = ["build", bundle, "--gpu", "rtx4090", "--max-seq-len", "512", "--max-batch", "2"]
@@ -114,6 +117,7 @@ def test_build_inspect_and_validate_an_engine(bundle: str, capsys: Output) -> No
     assert not (Path(bundle) / "engines" / "rtx4090-bf16" / "validation.json").exists()
 
 
+@pytest.mark.e2e
 def test_a_runner_on_an_engine_that_cannot_run_here_says_so(bundle: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="compiles with TensorRT-RTX")
     from nemo_trt.engines.runner import Runner
@@ -139,6 +143,7 @@ def test_calibrated_scales_serve_a_second_export(bundle: str, tmp_path: Path) ->
     assert run([*common, str(tmp_path / "third"), "--scales", bundle]) == 2  # not of FP8
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("gpu", [[], ["GPU=l4"]])
 def test_make_engine_says_what_it_would_run(gpu: list[str], tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]

@@ -10,6 +10,8 @@ import pytest
 from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.errors import BundleError, CapacityError, RequestError, StateError
 
+pytestmark = pytest.mark.model
+
 TOKENS = np.random.default_rng(3).integers(0, 512, (2, 20))
 START = np.zeros(2, np.int64)
 

@@ -13,6 +13,8 @@ from nemo_trt.export.samples import SHAPES
 from nemo_trt.manifest import Manifest, WeightFile, read_manifest
 from nemo_trt.precision import DType
 
+pytestmark = pytest.mark.unit
+
 NEMO_BYTES = {DType.BF16: 24_495_564_800, DType.FP8: 13_590_374_400}
 """12,247,782,400 parameters at two bytes; all products but the head at one byte."""
 KV_BYTES_PER_TOKEN = 40 * 2 * 8 * 128 * 2

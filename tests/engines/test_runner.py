@@ -10,6 +10,8 @@ from nemo_trt.engines.runner import Runner
 from nemo_trt.engines.sampling import SamplingParams
 from nemo_trt.errors import BundleError, CapacityError, RequestError, StateError
 
+pytestmark = pytest.mark.model
+
 TOKENS = np.random.default_rng(5).integers(0, 512, 40).tolist()
 
 

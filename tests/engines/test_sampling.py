@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from nemo_trt.engines.sampling import Sampler, SamplingParams
 from nemo_trt.errors import BundleError, RequestError
 
+pytestmark = pytest.mark.unit
+
 VOCAB = 60
 
 

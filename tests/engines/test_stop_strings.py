@@ -1,9 +1,12 @@
 """Stop strings: what is shown does not depend on how the text is cut, and never shows a stop."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nemo_trt.engines.stop_strings import StopStrings
+
+pytestmark = pytest.mark.unit
 
 LETTERS = st.text("ab", max_size=20)
 STOPS = st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=3)

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from nemo_trt.engines.tokenizers import Detokenizer, Tokenizer, open_tokenizer
 from nemo_trt.errors import BundleError, RequestError
 
+pytestmark = pytest.mark.unit
+
 TOOLS = [
     {
         "type": "function",
@@ -60,17 +62,25 @@ def tekken(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def smollm2(sample_bundle: Any) -> Tokenizer:
-    return open_tokenizer(sample_bundle.checkpoint)
+def smollm2(sample_tokenizer: Path) -> Tokenizer:
+    return open_tokenizer(sample_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def original() -> Any:
+    """mistral-common's own tokenizer of Nemo."""
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+    return MistralTokenizer.v3(is_tekken=True)
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_tekken_chats_token_by_token_as_mistral_common(name: str, tekken: Any) -> None:
+def test_tekken_chats_token_by_token_as_mistral_common(
+    name: str, tekken: Any, original: Any
+) -> None:
     from mistral_common.protocol.instruct.request import ChatCompletionRequest
-    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
     messages, tools = CONVERSATIONS[name]
-    original = MistralTokenizer.v3(is_tekken=True)
     request = ChatCompletionRequest.from_openai(messages=messages, tools=tools)
     expected = original.encode_chat_completion(request).tokens
     assert tekken.chat(messages, tools) == expected
@@ -91,14 +101,15 @@ def test_tekken_refuses_a_conversation_in_words(messages: Any, tekken: Tokenizer
         tekken.chat(messages)
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("name", ["one turn", "a system prompt", "several turns"])
 def test_a_template_renders_as_transformers_renders_it(
-    name: str, smollm2: Tokenizer, sample_bundle: Any
+    name: str, smollm2: Tokenizer, sample_tokenizer: Path
 ) -> None:
     from transformers import AutoTokenizer
 
     messages, _ = CONVERSATIONS[name]
-    original = AutoTokenizer.from_pretrained(sample_bundle.checkpoint)
+    original = AutoTokenizer.from_pretrained(sample_tokenizer)
     expected = original.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True
     )["input_ids"]
@@ -114,15 +125,16 @@ TEMPLATE = (
 
 
 @pytest.fixture
-def templated(tmp_path: Path, sample_bundle: Any) -> Path:
-    shutil.copyfile(sample_bundle.checkpoint / "tokenizer.json", tmp_path / "tokenizer.json")
-    config = json.loads((sample_bundle.checkpoint / "tokenizer_config.json").read_text())
+def templated(tmp_path: Path, sample_tokenizer: Path) -> Path:
+    shutil.copyfile(sample_tokenizer / "tokenizer.json", tmp_path / "tokenizer.json")
+    config = json.loads((sample_tokenizer / "tokenizer_config.json").read_text())
     config.pop("chat_template")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
     return tmp_path
 
 
+@pytest.mark.model
 def test_a_template_file_with_json_and_tools_renders_as_transformers_does(templated: Path) -> None:
     from transformers import AutoTokenizer
 
@@ -208,8 +220,9 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
         open_tokenizer(tmp_path)
 
 
+@pytest.mark.e2e
 def test_using_both_tokenisers_loads_neither_torch_nor_transformers(
-    tekken: Any, sample_bundle: Any, tmp_path: Path
+    tekken: Any, sample_tokenizer: Path, tmp_path: Path
 ) -> None:
     from nemo_trt.export.checkpoints.tokenizer_files import tekken_of_mistral_common
 
@@ -221,5 +234,5 @@ def test_using_both_tokenisers_loads_neither_torch_nor_transformers(
         "    open_tokenizer(Path(folder)).chat([{'role': 'user', 'content': 'x'}])\n"
         "assert not {'torch', 'transformers'} & set(sys.modules), 'loaded'\n"
     )
-    folders = [str(tmp_path), str(sample_bundle.checkpoint)]
+    folders = [str(tmp_path), str(sample_tokenizer)]
     subprocess.run([sys.executable, "-c", code, *folders], check=True)

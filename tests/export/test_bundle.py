@@ -26,6 +26,8 @@ from nemo_trt.export.trace import TORCH_DTYPES, numerics_of
 from nemo_trt.manifest import read_manifest
 from nemo_trt.precision import DType
 
+pytestmark = pytest.mark.model
+
 TOKENS = np.random.default_rng(0).integers(0, 512, (2, 12))
 
 
@@ -212,6 +214,7 @@ bundle.export_bundle(Path(sys.argv[1]), Path(sys.argv[2]), force=True)
 """
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_export_leaves_the_old_bundle(
     how: signal.Signals, checkpoint: Path, tmp_path: Path
@@ -289,6 +292,7 @@ def test_a_manifest_that_lies_is_refused(
         read_manifest(copy)
 
 
+@pytest.mark.e2e
 def test_tracing_allocates_no_weight(tmp_path: Path) -> None:
     """Nemo's full width: one layer and two tables are 3.2 GB, were they allocated."""
     code = (

@@ -15,6 +15,8 @@ from nemo_trt.errors import CheckpointError
 from nemo_trt.export.checkpoints import open_checkpoint
 from nemo_trt.precision import DType
 
+pytestmark = pytest.mark.unit
+
 Config = dict[str, Any]
 
 
@@ -81,6 +83,7 @@ def test_shards_are_read_by_their_index_alone(folder: Path) -> None:
     assert len(sharded.weight_files) == 2
 
 
+@pytest.mark.model
 def test_transformers_own_checkpoints_are_read(tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 

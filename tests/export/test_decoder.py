@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM
 from nemo_trt.export.checkpoints import open_checkpoint
 from nemo_trt.export.decoder import Decoder, Numerics
 
+pytestmark = pytest.mark.model
+
 TOKENS = torch.randint(0, 512, (2, 24), generator=torch.Generator().manual_seed(0))
 
 

@@ -15,6 +15,8 @@ from nemo_trt.export.samples import SHAPES
 from nemo_trt.export.trace import trace_decoder
 from nemo_trt.precision import DType
 
+pytestmark = pytest.mark.model
+
 CONFIG = replace(SHAPES["nemo-tiny"], vocab_size=64, head_dim=128, rms_norm_eps=1e-5)
 
 

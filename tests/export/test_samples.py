@@ -13,6 +13,8 @@ from nemo_trt.errors import ExportError, MachineError
 from nemo_trt.export.checkpoints import open_checkpoint
 from nemo_trt.export.samples import SHAPES, smollm2, write_seeded, write_smollm2
 
+pytestmark = pytest.mark.model
+
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 

@@ -11,6 +11,8 @@ from nemo_trt.export.trace import trace_decoder, trace_every_layer
 from nemo_trt.precision import PRECISIONS, DType
 from nemo_trt.quantization import LM_HEAD, groups
 
+pytestmark = pytest.mark.model
+
 CONFIG = ModelConfig(
     architecture="MistralForCausalLM",
     num_layers=3,

@@ -2,8 +2,11 @@
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 from nemo_trt import e4m3
+
+pytestmark = pytest.mark.unit
 
 
 def test_every_code_means_what_ml_dtypes_says() -> None:

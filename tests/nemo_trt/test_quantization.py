@@ -11,6 +11,8 @@ from nemo_trt.errors import BundleError
 from nemo_trt.export.samples import SHAPES
 from nemo_trt.quantization import Activation, Quantization, groups, scale_of
 
+pytestmark = pytest.mark.unit
+
 QUANTIZATION = Quantization(
     weight_scales="per-tensor",
     method="amax",

@@ -13,6 +13,8 @@ from nemo_trt.errors import CheckpointError
 from nemo_trt.precision import DType
 from nemo_trt.safetensors import read_layout, write_stream
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:

@@ -13,6 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from nemo_trt.serve import ServeOptions, create_app
 
+pytestmark = pytest.mark.model
+
 FILE = Path(__file__).resolve().parents[2] / "docs" / "grafana.json"
 DASHBOARD: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]

@@ -18,6 +18,8 @@ from nemo_trt.errors import (
 )
 from nemo_trt.serve import Answer, AsyncEngine
 
+pytestmark = pytest.mark.model
+
 PARAMS = SamplingParams(max_tokens=12, ignore_eos=True)
 LONG = SamplingParams(max_tokens=400, ignore_eos=True)
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -13,6 +12,8 @@ from nemo_trt.engines.tokenizers import Tokenizer, open_tokenizer
 from nemo_trt.errors import RequestError
 from nemo_trt.export.checkpoints.tokenizer_files import tekken_of_mistral_common
 from nemo_trt.serve.grammars import GrammarConstraint, Grammars
+
+pytestmark = pytest.mark.unit
 
 PERSON = {
     "type": "object",
@@ -32,8 +33,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         folder = tmp_path_factory.mktemp("tekken")
         (folder / "tekken.json").write_bytes(tekken_of_mistral_common().read_bytes())
         return open_tokenizer(folder)
-    bundle: Path = request.getfixturevalue("sample_bundle").bundle
-    return open_tokenizer(bundle / "tokenizer")
+    return open_tokenizer(request.getfixturevalue("sample_tokenizer"))
 
 
 @pytest.fixture(scope="module")

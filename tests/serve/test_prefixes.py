@@ -11,6 +11,8 @@ from nemo_trt.serve.drafts import PromptLookup, draft_length
 
 from .test_scheduler import GREEDY, TOKENS, Watched, alone, answers, drain, ends, runner, session
 
+pytestmark = pytest.mark.model
+
 __all__ = ["runner", "session"]
 LONG = SamplingParams(max_tokens=40, ignore_eos=True)
 

@@ -13,6 +13,8 @@ from nemo_trt.engines.session import Logits, Tokens
 from nemo_trt.errors import CapacityError, FaultError, MachineError, QueueFullError, RequestError
 from nemo_trt.serve import Ended, Output, Request, Scheduler
 
+pytestmark = pytest.mark.model
+
 RANDOM = np.random.default_rng(11)
 TOKENS: list[int] = RANDOM.integers(0, 512, 400).tolist()
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)

@@ -10,6 +10,8 @@ import pytest
 from nemo_trt.errors import RequestError
 from nemo_trt.serve.tools import ToolConstraint, calls_schema, parse_calls, require_tools
 
+pytestmark = pytest.mark.unit
+
 TRIGGER, VOCAB = 9, 16
 WEATHER = {
     "type": "object",

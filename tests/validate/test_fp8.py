@@ -18,6 +18,8 @@ from nemo_trt.validate.texts import HELD_OUT
 from . import faults
 from .judge import Judge, failed
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.fixture(scope="module")
 def fp8(sample_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:

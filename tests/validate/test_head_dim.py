@@ -12,6 +12,8 @@ from . import faults
 from .judge import Judge, failed
 from .wide_heads import widen_heads
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.mark.parametrize("head_dim", [112, 128])
 def test_a_sound_bundle_passes_as_closely_as_with_heads_of_64(

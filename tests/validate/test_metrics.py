@@ -10,6 +10,8 @@ from nemo_trt.errors import RequestError
 from nemo_trt.validate.metrics import compare, negative_log_likelihood
 from nemo_trt.validate.tolerances import TOLERANCES, tolerance_of
 
+pytestmark = pytest.mark.unit
+
 RNG = np.random.default_rng(0)
 REFERENCE = RNG.normal(0, 2, (6, 40)).astype(np.float32)
 ENGINE = (REFERENCE + RNG.normal(0, 0.1, (6, 40))).astype(np.float32)

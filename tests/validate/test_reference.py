@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from nemo_trt.export.checkpoints import open_checkpoint
 from nemo_trt.validate.cases import TokenSequence
 from nemo_trt.validate.reference import compute_reference
+
+pytestmark = pytest.mark.model
 
 TOKENS = tuple(np.random.default_rng(2).integers(0, 512, 20).tolist())
 

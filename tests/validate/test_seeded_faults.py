@@ -17,6 +17,8 @@ from nemo_trt.validate.validator import validate
 from . import faults
 from .judge import CAPACITY, Judge, failed
 
+pytestmark = pytest.mark.model
+
 Fault = Callable[[Path, Path], Path]
 
 

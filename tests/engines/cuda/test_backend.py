@@ -19,6 +19,8 @@ from nemo_trt.verdict import PASS, read_verdict, verdict_file
 from .standin import HostDevice, HostProvider
 from .test_session import open_on_host
 
+pytestmark = pytest.mark.model
+
 CUDA = "CUDAExecutionProvider"
 
 

@@ -17,6 +17,7 @@ from nemo_trt.validate.tolerances import tolerance_of
 from tests.engines.trt.properties import ONE, PROPERTIES, ROWS, T, tokens
 
 pytestmark = [
+    pytest.mark.e2e,
     pytest.mark.gpu,
     pytest.mark.skipif(not gpus(), reason="needs an NVIDIA GPU; none answers here"),
     pytest.mark.skipif(

@@ -15,6 +15,8 @@ from nemo_trt.errors import BundleError
 from nemo_trt.manifest import GRAPH_FILE, read_manifest
 from nemo_trt.precision import DType
 
+pytestmark = pytest.mark.model
+
 T, WRITTEN, NEW = 32, np.array([3, 7]), 5
 IDS = np.random.default_rng(5).integers(0, 512, (2, 12))
 

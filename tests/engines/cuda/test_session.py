@@ -20,6 +20,8 @@ from tests.engines.trt.properties import ONE, PROPERTIES, ROWS, T, tokens
 
 from .standin import HostDevice, HostProvider
 
+pytestmark = pytest.mark.model
+
 
 def open_on_host(bundle: Path, **options: Any) -> CudaSession:
     settings = {"max_batch": ROWS, "max_seq_len": T, "base": DType.FP32, **options}

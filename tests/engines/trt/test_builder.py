@@ -23,6 +23,8 @@ from nemo_trt.errors import BuildError, MachineError
 from nemo_trt.manifest import GRAPH_FILE, read_manifest
 from nemo_trt.progress import Silent
 
+pytestmark = pytest.mark.e2e
+
 pytest.importorskip("tensorrt_rtx", reason="compiles with TensorRT-RTX")
 L4 = target_named("l4")
 OPTIONS = BuildOptions(

@@ -21,6 +21,8 @@ from nemo_trt.manifest import read_manifest
 
 from .conftest import write_bundles
 
+pytestmark = pytest.mark.e2e
+
 pytest.importorskip("tensorrt_rtx", reason="compiles with TensorRT-RTX")
 T = 4096
 MAX_LAUNCHES = {"bf16": 9, "fp8": 10}

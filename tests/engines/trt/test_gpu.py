@@ -18,6 +18,7 @@ from nemo_trt.validate.tolerances import tolerance_of
 from .properties import ONE, PROPERTIES, ROWS, T, tokens
 
 pytestmark = [
+    pytest.mark.e2e,
     pytest.mark.gpu,
     pytest.mark.skipif(not gpus(), reason="needs an NVIDIA GPU; none answers here"),
 ]

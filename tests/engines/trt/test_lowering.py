@@ -17,6 +17,8 @@ from nemo_trt.manifest import GRAPH_FILE, MANIFEST_FILE, WeightFile, read_manife
 from nemo_trt.precision import DType
 from nemo_trt.safetensors import read_layout, write_stream
 
+pytestmark = pytest.mark.model
+
 T = 256  # what the session's cache grows to first
 
 

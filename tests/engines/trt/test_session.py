@@ -22,6 +22,8 @@ from nemo_trt.precision import DType
 from .properties import PROPERTIES, tokens
 from .standin import FakeDevice, FakePlan
 
+pytestmark = pytest.mark.model
+
 T, ROWS, CHUNK, LOGITS = 64, 3, 8, 4
 Open = Callable[..., TensorRtSession]
 

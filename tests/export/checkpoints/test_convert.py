@@ -18,7 +18,10 @@ from nemo_trt.export.convert import huggingface as hf_writer
 from . import megatron
 from .test_mistral import interleaved
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning"),
+]
 NAMES = {"hf": "hf", "mistral": "mistral", "nemo": "x.nemo"}
 
 

@@ -21,6 +21,8 @@ from nemo_trt.precision import DType
 
 from .test_mistral import NAMES, interleaved, params
 
+pytestmark = pytest.mark.model
+
 E4M3 = torch.float8_e4m3fn
 Scale = Callable[[Tensor], Tensor]
 

@@ -41,6 +41,8 @@ from nemo_trt.safetensors import read_layout
 from .test_fp8 import E4M3, per_row, quantised, write
 from .test_mistral import NAMES, interleaved, params
 
+pytestmark = pytest.mark.model
+
 TOKENS = np.random.default_rng(3).integers(0, 512, (1, 48))
 QKV = [f"model.layers.0.self_attn.{p}_proj" for p in "qkv"]
 
@@ -143,6 +145,7 @@ def test_its_bundle_computes_what_compressed_tensors_computes(
     assert run(["inspect", str(tmp_path / "b")]) == run(["inspect", str(folder)]) == 0
 
 
+@pytest.mark.e2e
 def test_its_bundle_computes_what_modelopt_computes(tiny_checkpoint: Path, tmp_path: Path) -> None:
     script = Path(__file__).with_name("modelopt_export.py")
     answers = tmp_path / "logits.npy"

@@ -22,6 +22,8 @@ from nemo_trt.precision import DType
 
 from .test_mistral import interleaved
 
+pytestmark = pytest.mark.model
+
 LAYER = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",

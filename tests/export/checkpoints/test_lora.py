@@ -18,7 +18,10 @@ from nemo_trt.errors import CheckpointError
 from nemo_trt.export.checkpoints import open_checkpoint
 from nemo_trt.export.checkpoints.lora import Adapter, merge_adapters
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning"),
+]
 PROJECTIONS = ["q_proj", "v_proj", "gate_proj", "down_proj"]
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {"r": 4, "lora_alpha": 8, "target_modules": PROJECTIONS},

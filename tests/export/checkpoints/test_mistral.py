@@ -18,6 +18,8 @@ from nemo_trt.digest import weights_digest
 from nemo_trt.errors import CheckpointError
 from nemo_trt.export.checkpoints import open_checkpoint
 
+pytestmark = pytest.mark.model
+
 # Written here once more, on purpose: mistral-inference's names and transformers'.
 NAMES = {
     "tok_embeddings": "model.embed_tokens",

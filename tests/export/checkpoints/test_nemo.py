@@ -15,7 +15,10 @@ from nemo_trt.export.checkpoints import open_checkpoint
 from . import megatron
 from .conftest import FORMS
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning"),
+]
 
 
 def require_same(path: Path, tiny_checkpoint: Path) -> None:

@@ -21,7 +21,10 @@ from nemo_trt.export.checkpoints import open_checkpoint
 
 from . import megatron
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning"),
+]
 
 
 class Bomb:

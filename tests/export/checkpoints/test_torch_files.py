@@ -22,7 +22,10 @@ from nemo_trt.precision import DType
 from nemo_trt.tensors import TensorRef
 
 KEY = "model.decoder.final_layernorm.weight"
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning"),
+]
 
 
 def blob(path: Path) -> FileBlob:

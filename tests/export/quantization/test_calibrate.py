@@ -20,6 +20,8 @@ from nemo_trt.progress import Silent
 from nemo_trt.quantization import LM_HEAD, Quantization
 from nemo_trt.validate.texts import HELD_OUT
 
+pytestmark = pytest.mark.model
+
 SAMPLES = [np.random.default_rng(n).integers(0, 512, 9 + n).tolist() for n in range(10)]
 
 

@@ -29,6 +29,8 @@ from nemo_trt.progress import Silent
 from nemo_trt.quantization import Quantization
 from nemo_trt.safetensors import read_layout
 
+pytestmark = pytest.mark.model
+
 TOKENS = np.random.default_rng(3).integers(0, 512, (2, 12))
 KEPT = {"model.layers.1.mlp.down": "x", "model.layers.0.self_attn.qkv": "y"}
 

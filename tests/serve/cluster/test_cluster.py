@@ -13,6 +13,8 @@ import pytest
 
 from .conftest import KEY, SLOTS, Cluster, run_cluster
 
+pytestmark = pytest.mark.e2e
+
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'nemo-trt[ray]'")
 LONG = {"max_tokens": 500, "ignore_eos": True, "temperature": 0, "stream": True}
 

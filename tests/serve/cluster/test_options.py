@@ -15,6 +15,8 @@ from nemo_trt.serve.cluster import ClusterOptions
 from nemo_trt.serve.cluster.exposition import merged
 from nemo_trt.serve.cluster.local import shared_out
 
+pytestmark = pytest.mark.unit
+
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'nemo-trt[ray]'")
 OPTIONS = ClusterOptions(bundle=Path("b"))
 

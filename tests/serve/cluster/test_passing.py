@@ -17,6 +17,8 @@ from nemo_trt.serve.cluster.call import Call
 from nemo_trt.serve.cluster.passing import Passed
 from nemo_trt.serve.http.errors import ApiError
 
+pytestmark = pytest.mark.unit
+
 CALL = Call(scope={}, body=b"")
 STREAM = {
     "type": "http.response.start",

@@ -7,6 +7,8 @@ import pytest
 
 from nemo_trt.serve.cluster.prefixes import BLOCK_CHARS, Beginnings, prefix_keys
 
+pytestmark = pytest.mark.unit
+
 
 def chat(*texts: str) -> bytes:
     roles = ["user", "assistant"] * len(texts)

@@ -13,6 +13,8 @@ from nemo_trt.export.samples import SHAPES
 from nemo_trt.manifest import WeightFile, read_manifest
 from nemo_trt.precision import DType
 
+pytestmark = pytest.mark.unit
+
 DOC = Path(__file__).resolve().parents[3] / "docs" / "scale.md"
 SLOTS = (1, 4, 8, 16, 32, 64)
 NEMO_BYTES = {DType.FP8: 13_590_374_400, DType.BF16: 24_495_564_800}

@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+pytestmark = pytest.mark.e2e
+
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'nemo-trt[ray]'")
 
 CONFIGURATION = """\

@@ -11,6 +11,8 @@ from nemo_trt.engines.sampling import SamplingParams
 from nemo_trt.serve.http.fields import ChatRequest, CompletionRequest
 from nemo_trt.serve.http.refused import REFUSED
 
+pytestmark = pytest.mark.unit
+
 USER = {"messages": [{"role": "user", "content": "x"}]}
 # Field -> a value, and where it is seen: an attribute of SamplingParams and its value there. What
 # acts elsewhere is tested where it acts, over HTTP.

@@ -10,6 +10,8 @@ from schemathesis import GenerationMode
 
 from nemo_trt.serve import ServeOptions, create_app
 
+pytestmark = pytest.mark.model
+
 PATHS = ("POST /v1/chat/completions", "POST /v1/completions", "POST /tokenize", "POST /detokenize")
 
 

@@ -11,6 +11,8 @@ import pytest
 from nemo_trt.errors import RequestError
 from nemo_trt.serve import ServeOptions, create_app
 
+pytestmark = pytest.mark.model
+
 KEY = "a-very-secret-key"
 ASK = {"prompt": "Tell me about Paris, please.", "max_tokens": 2}
 

@@ -12,6 +12,8 @@ import pytest
 
 from nemo_trt.serve import ServeOptions, create_app
 
+pytestmark = pytest.mark.model
+
 LONG = {"prompt": "Once upon a time", "max_tokens": 400, "ignore_eos": True, "n": 3}
 
 

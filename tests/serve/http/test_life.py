@@ -24,6 +24,8 @@ from nemo_trt.errors import BundleError, MachineError
 from nemo_trt.manifest import VALIDATION_FILE, read_manifest
 from nemo_trt.serve import ServeOptions, create_app
 
+pytestmark = pytest.mark.model
+
 OPEN = ServeOptions(allow_unvalidated=True)
 LONG = {"prompt": "Once upon a time", "max_tokens": 300, "ignore_eos": True, "stream": True}
 

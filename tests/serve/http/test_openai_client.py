@@ -10,6 +10,8 @@ import pytest
 from nemo_trt.engines.runner import Runner
 from nemo_trt.engines.sampling import SamplingParams
 
+pytestmark = pytest.mark.model
+
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 TOO_LONG = [{"role": "user", "content": "x " * 700}]

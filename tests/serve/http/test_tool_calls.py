@@ -6,6 +6,8 @@ from typing import Any
 import openai
 import pytest
 
+pytestmark = pytest.mark.model
+
 QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
 CITY = {
     "type": "object",

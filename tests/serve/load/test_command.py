@@ -14,6 +14,8 @@ import pytest
 from nemo_trt.cli.main import run
 from nemo_trt.serve import ServeOptions, create_app
 
+pytestmark = pytest.mark.model
+
 Output = pytest.CaptureFixture[str]
 SHORT = ["--requests", "6", "--concurrency", "3", "--warmup", "1", "--prompt-tokens", "40"]
 SHORT += ["--output-tokens", "uniform:4:8", "--ignore-eos"]
@@ -113,6 +115,7 @@ def test_failed_requests_are_an_exit_code(url: str, capsys: Output) -> None:
     assert "failed (400), the first with: messages" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.e2e
 def test_ctrl_c_reports_what_there_is(url: str, tmp_path: Path) -> None:
     report = tmp_path / "r.json"
     command = [sys.executable, "-m", "nemo_trt.cli.main", "bench-serve", url, *SHORT]

@@ -15,6 +15,8 @@ from nemo_trt.serve.load.probe import Server
 from nemo_trt.serve.load.summary import spread
 from nemo_trt.serve.load.workload import Scale
 
+pytestmark = pytest.mark.unit
+
 OPTIONS = LoadOptions(url="http://x", concurrency=1, num_requests=1)
 
 

@@ -14,6 +14,8 @@ from nemo_trt.serve.load.client import Client
 
 from .conftest import DONE, Seen, event, plain, stream, text, usage
 
+pytestmark = pytest.mark.unit
+
 
 def load(url: str, **options: Any) -> LoadResult:
     given: dict[str, Any] = {"num_requests": 4, "output_tokens": parse_lengths("3")}

@@ -1,9 +1,12 @@
 """Events come out the same however the bytes are cut."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nemo_trt.serve.load.sse import EventParser
+
+pytestmark = pytest.mark.unit
 
 ENDS = st.sampled_from(["\n", "\r", "\r\n"])
 TEXT = st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=12)

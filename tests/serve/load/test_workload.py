@@ -14,6 +14,8 @@ from nemo_trt.serve.load import LoadOptions, parse_lengths
 from nemo_trt.serve.load.arrivals import offsets
 from nemo_trt.serve.load.workload import Scale, Workload, read_prompts
 
+pytestmark = pytest.mark.unit
+
 OPTIONS = LoadOptions(url="http://x", concurrency=1, num_requests=1)
 COUNT = 20_000
 

@@ -62,7 +62,7 @@ class Watch:
             self.wrong.append(f"request to {request.url}")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
     """Debian's Chromium, or another one that has its name."""
     path = shutil.which("chromium") or shutil.which("chromium-browser")

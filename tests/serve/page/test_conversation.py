@@ -14,6 +14,8 @@ from nemo_trt.serve import ServeOptions
 
 from .conftest import Site, ask, finish, run, set_sampling
 
+pytestmark = pytest.mark.e2e
+
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
 FRANCE = "What is the capital of France? Answer in one sentence."

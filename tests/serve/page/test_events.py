@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.e2e
+
 pytest.importorskip("playwright.sync_api")
 
 READ = """async ([path, text, size]) => {

@@ -16,6 +16,8 @@ from nemo_trt.serve import ServeOptions, create_app
 
 from .conftest import CONTEXT, Site, Watch, ask, finish, run, set_sampling
 
+pytestmark = pytest.mark.e2e
+
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
 KEY = "a-very-secret-key"

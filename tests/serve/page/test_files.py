@@ -13,6 +13,8 @@ from nemo_trt.serve import ServeOptions, create_app
 
 from .conftest import Site, Watch, ask, finish
 
+pytestmark = pytest.mark.model
+
 sync_api = pytest.importorskip("playwright.sync_api")
 ROOT = Path(__file__).resolve().parents[3]
 FILES = sorted(path.name for path in (ROOT / "serve" / "page").iterdir())

@@ -9,6 +9,8 @@ from nemo_trt.serve.http.fields import ChatRequest
 
 from .conftest import Site, ask, finish, set_sampling
 
+pytestmark = pytest.mark.e2e
+
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
 HIDE = """hidden => {

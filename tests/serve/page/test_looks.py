@@ -7,6 +7,8 @@ import pytest
 
 from .conftest import Site, ask, finish, keep, set_sampling
 
+pytestmark = pytest.mark.e2e
+
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
 

@@ -6,6 +6,8 @@ import pytest
 
 from .conftest import Site, keep
 
+pytestmark = pytest.mark.e2e
+
 sync_api = pytest.importorskip("playwright.sync_api")
 
 RENDER = """async ([path, text]) => {

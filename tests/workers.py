@@ -1,0 +1,55 @@
+"""Which tests share a worker of pytest-xdist, and which never run beside each other.
+
+A test file runs on one worker, so that its module's fixtures are made once. The files of a group
+run on one worker, too: its Ray cluster or browser starts once, and two TensorRT compilations, 8 GB
+each, never run at a time, not even in two runs of the suite.
+"""
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GROUPS = {
+    "tensorrt": ("tests/engines/trt/", "tests/acceptance/", "tests/cli/test_engines.py"),
+    "ray": ("tests/serve/cluster/",),
+    "browser": ("tests/serve/page/",),
+}
+
+
+def group_of(nodeid: str) -> str:
+    """The group of a test; its file, when it has none."""
+    found = (name for name, paths in GROUPS.items() if nodeid.startswith(paths))
+    return next(found, nodeid.split("::")[0])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Takes the place of --dist."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class GroupScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return GroupScheduling(config, log)
+
+
+@contextmanager
+def _held(lock: Path) -> Iterator[None]:
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the kernel lets go of it when the process ends
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    if group_of(item.nodeid) != "tensorrt" or not item.get_closest_marker("e2e"):
+        return (yield)
+    with _held(Path(tempfile.gettempdir()) / f"nemo-trt-tests-{os.getuid()}-tensorrt.lock"):
+        return (yield)
