@@ -52,9 +52,9 @@ def command(
 ) -> int:
     """Compare BUNDLE's logits with those of transformers, and write the verdict into it.
 
-    Cases: whole and chunked prefill, stepwise decode, a ragged batch, a poisoned cache tail, a
-    reused slot, positions near the context limit. Exit code 0 for pass, 1 for fail, 3 when this
-    machine cannot run what is to be judged.
+    Cases: prefills (whole, long, in chunks), decode, a growing cache, ragged batches, a poisoned
+    cache tail, reused and rewound rows, the Runner, and several depths of the context. Exit code 0
+    for pass, 1 for fail, 3 when this machine cannot run what is to be judged.
     """
     if engine and (max_seq_len or threads or backend != "cpu"):
         raise click.UsageError(

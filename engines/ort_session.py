@@ -40,6 +40,7 @@ class OrtSession:
         self.max_batch = max_batch
         self.max_seq_len = max_seq_len or self.config.max_position_embeddings
         self.capacity = 0
+        self.prefill_chunk: int | None = None
         compute = DType.FP16 if manifest.precision is DType.FP16 else DType.FP32
         fp8 = manifest.precision is DType.FP8  # rounds to FP8 where the graph says so
         self.compute_precision: str = DType.FP8 if fp8 else compute

@@ -26,6 +26,8 @@ class Session(Protocol):
             on the CPU), which decides the validator's tolerances.
         max_batch, max_seq_len: limits given at open.
         capacity: tokens a row that the bound cache holds now, at most `max_seq_len`.
+        prefill_chunk: most new tokens that one run of the graph takes, a longer step is cut; None
+            where it takes any number.
     """
 
     bundle: Path
@@ -35,6 +37,7 @@ class Session(Protocol):
     max_batch: int
     max_seq_len: int
     capacity: int
+    prefill_chunk: int | None
 
     def bind(self, capacity: int) -> None:
         """Make the cache hold at least `capacity` tokens a row; what it holds stays.

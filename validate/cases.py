@@ -1,33 +1,29 @@
 """The cases: how each drives a session, and which logits it says belong to which tokens."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from nemo_trt import bfloat16
+from nemo_trt.engines.rows import Rows
+from nemo_trt.engines.runner import Runner
 from nemo_trt.engines.session import CacheBlock, Logits, Session
 
-DECODE_STEPS = 12
+from .context import Context
+from .sequences import (
+    DECODE_STEPS,
+    EDGE_STEPS,
+    LONG_STEPS,
+    Sequences,
+    TokenSequence,
+    edge_start,
+)
+
 CHUNK = 7
 POISON = 1e4  # finite in every compute precision
-NUM_ROWS = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenSequence:
-    """Tokens whose logits are compared.
-
-    Attributes:
-        name: unique in a run.
-        tokens: the tokens that are computed.
-        start: position of the first one. Before it stands a `Context`, repeated.
-    """
-
-    name: str
-    tokens: tuple[int, ...]
-    start: int = 0
+MAX_ROWS = 8
+_JOINT_STEPS, _PART_STEPS = 4, 2
+_RUNNER_CHUNK = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,87 +35,90 @@ class Observation:
     logits: Logits
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
-    """Keys and values of a short text, from which those of a long context are made.
-
-    Attributes:
-        blocks: (layer, "key" or "value") -> (K, n, D) float32, keys rotated to 0 to n - 1.
-        rope_theta: with which they were rotated.
-    """
-
-    blocks: Mapping[tuple[int, str], NDArray[np.float32]]
-    rope_theta: float
-
-    def repeated(self, layer: int, kind: str, length: int) -> NDArray[np.float32]:
-        """(K, length, D): the text again and again, its keys turned to where they now stand.
-
-        Real keys and values keep the model where it is stable; random ones would make it amplify
-        rounding, and the case would say more of the model than of the engine. Exact in BF16.
-        """
-        block = self.blocks[layer, kind]
-        heads, tokens, width = block.shape
-        copies = -(-length // tokens)
-        if kind == "value":
-            rounded = bfloat16.to_float32(bfloat16.from_float32(block))
-            return np.tile(rounded, (1, copies, 1))[:, :length]
-        shifts = np.arange(copies) * tokens
-        frequencies = self.rope_theta ** -(np.arange(0, width, 2) / width)
-        angles = (shifts[:, None] * frequencies)[:, None]  # (copies, 1, D/2): one a copy
-        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-        first, second = block[:, None, :, : width // 2], block[:, None, :, width // 2 :]
-        turned = (first * cos - second * sin, second * cos + first * sin)
-        whole = np.concatenate(turned, axis=-1).reshape(heads, -1, width)[:, :length]
-        return bfloat16.to_float32(bfloat16.from_float32(whole))
-
-
-def whole_prefill(session: Session, sequences: list[TokenSequence]) -> Iterator[Observation]:
-    """Each sequence in one step."""
-    for sequence in sequences:
+def whole_prefill(session: Session, sequences: Sequences) -> Iterator[Observation]:
+    """Each text in one step."""
+    for sequence in sequences.texts:
         yield Observation(sequence, 0, _run(session, sequence))
 
 
-def chunked_prefill(session: Session, sequences: list[TokenSequence]) -> Iterator[Observation]:
-    """A sequence in steps of a few tokens."""
-    sequence = max(sequences, key=lambda one: len(one.tokens))
+def growing_cache(session: Session, sequences: Sequences) -> Iterator[Observation]:
+    """A prefill that nearly fills the cache, then steps during which it grows: it must run before
+    a case that needs more."""
+    sequence = sequences.long
+    start = edge_start(len(sequence.tokens))
+    session.bind(start)
+    tokens = np.array([sequence.tokens[:start]], np.int64)
+    logits = session.step(tokens, np.zeros(1, np.int64), np.array([[start - 1]]))
+    yield Observation(sequence, start - 1, logits[0].copy())
+    for index in range(start, start + EDGE_STEPS):
+        yield Observation(sequence, index, _run(session, sequence, index, index + 1))
+
+
+def long_prefill(session: Session, sequences: Sequences) -> Iterator[Observation]:
+    """A text longer than one prefill step takes, few of its logits in no order and one of them
+    twice; then one token a step."""
+    sequence = sequences.long
+    split = len(sequence.tokens) - LONG_STEPS
+    ascending = [i for i in sequence.wanted or range(split) if i < split]
+    wanted = [*ascending[1::2], *reversed(ascending[::2]), ascending[len(ascending) // 2]]
+    session.bind(split)
+    tokens = np.array([sequence.tokens[:split]], np.int64)
+    logits = session.step(tokens, np.zeros(1, np.int64), np.array([wanted]))[0].copy()
+    for row, index in enumerate(wanted):
+        yield Observation(sequence, index, logits[row : row + 1])
+    for index in range(split, len(sequence.tokens)):
+        yield Observation(sequence, index, _run(session, sequence, index, index + 1))
+
+
+def chunked_prefill(session: Session, sequences: Sequences) -> Iterator[Observation]:
+    """A text in steps of a few tokens."""
+    sequence = max(sequences.texts, key=lambda one: len(one.tokens))
     for start in range(0, len(sequence.tokens), CHUNK):
         yield Observation(sequence, start, _run(session, sequence, start, start + CHUNK))
 
 
-def stepwise_decode(session: Session, sequences: list[TokenSequence]) -> Iterator[Observation]:
+def stepwise_decode(session: Session, sequences: Sequences) -> Iterator[Observation]:
     """A prefill, then one token a step through the cache."""
-    sequence = sequences[0]
+    sequence = sequences.texts[0]
     split = max(1, len(sequence.tokens) - DECODE_STEPS)
     _run(session, sequence, 0, split)
     for index in range(split, len(sequence.tokens)):
         yield Observation(sequence, index, _run(session, sequence, index, index + 1))
 
 
-def ragged_batch(session: Session, sequences: list[TokenSequence]) -> Iterator[Observation]:
-    """Rows of different lengths: one padded prefill, then steps with different write indices."""
-    rows = sorted(sequences, key=lambda one: len(one.tokens))[:: max(1, len(sequences) // NUM_ROWS)]
-    rows = rows[: session.max_batch]
-    splits = [max(1, len(row.tokens) - DECODE_STEPS) for row in rows]
+def ragged_batch(session: Session, sequences: Sequences) -> Iterator[Observation]:
+    """As many rows as there are, up to eight, two of them equally long: a padded prefill with a few
+    logits a row in no order, steps of all rows, then steps of those but the first, and of the last.
+    """
+    rows, splits = _ragged(sequences.texts, min(session.max_batch, MAX_ROWS))
     longest = max(splits)
     padded = np.zeros((len(rows), longest), np.int64)
     for row, (sequence, split) in enumerate(zip(rows, splits, strict=True)):
         padded[row, :split] = sequence.tokens[:split]
-    every = np.tile(np.arange(longest), (len(rows), 1))
-    session.bind(longest + DECODE_STEPS)
-    logits = session.step(padded, np.zeros(len(rows), np.int64), every).copy()
-    for row, (sequence, split) in enumerate(zip(rows, splits, strict=True)):
-        yield Observation(sequence, 0, logits[row, :split])
-    for step in range(min(len(r.tokens) - s for r, s in zip(rows, splits, strict=True))):
-        where = np.array(splits) + step
-        tokens = np.array([[r.tokens[w]] for r, w in zip(rows, where, strict=True)])
-        logits = session.step(tokens, where, np.zeros((len(rows), 1), np.int64)).copy()
-        for row, sequence in enumerate(rows):
-            yield Observation(sequence, int(where[row]), logits[row])
+    wanted = np.array([[split - 1, 0, split // 2, split - 1, split // 3] for split in splits])
+    session.bind(longest + _JOINT_STEPS + _PART_STEPS)
+    logits = session.step(padded, np.zeros(len(rows), np.int64), wanted).copy()
+    for row, sequence in enumerate(rows):
+        for place, index in enumerate(wanted[row]):
+            yield Observation(sequence, int(index), logits[row, place : place + 1])
+    where = np.array(splits)
+    parts = [(0, _JOINT_STEPS)]
+    if len(rows) > 1:
+        parts += [(1, _PART_STEPS), (len(rows) - 1, 1)]
+    for first_row, steps in parts:
+        for _ in range(steps):
+            some = range(first_row, len(rows))
+            tokens = np.array([[rows[row].tokens[where[row]]] for row in some])
+            indices = np.zeros((len(tokens), 1), np.int64)
+            logits = session.step(tokens, where[first_row:], indices, first_row).copy()
+            for row in some:
+                yield Observation(rows[row], int(where[row]), logits[row - first_row])
+            where[first_row:] += 1
 
 
-def poisoned_tail(session: Session, sequences: list[TokenSequence]) -> Iterator[Observation]:
+def poisoned_tail(session: Session, sequences: Sequences) -> Iterator[Observation]:
     """A cache whose unused part holds large numbers."""
-    sequence = sequences[1 % len(sequences)]
+    sequence = sequences.texts[1 % len(sequences.texts)]
     session.bind(len(sequence.tokens))
     config = session.config
     shape = (config.num_kv_heads, session.capacity, config.head_dim)
@@ -132,36 +131,109 @@ def poisoned_tail(session: Session, sequences: list[TokenSequence]) -> Iterator[
     yield Observation(sequence, half, _run(session, sequence, half))
 
 
-def reused_slot(session: Session, sequences: list[TokenSequence]) -> Iterator[Observation]:
+def reused_slot(session: Session, sequences: Sequences) -> Iterator[Observation]:
     """A row that held other, longer tokens and was rewound to nothing."""
-    ordered = sorted(sequences, key=lambda one: len(one.tokens))
+    ordered = sorted(sequences.texts, key=lambda one: len(one.tokens))
     _run(session, ordered[-1])
     yield Observation(ordered[0], 0, _run(session, ordered[0]))
 
 
+def rewound_rows(session: Session, sequences: Sequences) -> Iterator[Observation]:
+    """`Rows`: other tokens written behind half a text and rewound, as drafts are; and a row into
+    which the beginning of another is copied, as shared prefixes are."""
+    text = max(sequences.texts, key=lambda one: len(one.tokens))
+    other = sequences.texts[0] if text is not sequences.texts[0] else sequences.texts[-1]
+    half, count = len(text.tokens) // 2, min(6, len(text.tokens) // 2 - 1)
+    rows = Rows(session)
+    last = session.max_batch - 1
+
+    def judged(row: int, start: int, stop: int) -> Iterator[Observation]:
+        tokens = text.tokens[start:stop]
+        for _, logits in rows.append({row: tokens}, num_logits=len(tokens)):
+            yield Observation(text, start, logits.copy())
+
+    def write(row: int, tokens: tuple[int, ...]) -> None:
+        for _ in rows.append({row: tokens}):
+            pass
+
+    write(0, text.tokens[:half])
+    write(0, other.tokens[:DECODE_STEPS])
+    rows.rewind(0, half)
+    yield from judged(0, half, half + count)
+    if last:
+        shared = half - 2
+        write(last, other.tokens)
+        rows.copy(0, last, shared)
+        yield from judged(last, shared, half + count)
+    yield from judged(0, half + count, half + count + 1)  # unharmed by the copy
+
+
+def runner_rows(session: Session, sequences: Sequences) -> Iterator[Observation]:
+    """`Runner`: rows given in another order than their slots, prefilled in chunks with one logit a
+    row, decoded while others rest, then all together."""
+    texts, splits = _ragged(sequences.texts, min(session.max_batch, 4))
+    slots = [*range(1, len(texts), 2), *range(0, len(texts), 2)]
+    runner = Runner(session)
+    where = dict(zip(slots, splits, strict=True))
+    text_of = dict(zip(slots, texts, strict=True))
+    prompts = {slot: text_of[slot].tokens[: where[slot]] for slot in slots}
+    logits = runner.prefill(prompts, chunk=_RUNNER_CHUNK)
+    for row, slot in enumerate(slots):
+        yield Observation(text_of[slot], where[slot] - 1, logits[row : row + 1])
+    some = slots[:1] if len(slots) < 3 else [max(slots), min(slots)]
+    for active in (some, some, slots, slots):
+        logits = runner.decode({slot: text_of[slot].tokens[where[slot]] for slot in active})
+        for row, slot in enumerate(active):
+            yield Observation(text_of[slot], where[slot], logits[row : row + 1])
+            where[slot] += 1
+
+
 def long_position(
-    session: Session, sequence: TokenSequence, context: Context
+    session: Session, far: tuple[TokenSequence, ...], context: Context
 ) -> Iterator[Observation]:
-    """Tokens near the context limit, behind keys and values that are written there."""
-    session.bind(sequence.start + len(sequence.tokens))
+    """Tokens at several depths of the context, behind keys and values that are written there.
+
+    The deepest comes first, so that what is written serves for all: each depth overwrites only what
+    lies behind the next one.
+    """
+    deepest = far[0]
+    session.bind(deepest.start + len(deepest.tokens))
     for layer in range(session.config.num_layers):
         for kind in ("key", "value"):
-            session.write_cache(layer, kind, 0, 0, context.repeated(layer, kind, sequence.start))
-    half = len(sequence.tokens) // 2
-    yield Observation(sequence, 0, _run(session, sequence, 0, half))
-    for index in range(half, len(sequence.tokens)):
-        yield Observation(sequence, index, _run(session, sequence, index, index + 1))
+            session.write_cache(layer, kind, 0, 0, context.repeated(layer, kind, deepest.start))
+    for sequence in far:
+        half = len(sequence.tokens) // 2
+        yield Observation(sequence, 0, _run(session, sequence, 0, half))
+        for index in range(half, len(sequence.tokens)):
+            yield Observation(sequence, index, _run(session, sequence, index, index + 1))
 
 
-CASES: dict[str, Callable[[Session, list[TokenSequence]], Iterator[Observation]]] = {
+CASES: dict[str, Callable[[Session, Sequences], Iterator[Observation]]] = {
     "whole prefill": whole_prefill,
+    "growing cache": growing_cache,
+    "long prefill": long_prefill,
     "chunked prefill": chunked_prefill,
     "stepwise decode": stepwise_decode,
     "ragged batch": ragged_batch,
     "poisoned tail": poisoned_tail,
     "reused slot": reused_slot,
+    "rewound rows": rewound_rows,
+    "runner": runner_rows,
 }
 LONG_POSITION = "long position"
+
+
+def _ragged(texts: tuple[TokenSequence, ...], count: int) -> tuple[list[TokenSequence], list[int]]:
+    """Texts of different lengths in no order, and how many tokens of each are prefilled: two alike,
+    each so that what is left is enough for the steps behind it."""
+    ordered = sorted(texts, key=lambda one: len(one.tokens))
+    chosen = [ordered[index * len(ordered) // count] for index in range(min(count, len(ordered)))]
+    chosen = [*chosen[1::2], *chosen[::2]]
+    left = _JOINT_STEPS + _PART_STEPS + 1
+    splits = [max(1, len(one.tokens) - left) for one in chosen]
+    if len(splits) > 1:
+        splits[0] = splits[-1] = min(splits[0], splits[-1])
+    return chosen, splits
 
 
 def _run(

@@ -21,7 +21,8 @@ from nemo_trt.export.tensors import load
 from nemo_trt.progress import Progress, Silent
 from nemo_trt.tensors import LazyTensor
 
-from .cases import Context, TokenSequence
+from .context import Context
+from .sequences import TokenSequence
 
 _PROBE_TOKENS = 16
 _HEAD_ROWS = 16384
@@ -32,7 +33,7 @@ class Reference:
     """Logits to compare with.
 
     Attributes:
-        logits: sequence name -> (S, V) float32.
+        logits: sequence name -> (n, V) float32, of the tokens that the sequence wants.
         noise: largest difference, on a probe, between these and the same in float64.
         context: keys and values of the first sequence, before which others may stand.
         dtype: in which they were computed.
@@ -96,7 +97,7 @@ def compute_reference(
         {"weight": load(checkpoint.tensors["model.norm.weight"]).to(device, dtype)}, assign=True
     )
     head = "model.embed_tokens.weight" if config.tied_head else "lm_head.weight"
-    logits = _head([norm(run.hidden[0]) for run in runs], checkpoint.tensors[head])
+    logits = _head([norm(run.wanted()) for run in runs], checkpoint.tensors[head])
     exact = _head([norm.double()(double.hidden[0])], checkpoint.tensors[head])[0]
     compared = logits[0][: len(probe.tokens)].double()
     return Reference(
@@ -133,6 +134,11 @@ class _Run:
             (len(positions), len(keys)), torch.finfo(dtype).min, dtype=dtype, device=device
         )
         self.mask = hidden.masked_fill(keys <= positions[:, None], 0)[None, None]  # (1, 1, S, T)
+
+    def wanted(self) -> Tensor:
+        """Hidden states of the tokens whose logits are kept, (n, C)."""
+        indices = self.sequence.wanted
+        return self.hidden[0] if indices is None else self.hidden[0, list(indices)]
 
     def through(
         self, layer: Any, index: int, context: Context

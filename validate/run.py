@@ -17,9 +17,10 @@ from nemo_trt.manifest import Manifest, read_manifest
 from nemo_trt.progress import Progress
 from nemo_trt.verdict import verdict_file
 
-from .cases import NUM_ROWS
+from .cases import MAX_ROWS
 from .report import Report
-from .validator import make_sequences, validate
+from .sequences import make_sequences
+from .validator import validate
 
 _CACHE_SHARE = 0.25  # of memory: the cache of the far case is the largest thing
 
@@ -108,7 +109,7 @@ def _open(
     limit = max_seq_len
     if backend == "cpu":
         limit = limit or ort_session.affordable_seq_len(
-            manifest.config, NUM_ROWS, share=_CACHE_SHARE
+            manifest.config, MAX_ROWS, share=_CACHE_SHARE
         )
-    session = open_session(bundle, backend, max_batch=NUM_ROWS, max_seq_len=limit, threads=threads)
+    session = open_session(bundle, backend, max_batch=MAX_ROWS, max_seq_len=limit, threads=threads)
     return session, bundle

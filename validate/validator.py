@@ -2,7 +2,7 @@
 
 import math
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import chain
 
@@ -11,63 +11,23 @@ import numpy as np
 from nemo_trt import __version__
 from nemo_trt.digest import quick_digest
 from nemo_trt.engines.session import Session
-from nemo_trt.engines.tokenizers import Tokenizer
 from nemo_trt.errors import MachineError, RequestError
 from nemo_trt.export.checkpoints import Checkpoint
 from nemo_trt.progress import Progress, Silent
 
 from . import cases
-from .cases import Observation, TokenSequence
+from .cases import Observation
 from .metrics import Metrics, compare, negative_log_likelihood
 from .reference import Reference, compute_reference
 from .report import CaseReport, Report, broken_case
-from .texts import HELD_OUT
+from .sequences import Sequences
 from .tolerances import Tolerance, tolerance_of
-
-MAX_PROMPT_TOKENS = 64
-MIN_PROMPT_TOKENS = 4
-LONG_TOKENS = 8
-_NUM_RANDOM = 6
-
-
-def make_sequences(
-    session: Session, tokenizer: Tokenizer | None, prompts: Sequence[str] | None = None
-) -> list[TokenSequence]:
-    """The sequences of a run; the last one stands near the context limit.
-
-    Without a tokenizer the tokens are seeded random numbers.
-
-    Raises:
-        RequestError: a prompt is too short to say anything, or no prompt was given.
-    """
-    vocab_size = session.config.vocab_size
-    if tokenizer is None:
-        rng = np.random.default_rng(0)
-        lengths = range(20, 20 + 9 * _NUM_RANDOM, 9)
-        every = [rng.integers(0, vocab_size, length).tolist() for length in lengths]
-    else:
-        every = [tokenizer.encode(prompt, bos=True) for prompt in prompts or HELD_OUT]
-    for index, tokens in enumerate(every):
-        if len(tokens) < MIN_PROMPT_TOKENS:
-            raise RequestError(
-                f"Prompt {index + 1} must have at least {MIN_PROMPT_TOKENS} tokens, "
-                f"got {len(tokens)}."
-            )
-    limit = min(MAX_PROMPT_TOKENS, session.max_seq_len - cases.DECODE_STEPS)
-    sequences = [
-        TokenSequence(name=f"text {index + 1}", tokens=tuple(tokens[:limit]))
-        for index, tokens in enumerate(every)
-    ]
-    far = sequences[0].tokens[:LONG_TOKENS]
-    end = min(session.max_seq_len, session.config.max_position_embeddings)
-    sequences.append(TokenSequence(name="far", tokens=far, start=end - len(far)))
-    return sequences
 
 
 def validate(
     session: Session,
     checkpoint: Checkpoint,
-    sequences: Sequence[TokenSequence],
+    sequences: Sequences,
     *,
     bundle_id: str,
     engine: dict[str, str],
@@ -93,15 +53,14 @@ def validate(
             f"{checkpoint.path} must be the model that the bundle was made from, got one of "
             "another shape. Name it with --reference."
         )
-    reference = reference or compute_reference(checkpoint, sequences, progress)
+    reference = reference or compute_reference(checkpoint, sequences.every, progress)
     limits = tolerance_of(session.compute_precision)
-    near, far = list(sequences[:-1]), sequences[-1]
     progress.phase("engine: cases", len(cases.CASES) + 1)
     reports = []
     likelihoods: list[tuple[np.ndarray, np.ndarray]] = []
     for name, observations in chain(
-        ((name, case(session, near)) for name, case in cases.CASES.items()),
-        ((cases.LONG_POSITION, cases.long_position(session, far, reference.context)),),
+        ((name, case(session, sequences)) for name, case in cases.CASES.items()),
+        ((cases.LONG_POSITION, cases.long_position(session, sequences.far, reference.context)),),
     ):
         try:
             seen = list(observations)
@@ -134,7 +93,7 @@ def validate(
             "python": platform.python_version(),
             "sequences": [
                 {"name": one.name, "tokens": len(one.tokens), "start": one.start}
-                for one in sequences
+                for one in sequences.every
             ],
         },
         limits=asdict(limits),
@@ -151,7 +110,7 @@ def _judge(
     positions: list[tuple[str, int]] = []
     for one in seen:
         count = len(one.logits)
-        expected = reference.logits[one.sequence.name][one.first : one.first + count]
+        expected = reference.logits[one.sequence.name][one.sequence.rows(one.first, count)]
         parts.append(compare(one.logits, expected, noise=reference.noise))
         first = one.sequence.start + one.first
         positions += [(one.sequence.name, position) for position in range(first, first + count)]

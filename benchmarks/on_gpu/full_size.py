@@ -14,9 +14,10 @@ import torch
 
 from nemo_trt.engines.session import Session
 from nemo_trt.export.checkpoints import open_checkpoint
-from nemo_trt.validate.cases import Observation, TokenSequence, long_position
+from nemo_trt.validate.cases import Observation, long_position
 from nemo_trt.validate.metrics import compare
 from nemo_trt.validate.reference import Reference, compute_reference
+from nemo_trt.validate.sequences import TokenSequence
 from nemo_trt.validate.tolerances import tolerance_of
 from on_gpu.scale import Work
 from on_gpu.session import opened
@@ -46,7 +47,7 @@ def run_far(work: Work) -> dict[str, Any]:
     references = references_of(work, [short, far])
     session = opened(work, max_batch=1, max_seq_len=far.start + len(far.tokens))
     with closing(session):
-        seen = list(long_position(session, far, references["fp32"].context))
+        seen = list(long_position(session, (far,), references["fp32"].context))
         return verdict_of(session, {"long position": seen}, references)
 
 

@@ -62,6 +62,7 @@ class CudaSession:
         manifest = read_manifest(bundle)
         self.bundle, self.bundle_id, self.config = bundle, manifest.bundle_id, manifest.config
         self.max_batch, self.capacity = max_batch, 0
+        self.prefill_chunk: int | None = PREFILL_TOKENS
         self._base = base or manifest.precision.base
         fp8 = manifest.precision is DType.FP8
         self.compute_precision: str = DType.FP8 if fp8 else self._base

@@ -53,6 +53,7 @@ class TensorRtSession:
         self.compute_precision: str = manifest.precision
         self.max_batch, self.max_seq_len = options.max_batch, options.max_seq_len
         self.capacity = options.max_seq_len
+        self.prefill_chunk: int | None = options.prefill_chunk
         self._dtype = manifest.precision.base
         self._device, self._use_graphs = device, use_graphs
         self._graphs: dict[tuple[int, int], object] = {}

@@ -6,10 +6,12 @@ from pathlib import Path
 from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.engines.tokenizers import open_tokenizer
 from nemo_trt.export.checkpoints import open_checkpoint
+from nemo_trt.validate.cases import MAX_ROWS
 from nemo_trt.validate.reference import Reference, compute_reference
 from nemo_trt.validate.report import Report
+from nemo_trt.validate.sequences import make_sequences
 from nemo_trt.validate.texts import PROMPTS
-from nemo_trt.validate.validator import make_sequences, validate
+from nemo_trt.validate.validator import validate
 
 CAPACITY = 256
 
@@ -35,10 +37,10 @@ class Judge:
         tokenizer = open_tokenizer(checkpoint) if self.checkpoint.tokenizer_files else None
         with OrtSession.open(bundle, max_seq_len=capacity) as session:
             self.sequences = make_sequences(session, tokenizer, prompts)
-        self.reference: Reference = compute_reference(self.checkpoint, self.sequences)
+        self.reference: Reference = compute_reference(self.checkpoint, self.sequences.every)
 
     def __call__(self, bundle: Path) -> Report:
-        with OrtSession.open(bundle, max_batch=3, max_seq_len=self.capacity) as session:
+        with OrtSession.open(bundle, max_batch=MAX_ROWS, max_seq_len=self.capacity) as session:
             return validate(
                 session,
                 self.checkpoint,

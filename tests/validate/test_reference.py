@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from nemo_trt.export.checkpoints import open_checkpoint
-from nemo_trt.validate.cases import TokenSequence
 from nemo_trt.validate.reference import compute_reference
+from nemo_trt.validate.sequences import TokenSequence
 
 pytestmark = pytest.mark.model
 

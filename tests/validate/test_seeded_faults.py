@@ -125,7 +125,7 @@ def test_an_engine_that_breaks_has_failed_the_case(
     step = OrtSession.step
     monkeypatch.setattr(OrtSession, "step", breaks)
     report = judge_tiny(tiny.bundle)
-    assert report.verdict == "fail" and failed(report) == {"ragged batch"}
+    assert report.verdict == "fail" and failed(report) == {"ragged batch", "runner"}
     assert "out of memory" in report.to_json()
 
 

@@ -124,7 +124,8 @@ def test_each_backend_has_a_verdict_of_its_own(bundles: dict[str, Path]) -> None
 def test_the_validator_judges_the_cuda_session_as_it_is_written(bundles: dict[str, Path]) -> None:
     """The whole validator over the lowered graph, on the host and in fp32."""
     from nemo_trt.export.checkpoints import open_checkpoint
-    from nemo_trt.validate.validator import make_sequences, validate
+    from nemo_trt.validate.sequences import make_sequences
+    from nemo_trt.validate.validator import validate
 
     checkpoint = open_checkpoint(bundles["bf16"].parent / "checkpoint")
     device = HostDevice()

@@ -164,8 +164,8 @@ def test_its_bundle_computes_the_same_logits(
 
 
 def test_validate_takes_it_as_the_reference(native: Path, tiny: Any) -> None:
-    from nemo_trt.validate.cases import TokenSequence
     from nemo_trt.validate.reference import compute_reference
+    from nemo_trt.validate.sequences import TokenSequence
 
     sequences = [TokenSequence(name="ids", tokens=tuple(range(3, 20)))]
     ours = compute_reference(open_checkpoint(native), sequences)
