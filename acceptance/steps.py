@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nemo_trt.bundle import Bundle
 from nemo_trt.engines.trt.record import read_record
 from nemo_trt.errors import NemoTrtError
-from nemo_trt.manifest import read_manifest
 from nemo_trt.precision import DType
 
 from .identity import (
@@ -277,7 +277,7 @@ def _code(*rooms: str) -> dict[str, Scalar]:
 
 def _bundle_gone(bundle: Path, record: Record) -> str:
     try:
-        found = read_manifest(bundle).bundle_id
+        found = Bundle.open(bundle).bundle_id
     except NemoTrtError as error:
         return str(error)
     return "" if found == record.product["bundle_id"] else f"{bundle.name} is another bundle now."
@@ -285,8 +285,7 @@ def _bundle_gone(bundle: Path, record: Record) -> str:
 
 def _engine_gone(bundle: Path, engine: str, record: Record) -> str:
     try:
-        manifest = read_manifest(bundle)
-        found = read_record(bundle, engine, bundle_id=manifest.bundle_id, verify=False).engine_id
+        found = read_record(Bundle.open(bundle), engine, verify=False).engine_id
     except NemoTrtError as error:
         return str(error)
     return "" if found == record.product["engine_id"] else f"{engine} is another engine now."

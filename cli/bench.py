@@ -3,14 +3,12 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from .options import backend_option
+from nemo_trt.where import Where
 
-if TYPE_CHECKING:
-    from nemo_trt.engines.backend import Backend
+from .options import where_options
 
 
 @click.command(epilog="Example: nemo-trt bench ./bundle --prefill 128 --decode 128 --decode 4096")
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
 )
 @click.option("--steps", type=click.IntRange(2), default=32, show_default=True, help="Per length.")
 @click.option("--threads", type=click.IntRange(1), help="Compute threads.")
-@backend_option
+@where_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     bundle: Path,
@@ -41,7 +39,7 @@ def command(
     decode: tuple[int, ...],
     steps: int,
     threads: int | None,
-    backend: "Backend",
+    where: Where,
     as_json: bool,
 ) -> None:
     """Measure BUNDLE on this machine: load, prefill, decode, memory, share of copy bandwidth."""
@@ -56,7 +54,7 @@ def command(
             decode_lengths=decode,
             num_decode_steps=steps,
             threads=threads,
-            backend=backend,
+            where=where,
             progress=bar,
         )
     if as_json:
@@ -75,8 +73,8 @@ def command(
     table.add_row("weights read a token", num_bytes(figures.weight_bytes_per_token))
     table.add_row("cache a token", num_bytes(figures.kv_bytes_per_token))
     table.add_row("copy bandwidth here", f"{num_bytes(int(figures.copy_bytes_per_s))}/s")
-    if backend == "cpu":
+    if where.kind == "cpu":
         table.add_row("decode's share of it", f"{figures.bandwidth_share:.0%}")
-    where = f"{figures.threads or 'default'} threads" if backend == "cpu" else "CUDA"
-    table.add_row("computes in", f"{figures.compute_precision}, {where}")
+    ran = f"{figures.threads or 'default'} threads" if where.kind == "cpu" else str(where)
+    table.add_row("computes in", f"{figures.compute_precision}, {ran}")
     OUT.print(table)

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nemo_trt.where import Where
+
 from .options import sampling_options, sampling_params, session_options
 
 if TYPE_CHECKING:
-    from nemo_trt.engines.backend import Backend
     from nemo_trt.engines.runner import Runner
     from nemo_trt.engines.sampling import SamplingParams
     from nemo_trt.engines.tokenizers import Message
@@ -27,7 +28,7 @@ def command(
     message: str | None,
     max_seq_len: int | None,
     threads: int | None,
-    backend: "Backend",
+    where: Where,
     **sampling: Any,
 ) -> None:
     """Talk with BUNDLE in its own chat format. An empty line or Ctrl-D ends the conversation.
@@ -38,7 +39,7 @@ def command(
 
     params = sampling_params(sampling)
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
-    with Runner.open(bundle, max_seq_len=max_seq_len, threads=threads, backend=backend) as runner:
+    with Runner.open(bundle, where, max_seq_len=max_seq_len, threads=threads) as runner:
         if message is not None:
             _answer(runner, [*messages, {"role": "user", "content": message}], params)
             return

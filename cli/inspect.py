@@ -11,6 +11,7 @@ from nemo_trt.errors import CheckpointError
 from .options import dequantise_option, format_option
 
 if TYPE_CHECKING:
+    from nemo_trt.bundle import Bundle
     from nemo_trt.config import ModelConfig
     from nemo_trt.precision import DType
     from nemo_trt.quantization import Quantization
@@ -87,12 +88,13 @@ def _checkpoint(path: Path, format: str | None, dequantise: bool, digest: bool) 
 
 
 def _bundle(path: Path) -> dict[str, Any]:
-    from nemo_trt.manifest import read_manifest
+    from nemo_trt.bundle import Bundle
     from nemo_trt.safetensors import read_layout
     from nemo_trt.verdict import read_verdict
 
-    manifest = read_manifest(path)
-    refs = [ref for w in manifest.weights for ref in read_layout(path / w.file).values()]
+    bundle = Bundle.open(path)
+    manifest = bundle.manifest
+    refs = [ref for file in bundle.weight_paths for ref in read_layout(file).values()]
     return {
         "kind": "bundle",
         **_model(manifest.config, manifest.precision),
@@ -107,28 +109,28 @@ def _bundle(path: Path) -> dict[str, Any]:
         **_quantization(manifest.quantization),
         "validation": read_verdict(path, bundle_id=manifest.bundle_id),
         "validation_cuda": read_verdict(path, bundle_id=manifest.bundle_id, backend="cuda"),
-        "engines": _engines(path, manifest.bundle_id),
+        "engines": _engines(bundle),
         "source": manifest.source,
         "tools": manifest.tools,
         "tensors": [_tensor(ref) for ref in refs],
     }
 
 
-def _engines(bundle: Path, bundle_id: str) -> list[dict[str, Any]]:
+def _engines(bundle: "Bundle") -> list[dict[str, Any]]:
     """What engine.json says of each engine, and whether a verdict is of its very plans."""
-    from nemo_trt.engines.trt.record import engine_folder, engine_names, read_record
+    from nemo_trt.engines.trt.record import read_record
     from nemo_trt.errors import BuildError
     from nemo_trt.verdict import read_verdict
 
     found = []
-    for name in engine_names(bundle):
+    for name in bundle.engines():
         try:
-            record = read_record(bundle, name, bundle_id=bundle_id, verify=False)
+            record = read_record(bundle, name, verify=False)
         except BuildError as error:
             found.append({"name": name, "error": str(error)})
             continue
         verdict = read_verdict(
-            engine_folder(bundle, name), bundle_id=bundle_id, engine_id=record.engine_id
+            bundle.engine_folder(name), bundle_id=bundle.bundle_id, engine_id=record.engine_id
         )
         found.append({**json.loads(record.to_json()), "validation": verdict})
     return found

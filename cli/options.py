@@ -1,28 +1,32 @@
 """Options that several commands share: where a bundle runs, and how tokens are chosen."""
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from nemo_trt.where import Where
 
 if TYPE_CHECKING:
     from nemo_trt.engines.sampling import SamplingParams
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-backend_option = click.option(
-    "--backend",
-    type=click.Choice(["cpu", "cuda"]),
-    default="cpu",
-    show_default=True,
-    help="Where ONNX Runtime runs; cuda needs onnxruntime-gpu.",
+_WHERE = (
+    click.option("--engine", help="Run this TensorRT engine of the bundle, on this machine's GPU."),
+    click.option(
+        "--backend",
+        type=click.Choice(["cpu", "cuda"]),
+        help="Run the bundle on ONNX Runtime: cpu (the default), or cuda, which needs "
+        "onnxruntime-gpu.",
+    ),
 )
-"""Adds --backend, which `open_session` takes."""
-
 _SESSION = (
-    click.option("--max-seq-len", type=click.IntRange(1), help="Tokens a row can hold at most."),
-    click.option("--threads", type=click.IntRange(1), help="Compute threads."),
-    backend_option,
+    click.option(
+        "--max-seq-len", type=click.IntRange(1), help="Tokens a row can hold at most; no engine."
+    ),
+    click.option("--threads", type=click.IntRange(1), help="Compute threads; CPU only."),
 )
 _SAMPLING = (
     click.option(
@@ -47,9 +51,21 @@ dequantise_option = click.option("--dequantise", is_flag=True, help="Read FP8 we
 """Adds --dequantise, which `open_checkpoint` takes."""
 
 
+def where_options(command: Command) -> Command:
+    """Add --engine and --backend; the command gets them as one `where`."""
+
+    @functools.wraps(command)
+    def with_where(*args: Any, engine: str | None, backend: str | None, **rest: Any) -> Any:
+        if engine is not None and backend is not None:
+            raise click.UsageError("--engine and --backend exclude each other; leave one out.")
+        return command(*args, where=Where.of(engine or backend or "cpu"), **rest)
+
+    return _add(with_where, _WHERE)  # type: ignore[return-value]  # click calls it by names
+
+
 def session_options(command: Command) -> Command:
-    """Add --max-seq-len, --threads and --backend."""
-    return _add(command, _SESSION)
+    """Add --engine, --backend, --max-seq-len and --threads."""
+    return where_options(_add(command, _SESSION))
 
 
 def sampling_options(command: Command) -> Command:

@@ -27,11 +27,11 @@ def command(
     The floor is the least time that a decode step can take: all bytes that it reads over the GPU's
     memory bandwidth.
     """
+    from nemo_trt.bundle import Bundle
     from nemo_trt.engines.planner import plan_engine, require_fit
     from nemo_trt.engines.targets import TARGETS, target_named
-    from nemo_trt.manifest import read_manifest
 
-    manifest = read_manifest(bundle)
+    manifest = Bundle.open(bundle)
     if gpu is None:
         rows = [
             plan_engine(manifest, target, max_seq_len=max_seq_len, max_batch=max_batch)

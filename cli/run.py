@@ -5,14 +5,13 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from .options import sampling_options, sampling_params, session_options
+from nemo_trt.where import Where
 
-if TYPE_CHECKING:
-    from nemo_trt.engines.backend import Backend
+from .options import sampling_options, sampling_params, session_options
 
 
 @click.command(epilog='Example: nemo-trt run ./bundle "The capital of France is" --max-tokens 20')
@@ -27,7 +26,7 @@ def command(
     prompt: str,
     max_seq_len: int | None,
     threads: int | None,
-    backend: "Backend",
+    where: Where,
     as_json: bool,
     **sampling: Any,
 ) -> None:
@@ -37,7 +36,7 @@ def command(
     if prompt == "-":
         prompt = sys.stdin.read()
     params = sampling_params(sampling)
-    with Runner.open(bundle, max_seq_len=max_seq_len, threads=threads, backend=backend) as runner:
+    with Runner.open(bundle, where, max_seq_len=max_seq_len, threads=threads) as runner:
         start, count = time.perf_counter(), 0
         for event in runner.generate(prompt, params):
             count += 1

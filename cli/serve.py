@@ -5,39 +5,36 @@ import os
 import time
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from nemo_trt.defaults import SLOTS
 from nemo_trt.serve.keys import KEYS_VARIABLE, read_keys
 from nemo_trt.serve.options import ServeOptions
 from nemo_trt.verdict import PASS
+from nemo_trt.where import Where
 
-from .options import backend_option
-
-if TYPE_CHECKING:
-    from nemo_trt.engines.backend import Backend
+from .options import where_options
 
 _DEFAULTS = {field.name: field.default for field in fields(ServeOptions)}
 
 
 @click.command(epilog="Example: nemo-trt serve ./bundle --max-batch 8 --max-seq-len 4096")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--engine", help="Serve this engine of the bundle, on this machine's GPU.")
+@where_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free."
 )
-@click.option("--model-name", help="What clients call it; by default the bundle's folder name.")
+@click.option("--model-name", help="What clients call it; by default the checkpoint's name.")
 @click.option(
-    "--max-batch", type=click.IntRange(1), default=8, show_default=True, help="Slots (no engine)."
+    "--max-batch", type=click.IntRange(1), help="Slots, by default 8; an engine has its own."
 )
 @click.option(
     "--max-seq-len",
     type=click.IntRange(1),
     help="Tokens of prompt and answer (no engine); by default the model's, as memory allows.",
 )
-@backend_option
 @click.option("--threads", type=click.IntRange(1), help="Compute threads (no engine).")
 @click.option(
     "--max-queue",
@@ -86,13 +83,12 @@ _DEFAULTS = {field.name: field.default for field in fields(ServeOptions)}
 @click.option("--log-text", is_flag=True, help="Write prompts and answers to the log.")
 def command(
     bundle: Path,
-    engine: str | None,
+    where: Where,
     host: str,
     port: int,
     model_name: str | None,
-    max_batch: int,
+    max_batch: int | None,
     max_seq_len: int | None,
-    backend: "Backend",
     threads: int | None,
     max_queue: int,
     prefill_tokens: int,
@@ -113,8 +109,10 @@ def command(
     start = time.perf_counter()
     if not ray and (replicas or autoscale):
         raise click.UsageError("--replicas and --autoscale go with --ray.")
-    if backend == "cuda" and (ray or engine or threads):
-        raise click.UsageError("--backend cuda goes without --ray, --engine and --threads.")
+    if where.kind != "cpu" and threads:
+        raise click.UsageError("--threads goes with --backend cpu alone; leave it out.")
+    if where.kind == "engine" and (max_batch or max_seq_len):
+        raise click.UsageError("--engine has its own slots and length; leave yours out.")
     options = ServeOptions(
         model_name=model_name,
         api_keys=read_keys(api_key_file, os.environ),
@@ -140,8 +138,8 @@ def command(
 
         cluster = ClusterOptions(
             bundle=bundle.resolve(),
-            engine=engine,
-            max_batch=max_batch,
+            where=where,
+            max_batch=max_batch or SLOTS,
             max_seq_len=max_seq_len,
             threads=threads,
             replicas=replicas or 1,
@@ -158,12 +156,11 @@ def command(
     log_to_stderr()
     app = create_app(
         bundle,
+        where,
         options=options,
-        engine=engine,
         max_batch=max_batch,
         max_seq_len=max_seq_len,
         threads=threads,
-        backend=backend,
     )
 
     def on_ready(address: str) -> None:

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 import click
 
 from nemo_trt.errors import RequestError
-from nemo_trt.verdict import verdict_file
+from nemo_trt.where import Where
 
-from .options import backend_option
+from .options import where_options
 
 if TYPE_CHECKING:
-    from nemo_trt.engines.backend import Backend
     from nemo_trt.validate.report import Report
 
 EXIT_FAIL = 1
@@ -34,8 +33,7 @@ EXIT_FAIL = 1
     type=click.IntRange(64),
     help="Context to test up to; by default the model's, as far as memory allows.",
 )
-@click.option("--engine", help="Judge this engine of the bundle, on this machine's GPU.")
-@backend_option
+@where_options
 @click.option("--threads", type=click.IntRange(1), help="Compute threads.")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write here."
@@ -45,8 +43,7 @@ def command(
     reference: Path | None,
     prompts: Path | None,
     max_seq_len: int | None,
-    engine: str | None,
-    backend: "Backend",
+    where: Where,
     threads: int | None,
     json_file: Path | None,
 ) -> int:
@@ -56,33 +53,27 @@ def command(
     cache tail, reused and rewound rows, the Runner, and several depths of the context. Exit code 0
     for pass, 1 for fail, 3 when this machine cannot run what is to be judged.
     """
-    if engine and (max_seq_len or threads or backend != "cpu"):
-        raise click.UsageError(
-            "--engine has its own context and no threads or backend; leave them out."
-        )
-    if backend == "cuda" and threads:
-        raise click.UsageError("--backend cuda has no threads; leave them out.")
     from nemo_trt import atomic
-    from nemo_trt.validate.run import validate_bundle
+    from nemo_trt.bundle import Bundle
+    from nemo_trt.validate.run import validate_bundle, verdict_path
 
     from .console import OUT, Bar
 
+    opened = Bundle.open(bundle)
     with Bar() as bar:
         report = validate_bundle(
-            bundle,
+            opened,
             reference,
             _lines(prompts),
             max_seq_len=max_seq_len,
-            engine=engine,
-            backend=backend,
+            where=where,
             threads=threads,
             progress=bar,
         )
     show(report)
     if json_file:
         atomic.write_text(json_file, report.to_json())
-    folder = bundle / "engines" / engine if engine else bundle
-    OUT.print(f"[dim]Every position: {folder / verdict_file(backend)}[/]")
+    OUT.print(f"[dim]Every position: {verdict_path(opened, where)}[/]")
     return EXIT_FAIL if report.verdict == "fail" else 0
 
 

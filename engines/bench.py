@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from nemo_trt.bundle import Bundle
 from nemo_trt.errors import RequestError
-from nemo_trt.manifest import read_manifest
 from nemo_trt.progress import Progress, Silent
+from nemo_trt.where import CPU, Where
 
-from .backend import Backend, open_session
+from .open import open_session
 
 _COPY_BYTES = 256 * 2**20
 _ROUNDS = 3
@@ -54,13 +55,13 @@ class Figures:
 
 
 def measure(
-    bundle: Path,
+    bundle: Bundle | Path,
     *,
     prefill_lengths: Sequence[int] = (128, 1024),
     decode_lengths: Sequence[int] = (128, 1920),
     num_decode_steps: int = 32,
     threads: int | None = None,
-    backend: Backend = "cpu",
+    where: Where = CPU,
     progress: Progress | None = None,
 ) -> Figures:
     """Measure a bundle on ONNX Runtime, with seeded random tokens.
@@ -73,7 +74,8 @@ def measure(
         RequestError: a length goes past the model's context.
     """
     progress = progress or Silent()
-    limit = read_manifest(bundle).config.max_position_embeddings
+    bundle = Bundle.open(bundle)
+    limit = bundle.config.max_position_embeddings
     longest = max(*prefill_lengths, *(length + num_decode_steps for length in decode_lengths))
     if longest > limit:
         raise RequestError(
@@ -85,7 +87,7 @@ def measure(
     progress.phase("load")
     start = time.perf_counter()
     session = open_session(
-        bundle, backend, threads=threads, max_seq_len=longest if backend == "cuda" else None
+        bundle, where, threads=threads, max_seq_len=longest if where.kind == "cuda" else None
     )
     load_s = time.perf_counter() - start
     with contextlib.closing(session):
@@ -111,7 +113,7 @@ def measure(
                 for i in range(num_decode_steps)
             ]
             decode[cached] = 1 / statistics.median(times[1:])
-        itemsize = 2 if backend == "cuda" or session.compute_precision == "fp16" else 4
+        itemsize = 2 if where.kind == "cuda" or session.compute_precision == "fp16" else 4
         weight_bytes = session.config.num_parameters_per_step * itemsize
         kv_bytes = session.read_cache(0, "key", 0, 0, 1).size * itemsize
         kv_bytes *= 2 * session.config.num_layers
@@ -126,7 +128,7 @@ def measure(
             weight_bytes_per_token=weight_bytes,
             kv_bytes_per_token=kv_bytes,
             copy_bytes_per_s=bandwidth,
-            bandwidth_share=0.0 if backend == "cuda" else moved / bandwidth,
+            bandwidth_share=0.0 if where.kind == "cuda" else moved / bandwidth,
             compute_precision=session.compute_precision,
             threads=threads,
         )

@@ -9,14 +9,16 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from nemo_trt import contract
+from nemo_trt.bundle import Bundle
 from nemo_trt.config import ModelConfig
 from nemo_trt.errors import BundleError, CapacityError, MachineError, RequestError, StateError
-from nemo_trt.manifest import GRAPH_FILE, read_manifest
+from nemo_trt.manifest import GRAPH_FILE
 from nemo_trt.precision import DType
+from nemo_trt.where import CPU, Where
 
 from .ort_graph import session_options
 from .ort_lowering import lower
-from .session import CacheBlock, Logits, Tokens
+from .session import CacheBlock, Logits, SessionInfo, Tokens
 
 _GROWTH_TOKENS = 256
 _TOKENS_PER_READ = 4  # measured: 8 rows decode 3.5 times as many tokens a second as one
@@ -30,22 +32,23 @@ class OrtSession:
     attention's cost grows with what is bound.
     """
 
+    where: Where = CPU
+
     def __init__(
-        self, bundle: Path, *, max_batch: int, max_seq_len: int | None, threads: int | None
+        self, bundle: Bundle, *, max_batch: int, max_seq_len: int | None, threads: int | None
     ) -> None:
         if max_batch < 1:
             raise RequestError(f"max_batch must be at least 1, got {max_batch}.")
-        manifest = read_manifest(bundle)
-        self.bundle, self.bundle_id, self.config = bundle, manifest.bundle_id, manifest.config
+        self.bundle, self.config = bundle, bundle.config
         self.max_batch = max_batch
         self.max_seq_len = max_seq_len or self.config.max_position_embeddings
         self.capacity = 0
         self.prefill_chunk: int | None = None
-        compute = DType.FP16 if manifest.precision is DType.FP16 else DType.FP32
-        fp8 = manifest.precision is DType.FP8  # rounds to FP8 where the graph says so
+        compute = DType.FP16 if bundle.precision is DType.FP16 else DType.FP32
+        fp8 = bundle.precision is DType.FP8  # rounds to FP8 where the graph says so
         self.compute_precision: str = DType.FP8 if fp8 else compute
         self._cache_dtype = np.dtype(compute.numpy_name)
-        self._session: Any = _open(bundle, threads)
+        self._session: Any = _open(bundle.path, threads)
         self._caches: dict[str, NDArray[Any]] = {}  # past name -> (B, K, T, D)
         self._bindings: dict[tuple[int, int], Any] = {}  # (first row, rows) -> IO binding
         self._buffers: dict[tuple[str, tuple[int, ...]], tuple[NDArray[Any], Any]] = {}
@@ -54,7 +57,7 @@ class OrtSession:
     @classmethod
     def open(
         cls,
-        bundle: Path,
+        bundle: Bundle | Path,
         *,
         max_batch: int = 1,
         max_seq_len: int | None = None,
@@ -63,7 +66,7 @@ class OrtSession:
         """Open a bundle.
 
         Args:
-            bundle: folder that `nemo-trt export` wrote.
+            bundle: an open bundle, or its folder.
             max_batch: rows of the cache.
             max_seq_len: tokens a row at most; by default the model's context length. Memory is
                 taken as it is needed, up to this.
@@ -73,7 +76,9 @@ class OrtSession:
             BundleError: the bundle is damaged.
             MachineError: ONNX Runtime cannot run it here.
         """
-        return cls(bundle, max_batch=max_batch, max_seq_len=max_seq_len, threads=threads)
+        return cls(
+            Bundle.open(bundle), max_batch=max_batch, max_seq_len=max_seq_len, threads=threads
+        )
 
     def bind(self, capacity: int) -> None:
         """Make the cache hold at least `capacity` tokens a row. See `Session.bind`."""
@@ -148,7 +153,7 @@ class OrtSession:
             raise CapacityError(f"A block must end by token {self.capacity}, got {stop}.")
         self._caches[contract.past_name(layer, kind)][row, :, start:stop] = block
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> SessionInfo:
         """See `Session.describe`."""
         return {
             "backend": "onnxruntime",

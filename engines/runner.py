@@ -6,12 +6,13 @@ from typing import Self
 
 import numpy as np
 
+from nemo_trt.bundle import Bundle
 from nemo_trt.config import ModelConfig
 from nemo_trt.errors import CapacityError, RequestError, StateError
-from nemo_trt.manifest import read_manifest
+from nemo_trt.where import CPU, Where
 
-from .backend import Backend, open_session
 from .generation import Generation, TokenEvent
+from .open import open_session
 from .rows import Rows, common_prefix
 from .sampling import SamplingParams
 from .session import Logits, Session
@@ -40,45 +41,31 @@ class Runner:
     @classmethod
     def open(
         cls,
-        bundle: Path,
+        bundle: Bundle | Path,
+        where: Where | str = CPU,
         *,
-        max_batch: int = 1,
+        max_batch: int | None = None,
         max_seq_len: int | None = None,
         threads: int | None = None,
-        engine: str | None = None,
-        backend: Backend = "cpu",
     ) -> Self:
-        """Open a bundle, with its own tokenizer if it has one: on this machine's CPU, on its GPU by
-        ONNX Runtime's CUDA provider, or an engine.
+        """Open a bundle, with its own tokenizer if it has one.
 
         Args:
-            bundle: folder that `nemo-trt export` wrote.
-            max_batch: rows.
-            max_seq_len: tokens a row at most, by default the model's context length; memory is
-                taken as rows grow.
-            threads: compute threads, by default one per physical core.
-            engine: name of a TensorRT engine of the bundle, to run on this machine's GPU. It has
-                the rows and lengths that it was built with; leave the others out.
-            backend: where ONNX Runtime runs it, "cpu" or "cuda". On CUDA the cache is allocated
-                whole.
+            bundle: an open bundle, or its folder.
+            where: "cpu", "cuda", or the name of one of the bundle's TensorRT engines.
+            max_batch, max_seq_len, threads: see `open_session`.
 
         Raises:
             BundleError: the bundle is missing or damaged.
             BuildError: it has no such engine, or one of another bundle or TensorRT.
             MachineError: the GPU or the libraries are not here.
-            RequestError: both an engine and a size of its own are given.
+            RequestError: an option is given that does not apply there, or is out of range.
         """
-        manifest = read_manifest(bundle, verify_weights=False)  # the session verifies
-        folder = manifest.tokenizer_folder(bundle)
+        bundle = Bundle.open(bundle)
+        folder = bundle.tokenizer_folder
         tokenizer = open_tokenizer(folder) if folder else None
-        if engine is not None:
-            from .trt.session import TensorRtSession
-
-            if (max_batch, max_seq_len, threads, backend) != (1, None, None, "cpu"):
-                raise RequestError("An engine has its own rows and lengths; name no others.")
-            return cls(TensorRtSession.open(bundle, engine), tokenizer)
         session = open_session(
-            bundle, backend, max_batch=max_batch, max_seq_len=max_seq_len, threads=threads
+            bundle, where, max_batch=max_batch, max_seq_len=max_seq_len, threads=threads
         )
         return cls(session, tokenizer)
 

@@ -1,16 +1,35 @@
 """The seam between the Runner and whatever computes: bind a cache, step."""
 
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NotRequired, Protocol, Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nemo_trt.bundle import Bundle
 from nemo_trt.config import ModelConfig
+from nemo_trt.where import Where
 
 Tokens = NDArray[np.int64]
 Logits = NDArray[np.float32]
 CacheBlock = NDArray[Any]
+
+
+class SessionInfo(TypedDict):
+    """What runs a bundle, for reports, health and pages; JSON as it is.
+
+    Attributes:
+        backend: "onnxruntime", "tensorrt" or "tensorrt-rtx".
+        version: of that library.
+        provider: ONNX Runtime's execution provider.
+        engine, engine_id, target: name, identity and GPU of a TensorRT engine.
+    """
+
+    backend: str
+    version: str
+    provider: NotRequired[str]
+    engine: NotRequired[str]
+    engine_id: NotRequired[str]
+    target: NotRequired[str]
 
 
 class Session(Protocol):
@@ -21,7 +40,8 @@ class Session(Protocol):
     threads.
 
     Attributes:
-        bundle, bundle_id: the folder it was opened from, and its identity.
+        bundle: what it was opened from.
+        where: what it runs on.
         compute_precision: the precision that the arithmetic really has ("fp32" for a BF16 bundle
             on the CPU), which decides the validator's tolerances.
         max_batch, max_seq_len: limits given at open.
@@ -30,8 +50,8 @@ class Session(Protocol):
             where it takes any number.
     """
 
-    bundle: Path
-    bundle_id: str
+    bundle: Bundle
+    where: Where
     config: ModelConfig
     compute_precision: str
     max_batch: int
@@ -69,9 +89,14 @@ class Session(Protocol):
     def write_cache(self, layer: int, kind: str, row: int, start: int, block: CacheBlock) -> None:
         """Overwrite tokens from `start` on with a (K, tokens, D) float32 block."""
 
-    def describe(self) -> dict[str, str]:
-        """What runs the bundle, for reports and pages: "backend", "version"; of an engine its
-        "engine" (name), "engine_id" and "target" too."""
+    def describe(self) -> SessionInfo:
+        """What runs the bundle."""
 
     def close(self) -> None:
         """Free everything; a second call does nothing."""
+
+    def __enter__(self) -> Self:
+        """Use it in a `with` statement, which closes it."""
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""

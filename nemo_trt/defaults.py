@@ -4,3 +4,5 @@ MAX_KL = 0.0025
 """Divergence, in nats, that FP8 may cause; groups stay in BF16 until the rest causes less."""
 ENGINE_SEQ_LEN = 4096
 """Tokens a row of an engine, where they fit."""
+SLOTS = 8
+"""Requests that a server runs at once."""

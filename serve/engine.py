@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from nemo_trt.bundle import Bundle
 from nemo_trt.config import ModelConfig
 from nemo_trt.engines.generation import Constraint, TokenEvent
 from nemo_trt.engines.runner import Runner
@@ -16,6 +17,7 @@ from nemo_trt.engines.sampling import SamplingParams
 from nemo_trt.engines.session import Session
 from nemo_trt.engines.tokenizers import Tokenizer
 from nemo_trt.errors import DeadlineError, NemoTrtError, StateError
+from nemo_trt.where import CPU, Where
 
 from .metrics import Metrics
 from .scheduler import Ended, Output, Request, Scheduler, Usage
@@ -122,17 +124,27 @@ class AsyncEngine:
         self._thread.start()
 
     @classmethod
-    def open(cls, bundle: Path, *, engine: str | None = None, **options: Any) -> Self:
-        """Open a bundle, with the `Runner.open` options max_batch, max_seq_len and threads, and
-        those of this class.
+    def open(
+        cls,
+        bundle: Bundle | Path,
+        where: Where | str = CPU,
+        *,
+        max_batch: int | None = None,
+        max_seq_len: int | None = None,
+        threads: int | None = None,
+        prefill_tokens: int = 512,
+        max_queue: int = 256,
+        metrics: Metrics | None = None,
+    ) -> Self:
+        """Open a bundle with the options of `Runner.open` and those of this class.
 
         Raises:
             BundleError, BuildError, MachineError, RequestError: see `Runner.open`.
         """
-        own = {
-            k: options.pop(k) for k in ("prefill_tokens", "max_queue", "metrics") & options.keys()
-        }
-        return cls(Runner.open(bundle, engine=engine, **options), **own)
+        runner = Runner.open(
+            bundle, where, max_batch=max_batch, max_seq_len=max_seq_len, threads=threads
+        )
+        return cls(runner, prefill_tokens=prefill_tokens, max_queue=max_queue, metrics=metrics)
 
     @property
     def failure(self) -> BaseException | None:

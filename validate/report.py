@@ -63,7 +63,7 @@ class Report:
     """
 
     bundle_id: str
-    engine: dict[str, str]
+    engine: dict[str, object]
     reference: dict[str, Any]
     settings: dict[str, Any]
     limits: dict[str, float]

@@ -4,18 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_trt import atomic
+from nemo_trt.bundle import Bundle
 from nemo_trt.engines import ort_session
-from nemo_trt.engines.backend import Backend, open_session
+from nemo_trt.engines.open import open_session
 from nemo_trt.engines.session import Session
 from nemo_trt.engines.tokenizers import open_tokenizer
-from nemo_trt.engines.trt.record import engine_folder
-from nemo_trt.engines.trt.session import TensorRtSession
 from nemo_trt.errors import BundleError
 from nemo_trt.export.checkpoints import Checkpoint, open_reference
 from nemo_trt.export.checkpoints.lora import Adapter, merge_adapters
-from nemo_trt.manifest import Manifest, read_manifest
+from nemo_trt.manifest import Manifest
 from nemo_trt.progress import Progress
 from nemo_trt.verdict import verdict_file
+from nemo_trt.where import CPU, Where
 
 from .cases import MAX_ROWS
 from .report import Report
@@ -26,13 +26,12 @@ _CACHE_SHARE = 0.25  # of memory: the cache of the far case is the largest thing
 
 
 def validate_bundle(
-    bundle: Path,
+    bundle: Bundle | Path,
     reference: Path | None = None,
     prompts: Sequence[str] | None = None,
     *,
     max_seq_len: int | None = None,
-    engine: str | None = None,
-    backend: Backend = "cpu",
+    where: Where | str = CPU,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -41,13 +40,12 @@ def validate_bundle(
     On the CPU, and of an engine, it is validation.json; on CUDA validation-cuda.json.
 
     Args:
-        bundle: folder that `nemo-trt export` wrote.
+        bundle: an open bundle, or its folder.
         reference: checkpoint to compare with; by default the one the bundle was exported from.
         prompts: texts in place of the built-in ones.
         max_seq_len: context to test up to, by default the model's as far as memory allows.
-        engine: judge this engine of the bundle, on this machine's GPU.
-        backend: where ONNX Runtime runs the bundle.
-        threads: compute threads.
+        where: what runs the bundle: "cpu", "cuda", or the name of one of its engines.
+        threads: compute threads, on the CPU alone.
 
     Raises:
         BundleError: the bundle is damaged, or its checkpoint is not where it was.
@@ -55,23 +53,23 @@ def validate_bundle(
         MachineError: this machine cannot run what is to be judged.
         RequestError: a prompt is too short, or the reference is another model.
     """
-    manifest = read_manifest(bundle)
-    checkpoint = _reference(manifest, reference)
-    folder = manifest.tokenizer_folder(bundle)
+    bundle, where = Bundle.open(bundle), Where.of(where)
+    checkpoint = _reference(bundle.manifest, reference)
+    folder = bundle.tokenizer_folder
     tokenizer = open_tokenizer(folder) if folder else None
-    session, target = _open(bundle, manifest, max_seq_len, engine, backend, threads)
+    session = _open(bundle, where, max_seq_len, threads)
     try:
         report = validate(
             session,
             checkpoint,
             make_sequences(session, tokenizer, prompts),
-            bundle_id=manifest.bundle_id,
+            bundle_id=bundle.bundle_id,
             engine=session.describe(),
             progress=progress,
         )
     finally:
         session.close()
-    atomic.write_text(target / verdict_file(backend), report.to_json())
+    atomic.write_text(verdict_path(bundle, where), report.to_json())
     return report
 
 
@@ -95,21 +93,17 @@ def _reference(manifest: Manifest, named: Path | None) -> Checkpoint:
     return checkpoint
 
 
-def _open(
-    bundle: Path,
-    manifest: Manifest,
-    max_seq_len: int | None,
-    engine: str | None,
-    backend: Backend,
-    threads: int | None,
-) -> tuple[Session, Path]:
-    """What is judged, and where the verdict goes."""
-    if engine:
-        return TensorRtSession.open(bundle, engine), engine_folder(bundle, engine)
+def _open(bundle: Bundle, where: Where, max_seq_len: int | None, threads: int | None) -> Session:
+    if where.kind == "engine":
+        return open_session(bundle, where, max_seq_len=max_seq_len, threads=threads)
     limit = max_seq_len
-    if backend == "cpu":
-        limit = limit or ort_session.affordable_seq_len(
-            manifest.config, MAX_ROWS, share=_CACHE_SHARE
-        )
-    session = open_session(bundle, backend, max_batch=MAX_ROWS, max_seq_len=limit, threads=threads)
-    return session, bundle
+    if where.kind == "cpu":
+        limit = limit or ort_session.affordable_seq_len(bundle.config, MAX_ROWS, share=_CACHE_SHARE)
+    return open_session(bundle, where, max_batch=MAX_ROWS, max_seq_len=limit, threads=threads)
+
+
+def verdict_path(bundle: Bundle, where: Where) -> Path:
+    """The file that holds the verdict of a bundle where it runs."""
+    if where.kind == "engine":
+        return bundle.engine_folder(where.engine) / verdict_file()
+    return bundle.path / verdict_file(where.kind)

@@ -10,7 +10,7 @@ import numpy as np
 
 from nemo_trt import __version__
 from nemo_trt.digest import quick_digest
-from nemo_trt.engines.session import Session
+from nemo_trt.engines.session import Session, SessionInfo
 from nemo_trt.errors import MachineError, RequestError
 from nemo_trt.export.checkpoints import Checkpoint
 from nemo_trt.progress import Progress, Silent
@@ -30,7 +30,7 @@ def validate(
     sequences: Sequences,
     *,
     bundle_id: str,
-    engine: dict[str, str],
+    engine: SessionInfo,
     reference: Reference | None = None,
     progress: Progress | None = None,
 ) -> Report:

@@ -5,15 +5,15 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
+from nemo_trt.bundle import Bundle
 from nemo_trt.config import ModelConfig
 from nemo_trt.engines.planner import plan_engine
 from nemo_trt.engines.session import Session
 from nemo_trt.engines.targets import Target, target_named
 from nemo_trt.errors import RequestError
-from nemo_trt.manifest import read_manifest
 from nemo_trt.progress import Progress
+from nemo_trt.where import CUDA
 
 from .done import Done
 from .here import require_cpu_session, require_cuda_session, require_engine_gpu
@@ -38,23 +38,23 @@ def run(
 
     ONNX Runtime runs on the CPU, or with `cuda_gpu`, a target's name, on a GPU of its kind.
     """
-    folder = Path(bundle)
+    opened = Bundle.open(bundle)
     if engine:
-        return _on_gpu(folder, engine, prefill, decode, decode_steps, progress)
+        return _on_gpu(opened, engine, prefill, decode, decode_steps, progress)
     if cuda_gpu:
-        return _on_cuda(folder, cuda_gpu, prefill, decode, decode_steps, progress)
-    return _on_cpu(folder, prefill, decode, decode_steps, threads, progress)
+        return _on_cuda(opened, cuda_gpu, prefill, decode, decode_steps, progress)
+    return _on_cpu(opened, prefill, decode, decode_steps, threads, progress)
 
 
 def _on_cpu(
-    folder: Path,
+    bundle: Bundle,
     prefill: Sequence[int],
     decode: Sequence[int],
     decode_steps: int,
     threads: int | None,
     progress: Progress,
 ) -> Done:
-    manifest = require_cpu_session(folder)
+    require_cpu_session(bundle)
     from nemo_trt.engines.bench import copy_bandwidth
     from nemo_trt.engines.ort_session import OrtSession
 
@@ -62,11 +62,11 @@ def _on_cpu(
     bandwidth = copy_bandwidth(threads or os.cpu_count() or 1)
     progress.phase("load the bundle")
     start = time.perf_counter()
-    with OrtSession.open(folder, max_batch=ONNXRUNTIME_ROWS, threads=threads) as session:
+    with OrtSession.open(bundle, max_batch=ONNXRUNTIME_ROWS, threads=threads) as session:
         load_s = time.perf_counter() - start
         rates = _rates(session, prefill, decode, decode_steps, progress)
         itemsize = 2 if session.compute_precision == "fp16" else 4
-        floors = _floors(manifest.config, itemsize, bandwidth, rates[1])
+        floors = _floors(bundle.config, itemsize, bandwidth, rates[1])
         return Done(
             facts={
                 "backend": session.describe(),
@@ -82,23 +82,22 @@ def _on_cpu(
 
 
 def _on_cuda(
-    folder: Path,
+    bundle: Bundle,
     cuda_gpu: str,
     prefill: Sequence[int],
     decode: Sequence[int],
     decode_steps: int,
     progress: Progress,
 ) -> Done:
-    gpu = require_cuda_session(folder, cuda_gpu)
-    from nemo_trt.engines.backend import open_session
+    gpu = require_cuda_session(bundle, cuda_gpu)
+    from nemo_trt.engines.open import open_session
 
-    manifest = read_manifest(folder)
-    config, target = manifest.config, target_named(cuda_gpu)
+    config, target = bundle.config, target_named(cuda_gpu)
     lengths, cached = _within(config.max_position_embeddings, prefill, decode, decode_steps)
     longest = max(*lengths, *(length + decode_steps for length in cached))  # cache: whole at open
     progress.phase("load the bundle")
     start = time.perf_counter()
-    session = open_session(folder, "cuda", max_batch=ONNXRUNTIME_ROWS, max_seq_len=longest)
+    session = open_session(bundle, CUDA, max_batch=ONNXRUNTIME_ROWS, max_seq_len=longest)
     load_s = time.perf_counter() - start
     with contextlib.closing(session):
         rates = _rates(session, lengths, cached, decode_steps, progress)
@@ -113,28 +112,27 @@ def _on_cuda(
                 "bandwidth_source": _sheet(target),
                 "prefill": [asdict(one) for one in rates[0]],
                 # FP8 weights lie on the GPU in the base dtype, as the cache does.
-                "decode": _floors(config, manifest.precision.base.itemsize, bandwidth, rates[1]),
+                "decode": _floors(config, bundle.precision.base.itemsize, bandwidth, rates[1]),
             }
         )
 
 
 def _on_gpu(
-    folder: Path,
+    bundle: Bundle,
     engine: str,
     prefill: Sequence[int],
     decode: Sequence[int],
     decode_steps: int,
     progress: Progress,
 ) -> Done:
-    gpu = require_engine_gpu(folder, engine)
+    gpu = require_engine_gpu(bundle, engine)
     from nemo_trt.engines.trt.session import TensorRtSession
 
     progress.phase("load the engine")
     start = time.perf_counter()
-    session = TensorRtSession.open(folder, engine)
+    session = TensorRtSession.open(bundle, engine)
     load_s = time.perf_counter() - start
     target = target_named(session.record.options.target)
-    manifest = read_manifest(folder)
     try:
         rates = _rates(session, prefill, decode, decode_steps, progress)
         backend = session.describe()
@@ -142,7 +140,7 @@ def _on_gpu(
         session.close()
 
     def floor_s(one: Rate) -> float:
-        budget = plan_engine(manifest, target, max_seq_len=one.tokens, max_batch=one.rows)
+        budget = plan_engine(bundle, target, max_seq_len=one.tokens, max_batch=one.rows)
         return budget.floor_ms[1] / 1e3
 
     return Done(

@@ -1,14 +1,12 @@
 """Whether this machine can run a bundle or an engine, before it is tried."""
 
-from pathlib import Path
-
 from nemo_trt.acceptance.identity import ONNXRUNTIME, memory_bytes, package_versions
+from nemo_trt.bundle import Bundle
 from nemo_trt.engines.machine import gpus
 from nemo_trt.engines.targets import Target, target_named
 from nemo_trt.engines.trt.record import read_record
 from nemo_trt.engines.trt.toolkit import REQUIREMENTS, is_installed
 from nemo_trt.errors import MachineError
-from nemo_trt.manifest import Manifest, read_manifest
 from nemo_trt.precision import DType
 
 from .done import CannotHere, require_packages
@@ -16,21 +14,19 @@ from .done import CannotHere, require_packages
 _LOAD_FACTOR = 2  # ONNX Runtime holds the weights twice for a moment (README, limits)
 
 
-def require_cpu_session(bundle: Path) -> Manifest:
-    """The bundle's manifest; raises `CannotHere` unless ONNX Runtime's CPU provider can hold it."""
+def require_cpu_session(bundle: Bundle) -> None:
+    """Raises `CannotHere` unless ONNX Runtime's CPU provider can hold it."""
     _require_onnxruntime("cpu")
-    manifest = read_manifest(bundle)
-    compute = DType.FP16 if manifest.precision is DType.FP16 else DType.FP32
-    needed = _LOAD_FACTOR * manifest.config.num_parameters * compute.itemsize
+    compute = DType.FP16 if bundle.precision is DType.FP16 else DType.FP32
+    needed = _LOAD_FACTOR * bundle.config.num_parameters * compute.itemsize
     if needed > memory_bytes():
         raise CannotHere(
             f"ONNX Runtime's CPU provider needs about {needed / 1e9:.0f} GB to load the bundle in "
             f"{compute}, and this machine has {memory_bytes() / 1e9:.0f} GB."
         )
-    return manifest
 
 
-def require_cuda_session(bundle: Path, gpu: str) -> str:
+def require_cuda_session(bundle: Bundle, gpu: str) -> str:
     """The name of the GPU here that is of target `gpu`'s kind; raises `CannotHere` unless there is
     one, ONNX Runtime has its CUDA provider, and the weights fit."""
     target = target_named(gpu)
@@ -43,9 +39,8 @@ def require_cuda_session(bundle: Path, gpu: str) -> str:
         CudaProvider()
     except MachineError as error:
         raise CannotHere(str(error)) from error
-    manifest = read_manifest(bundle)
-    base = manifest.precision.base  # FP8 weights are dequantised to it
-    needed = manifest.config.num_parameters * base.itemsize
+    base = bundle.precision.base  # FP8 weights are dequantised to it
+    needed = bundle.config.num_parameters * base.itemsize
     if needed > target.memory_bytes:
         raise CannotHere(
             f"ONNX Runtime's CUDA provider needs {needed / 1e9:.1f} GB for the weights in {base}, "
@@ -54,9 +49,9 @@ def require_cuda_session(bundle: Path, gpu: str) -> str:
     return found
 
 
-def require_engine_gpu(bundle: Path, engine: str) -> str:
+def require_engine_gpu(bundle: Bundle, engine: str) -> str:
     """The name of the GPU here that the engine is for; raises `CannotHere` unless there is one."""
-    record = read_record(bundle, engine, bundle_id=read_manifest(bundle).bundle_id, verify=False)
+    record = read_record(bundle, engine, verify=False)
     found = _gpu_like(target_named(record.options.target), f"Engine {engine} runs")
     if not is_installed(record.toolkit):  # type: ignore[arg-type]  # the builder wrote it
         requirement = REQUIREMENTS[record.toolkit]

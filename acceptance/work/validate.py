@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from nemo_trt import atomic
+from nemo_trt.bundle import Bundle
 from nemo_trt.progress import Progress
+from nemo_trt.where import CPU, CUDA, Where
 
 from .done import Done, require_packages
 from .here import require_cpu_session, require_cuda_session, require_engine_gpu
@@ -28,22 +30,21 @@ def run(
     only on a verdict of `nemo_trt.validate`.
     """
     require_packages("validate", "torch", "transformers")
-    folder = Path(bundle)
-    gpu = None
+    opened = Bundle.open(bundle)
+    where, gpu = CPU, None
     if engine:
-        gpu = require_engine_gpu(folder, engine)
+        where, gpu = Where.of(engine), require_engine_gpu(opened, engine)
     elif cuda_gpu:
-        gpu = require_cuda_session(folder, cuda_gpu)
+        where, gpu = CUDA, require_cuda_session(opened, cuda_gpu)
     else:
-        require_cpu_session(folder)
+        require_cpu_session(opened)
     from nemo_trt.validate.run import validate_bundle
 
     report = validate_bundle(
-        folder,
+        opened,
         Path(reference),
         max_seq_len=max_seq_len,
-        engine=engine,
-        backend="cuda" if cuda_gpu else "cpu",
+        where=where,
         threads=threads,
         progress=progress,
     )

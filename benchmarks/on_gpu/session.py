@@ -1,6 +1,6 @@
 """Opens our session: on CUDA, or in a tiny run on the CPU."""
 
-from nemo_trt.engines.backend import open_session
+from nemo_trt.engines.open import open_session
 from nemo_trt.engines.session import Session
 from on_gpu.scale import Work
 

@@ -9,12 +9,14 @@ import numpy as np
 import onnxruntime as ort
 
 from nemo_trt import contract
+from nemo_trt.bundle import Bundle
 from nemo_trt.engines.device import CudaDevice, Device
 from nemo_trt.engines.device_cache import DeviceCache
-from nemo_trt.engines.session import CacheBlock, Logits, Tokens
+from nemo_trt.engines.session import CacheBlock, Logits, SessionInfo, Tokens
 from nemo_trt.errors import BundleError, CapacityError, MachineError, RequestError, StateError
-from nemo_trt.manifest import GRAPH_FILE, read_manifest
+from nemo_trt.manifest import GRAPH_FILE
 from nemo_trt.precision import DType
+from nemo_trt.where import CUDA, Where
 
 from .kernels import without_kernel
 from .lowering import LENGTHS, LOGIT_ROWS, POSITIONS, lower
@@ -46,9 +48,11 @@ class CudaSession:
     Runtime in its first run; a step of more tokens runs as it is, in pieces of `PREFILL_TOKENS`.
     """
 
+    where: Where = CUDA
+
     def __init__(
         self,
-        bundle: Path,
+        bundle: Bundle | Path,
         *,
         device: Device,
         provider: Provider,
@@ -59,12 +63,12 @@ class CudaSession:
     ) -> None:
         if max_batch < 1:
             raise RequestError(f"max_batch must be at least 1, got {max_batch}.")
-        manifest = read_manifest(bundle)
-        self.bundle, self.bundle_id, self.config = bundle, manifest.bundle_id, manifest.config
+        self.bundle = Bundle.open(bundle)
+        self.config, precision = self.bundle.config, self.bundle.precision
         self.max_batch, self.capacity = max_batch, 0
         self.prefill_chunk: int | None = PREFILL_TOKENS
-        self._base = base or manifest.precision.base
-        fp8 = manifest.precision is DType.FP8
+        self._base = base or precision.base
+        fp8 = precision is DType.FP8
         self.compute_precision: str = DType.FP8 if fp8 else self._base
         self._device, self._provider, self._use_graphs = device, provider, use_graphs
         self._runs: dict[tuple[int, int, int, int], _Run] = {}
@@ -83,7 +87,7 @@ class CudaSession:
     @classmethod
     def open(
         cls,
-        bundle: Path,
+        bundle: Bundle | Path,
         *,
         max_batch: int = 1,
         max_seq_len: int | None = None,
@@ -93,7 +97,7 @@ class CudaSession:
         """Open a bundle on this machine's first GPU.
 
         Args:
-            bundle: folder that `nemo-trt export` wrote.
+            bundle: an open bundle, or its folder.
             max_batch: rows of the cache.
             max_seq_len: tokens a row; by default the model's context, as far as memory allows.
                 The cache is allocated whole.
@@ -172,7 +176,7 @@ class CudaSession:
         self._require_open()
         self._cache.write(layer, kind, row, start, block)
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> SessionInfo:
         """See `Session.describe`."""
         return {
             "backend": "onnxruntime",
@@ -198,7 +202,7 @@ class CudaSession:
             raise StateError("Cannot use a session that has been closed.")
 
     def _open(self) -> Any:
-        graph = lower(self.bundle, GRAPH_FILE, self._base)
+        graph = lower(self.bundle.path, GRAPH_FILE, self._base)
         if missing := without_kernel(graph.model):
             raise BundleError(
                 "ONNX Runtime's CUDA provider must have a kernel for every node, got none for "

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from nemo_trt import __version__, atomic
+from nemo_trt.bundle import Bundle
 from nemo_trt.engines.planner import Budget, plan_engine, require_fit
 from nemo_trt.engines.targets import Target
 from nemo_trt.errors import BuildError
-from nemo_trt.manifest import GRAPH_FILE, Manifest, read_manifest
+from nemo_trt.manifest import GRAPH_FILE
 from nemo_trt.progress import Progress, Silent
 
 from .kernels import (
@@ -29,7 +30,7 @@ from .kernels import (
 from .lowering import LoweredGraph, lower
 from .network import caches, mend, parse, step_inputs
 from .probe import attention_graph
-from .record import RECORD_FILE, BuildOptions, EngineRecord, PlanFile, engine_folder, same_build
+from .record import RECORD_FILE, BuildOptions, EngineRecord, PlanFile, same_build
 from .toolkit import Log, Toolkit
 
 PROFILES = ("prefill", "decode")
@@ -39,7 +40,7 @@ _SHOWN_DEPTH = 3  # phases deeper than this are too many to show
 
 
 def build_engine(
-    bundle: Path,
+    bundle: Bundle | Path,
     options: BuildOptions,
     toolkit: Toolkit,
     *,
@@ -69,36 +70,36 @@ def build_engine(
         BuildError: it does not fit the GPU, TensorRT refuses it, or what it compiled is wrong.
     """
     progress = progress or Silent()
-    manifest = read_manifest(bundle)
+    bundle = Bundle.open(bundle)
     if timing_cache and toolkit.builds_without_gpu:
         raise BuildError(f"{toolkit.name} times no kernels: leave --timing-cache out.")
     budget = plan_engine(
-        manifest,
+        bundle,
         target,
         max_seq_len=options.max_seq_len,
         max_batch=options.max_batch,
         prefill_chunk=options.prefill_chunk,
         num_plans=1 if options.single_plan else len(PROFILES),
     )
-    require_fit(budget, manifest)
-    name = f"{target.name}-{manifest.precision}"
-    build_id = options.build_id(manifest.bundle_id, toolkit.name, toolkit.version)
-    if known := same_build(bundle, name, build_id, manifest.bundle_id):
+    require_fit(budget, bundle)
+    name = f"{target.name}-{bundle.precision}"
+    build_id = options.build_id(bundle.bundle_id, toolkit.name, toolkit.version)
+    if known := same_build(bundle, name, build_id):
         return known, False
-    folder = engine_folder(bundle, name)
+    folder = bundle.engine_folder(name)
     _require_free_disk(bundle, budget)
     started = time.monotonic()
     progress.phase("lower the graph")
-    graph = lower(bundle, GRAPH_FILE, options.max_seq_len)
-    build = _Build(manifest, options, toolkit, graph, timing_cache, progress)
+    graph = lower(bundle.path, GRAPH_FILE, options.max_seq_len)
+    build = _Build(bundle, options, toolkit, graph, timing_cache, progress)
     try:
         with atomic.new_directory(folder) as new:
             plans = build.plans(new)
             record = EngineRecord(
                 name=name,
                 build_id=build_id,
-                bundle_id=manifest.bundle_id,
-                precision=manifest.precision,
+                bundle_id=bundle.bundle_id,
+                precision=bundle.precision,
                 options=options,
                 toolkit=toolkit.name,
                 toolkit_version=toolkit.version,
@@ -121,14 +122,14 @@ class _Build:
 
     def __init__(
         self,
-        manifest: Manifest,
+        bundle: Bundle,
         options: BuildOptions,
         toolkit: Toolkit,
         graph: LoweredGraph,
         timing_cache: Path | None,
         progress: Progress,
     ) -> None:
-        self.manifest, self.options, self.toolkit = manifest, options, toolkit
+        self.bundle, self.options, self.toolkit = bundle, options, toolkit
         self.graph, self.timing_cache, self.progress = graph, timing_cache, progress
         self.log_lines: list[str] = []
 
@@ -153,7 +154,7 @@ class _Build:
             raise BuildError(f"Every input must be used, got: {unused[0]}.")
         kernels = dict(zip(profiles, read_kernels(log.lines, len(profiles)), strict=True))
         self._check(kernels)
-        layers = self.manifest.config.num_layers
+        layers = self.bundle.config.num_layers
         scratch = scratch_bytes(log.lines)[-len(profiles) :]
         return PlanFile(
             file=path.name,
@@ -173,7 +174,7 @@ class _Build:
             return
         require_fused_decode(
             kernels["decode"],
-            self.manifest.config,
+            self.bundle.config,
             self.options.max_seq_len,
             fp8_products=self.graph.num_fp8_products,
         )
@@ -279,8 +280,8 @@ class _Build:
 
     def _is_fused(self, capacity: int, profile: str) -> bool:
         options = replace(self.options, max_seq_len=capacity)
-        graph = attention_graph(self.manifest.config, self.manifest.precision, capacity)
-        probe = _Build(self.manifest, options, self.toolkit, graph, None, Silent())
+        graph = attention_graph(self.bundle.config, self.bundle.precision, capacity)
+        probe = _Build(self.bundle, options, self.toolkit, graph, None, Silent())
         try:
             probe._compile(Path(os.devnull), (profile,), Log(self.toolkit))
         except BuildError:
@@ -345,8 +346,8 @@ def _monitor(api: Any, progress: Progress, plan: str) -> Any:
     return Monitor()
 
 
-def _require_free_disk(bundle: Path, budget: Budget) -> None:
-    status = os.statvfs(bundle)
+def _require_free_disk(bundle: Bundle, budget: Budget) -> None:
+    status = os.statvfs(bundle.path)
     free = status.f_bavail * status.f_frsize
     if free < budget.disk_bytes:
         raise BuildError(

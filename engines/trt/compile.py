@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
+from nemo_trt.bundle import Bundle
 from nemo_trt.defaults import ENGINE_SEQ_LEN
 from nemo_trt.engines.planner import DEFAULT_CHUNK, MAX_LOGITS, plan_engine, require_fit
 from nemo_trt.engines.targets import target_named
-from nemo_trt.manifest import read_manifest
 from nemo_trt.progress import Progress
 
 from .builder import build_engine
@@ -15,7 +15,7 @@ from .toolkit import ToolkitName, toolkit_for
 
 
 def compile_engine(
-    bundle: Path,
+    bundle: Bundle | Path,
     *,
     gpu: str,
     max_seq_len: int | None = None,
@@ -32,7 +32,7 @@ def compile_engine(
     """Plan, then build into BUNDLE/engines/GPU-PRECISION, unless it is there already.
 
     Args:
-        bundle: folder that `nemo-trt export` wrote.
+        bundle: an open bundle, or its folder.
         gpu: name of a target.
         max_seq_len: tokens a row, by default 4096 or what fits.
         max_batch: rows.
@@ -48,16 +48,16 @@ def compile_engine(
         RequestError: there is no such GPU, or a number is out of range.
     """
     target = target_named(gpu)
-    manifest = read_manifest(bundle)
+    bundle = Bundle.open(bundle)
     budget = plan_engine(
-        manifest,
+        bundle,
         target,
         max_seq_len=max_seq_len,
         max_batch=max_batch,
         prefill_chunk=prefill_chunk,
         num_plans=1 if single_plan else 2,
     )
-    require_fit(budget, manifest)
+    require_fit(budget, bundle)
     asked = f"nemo-trt build {bundle} --gpu {target.name}"
     toolkit, driver = toolkit_for(target, toolchain, asked)
     return build_engine(

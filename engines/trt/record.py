@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from nemo_trt.bundle import Bundle
 from nemo_trt.digest import sha256_file
 from nemo_trt.errors import BuildError
-from nemo_trt.manifest import ENGINES_FOLDER
 
 SCHEMA_VERSION = 1
 RECORD_FILE = "engine.json"
@@ -94,7 +94,7 @@ class EngineRecord:
         """Identity of the plans' bytes, to which a verdict is bound."""
         return hashlib.sha256("\n".join(plan.sha256 for plan in self.plans).encode()).hexdigest()
 
-    def rebuild_command(self, bundle: Path) -> str:
+    def rebuild_command(self, bundle: Bundle) -> str:
         """The command that builds this engine again."""
         options = self.options
         return (
@@ -134,38 +134,22 @@ class EngineRecord:
         return record
 
 
-def engine_folder(bundle: Path, name: str) -> Path:
-    """Where an engine of a bundle lies.
-
-    Raises:
-        BuildError: the name is no folder's name.
-    """
-    if Path(name).name != name or name in ("", ".", ".."):
-        raise BuildError(f"An engine's name must be a plain name like h100-fp8, got {name!r}.")
-    return bundle / ENGINES_FOLDER / name
-
-
-def engine_names(bundle: Path) -> list[str]:
-    """The engines that a bundle has."""
-    return sorted(path.parent.name for path in (bundle / ENGINES_FOLDER).glob(f"*/{RECORD_FILE}"))
-
-
-def read_record(bundle: Path, name: str, *, bundle_id: str, verify: bool = True) -> EngineRecord:
+def read_record(bundle: Bundle, name: str, *, verify: bool = True) -> EngineRecord:
     """Read an engine's record and prove that the plans on disk are its own, of this bundle.
 
     Raises:
         BuildError: there is none, it is damaged or altered, or it is of another bundle.
     """
-    folder = engine_folder(bundle, name)
+    folder = bundle.engine_folder(name)
     try:
         record = EngineRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        have = ", ".join(engine_names(bundle)) or "none"
+        have = ", ".join(bundle.engines()) or "none"
         raise BuildError(
             f"{bundle} must have an engine {name}, got {have}. "
             f"Build one: nemo-trt build {bundle} --gpu NAME."
         ) from error
-    if record.bundle_id != bundle_id:
+    if record.bundle_id != bundle.bundle_id:
         raise BuildError(
             f"Engine {name} is of another bundle than {bundle}. "
             f"Build it again: {record.rebuild_command(bundle)}."
@@ -185,10 +169,10 @@ def read_record(bundle: Path, name: str, *, bundle_id: str, verify: bool = True)
     return record
 
 
-def same_build(bundle: Path, name: str, build_id: str, bundle_id: str) -> EngineRecord | None:
+def same_build(bundle: Bundle, name: str, build_id: str) -> EngineRecord | None:
     """The engine's record when it is what a build would make, else None."""
     try:
-        record = read_record(bundle, name, bundle_id=bundle_id, verify=False)
+        record = read_record(bundle, name, verify=False)
     except BuildError:
         return None
     return record if record.build_id == build_id else None

@@ -8,14 +8,15 @@ from typing import Self
 import numpy as np
 
 from nemo_trt import contract
+from nemo_trt.bundle import Bundle
 from nemo_trt.engines.device import CudaDevice, Device
 from nemo_trt.engines.device_cache import DeviceCache
-from nemo_trt.engines.session import CacheBlock, Logits, Tokens
+from nemo_trt.engines.session import CacheBlock, Logits, SessionInfo, Tokens
 from nemo_trt.errors import BuildError, CapacityError, MachineError, RequestError, StateError
-from nemo_trt.manifest import read_manifest
+from nemo_trt.where import Where
 
 from .network import LENGTHS, step_inputs
-from .record import EngineRecord, engine_folder, read_record
+from .record import EngineRecord, read_record
 from .runtime import Context, Plan, TensorRtPlan
 from .toolkit import load_toolkit
 
@@ -39,22 +40,22 @@ class TensorRtSession:
 
     def __init__(
         self,
-        bundle: Path,
+        bundle: Bundle | Path,
         record: EngineRecord,
         *,
         device: Device,
         open_plan: OpenPlan,
         use_graphs: bool = True,
     ) -> None:
-        manifest = read_manifest(bundle)
         options = record.options
-        self.bundle, self.config, self.record = bundle, manifest.config, record
-        self.bundle_id = manifest.bundle_id
-        self.compute_precision: str = manifest.precision
+        self.bundle, self.record = Bundle.open(bundle), record
+        self.where = Where("engine", record.name)
+        self.config = self.bundle.config
+        self.compute_precision: str = self.bundle.precision
         self.max_batch, self.max_seq_len = options.max_batch, options.max_seq_len
         self.capacity = options.max_seq_len
         self.prefill_chunk: int | None = options.prefill_chunk
-        self._dtype = manifest.precision.base
+        self._dtype = self.bundle.precision.base
         self._device, self._use_graphs = device, use_graphs
         self._graphs: dict[tuple[int, int], object] = {}
         self._decoders: dict[tuple[int, int], tuple[Context, list[int]]] = {}
@@ -65,19 +66,19 @@ class TensorRtSession:
             if device.sm != options.sm:
                 raise MachineError(
                     f"Engine {record.name} is for sm_{options.sm}, got a GPU of sm_{device.sm}. "
-                    f"Build one for it: nemo-trt build {bundle} --gpu NAME."
+                    f"Build one for it: nemo-trt build {self.bundle} --gpu NAME."
                 )
-            self._allocate(open_plan, engine_folder(bundle, record.name))
+            self._allocate(open_plan, self.bundle.engine_folder(record.name))
         except BaseException:
             self.close()
             raise
 
     @classmethod
-    def open(cls, bundle: Path, name: str, *, use_graphs: bool = True) -> Self:
+    def open(cls, bundle: Bundle | Path, name: str, *, use_graphs: bool = True) -> Self:
         """Open an engine of a bundle on this machine's GPU.
 
         Args:
-            bundle: folder that `nemo-trt export` wrote.
+            bundle: an open bundle, or its folder.
             name: of a folder in `bundle/engines`.
             use_graphs: replay decode steps as CUDA graphs.
 
@@ -86,8 +87,8 @@ class TensorRtSession:
                 TensorRT than the one installed; the command that rebuilds it is said.
             MachineError: TensorRT, CUDA or the right GPU is missing.
         """
-        manifest = read_manifest(bundle)
-        record = read_record(bundle, name, bundle_id=manifest.bundle_id)
+        bundle = Bundle.open(bundle)
+        record = read_record(bundle, name)
         toolkit = load_toolkit(record.toolkit)  # type: ignore[arg-type]  # the builder wrote it
         if toolkit.version != record.toolkit_version:
             raise BuildError(
@@ -161,7 +162,7 @@ class TensorRtSession:
         self._require_open()
         self._cache.write(layer, kind, row, start, block)
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> SessionInfo:
         """See `Session.describe`."""
         return {
             "backend": self.record.toolkit,

@@ -14,6 +14,7 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from nemo_trt.errors import RequestError
 from nemo_trt.serve.keys import read_keys
 from nemo_trt.serve.options import ServeOptions
+from nemo_trt.where import Where
 
 from .ingress import Ingress
 from .options import ClusterOptions
@@ -32,7 +33,8 @@ def build(args: dict[str, Any]) -> Application:
 
     Args:
         args: fields of `ClusterOptions` but `server`, and of `ServeOptions`, as values or as text;
-            `autoscale` may be "MIN:MAX". API keys come from `api_key_file` and the environment.
+            `autoscale` may be "MIN:MAX", `where`
+            an engine's name. API keys come from `api_key_file` and the environment.
 
     Raises:
         RequestError: a field is unknown or out of its range.
@@ -45,6 +47,8 @@ def build(args: dict[str, Any]) -> Application:
         raise RequestError(f"Arguments must be some of {known}, got {unknown[0]!r}.")
     if isinstance(given.get("autoscale"), str):
         given["autoscale"] = given["autoscale"].split(":")
+    if isinstance(given.get("where"), str):
+        given["where"] = Where.of(given["where"])
     made = _checked(ServeOptions, {name: given.pop(name) for name in _SERVER_FIELDS & given.keys()})
     options = _checked(ClusterOptions, given | {"server": made})
     keys = read_keys(Path(file) if file else None, os.environ)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from nemo_trt.bundle import Bundle
 from nemo_trt.errors import MachineError
 from nemo_trt.serve.http.server import listen
 from nemo_trt.serve.http.service import require_verdict
@@ -37,11 +38,12 @@ def serve_cluster_forever(
         BundleError, BuildError: the bundle or its engine is missing or has no passing verdict.
         MachineError: the address cannot be had, or the replicas do not come up.
     """
-    verdict = require_verdict(options.bundle, options.engine, options.server)
+    bundle = Bundle.open(options.bundle)
+    verdict = require_verdict(bundle, options.where, options.server)
     listener, address = listen(host, port)
     port = listener.getsockname()[1]
     listener.close()  # Ray's proxy opens it again
-    name = options.server.model_name or options.bundle.resolve().name
+    name = options.server.model_name or bundle.source_name
     cores = os.cpu_count() or 1
     options = shared_out(options, cores)
     with own_ray(cpus=cores, gpus=None if options.gpus else 0):
@@ -116,7 +118,7 @@ def shared_out(options: ClusterOptions, cores: int) -> ClusterOptions:
     """This machine's cores, evenly, so that the replicas' threads do not stand in each other's
     way."""
     most = options.most_replicas
-    if options.engine is not None:
+    if options.where.kind != "cpu":
         return replace(options, num_cpus=min(1.0, cores / most))
     threads = options.threads or max(1, cores // most)
     return replace(options, threads=threads, num_cpus=min(float(threads), cores / most))

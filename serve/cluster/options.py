@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nemo_trt.bundle import Bundle
+from nemo_trt.defaults import SLOTS
 from nemo_trt.engines.trt.record import read_record
 from nemo_trt.errors import RequestError
-from nemo_trt.manifest import read_manifest
 from nemo_trt.serve.options import ServeOptions
+from nemo_trt.where import CPU, Where
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,12 +17,12 @@ class ClusterOptions:
 
     Attributes:
         bundle: its path, the same on every machine.
-        engine: one of the bundle's engines, on a GPU of each replica's own; None for the CPU.
-        max_batch, max_seq_len, threads: see `create_app`; without an engine alone.
+        where: what runs the bundle in each replica; see `Where`.
+        max_batch, max_seq_len, threads: see `create_app`. An engine has its own rows and length.
         replicas: how many there are; where `autoscale` is given, at the start.
         autoscale: fewest and most replicas.
-        num_cpus, num_gpus: what Ray sets aside for a replica; None means one GPU for an engine,
-            one core per thread without.
+        num_cpus, num_gpus: what Ray sets aside for a replica; None means one GPU where the bundle
+            runs on one, and one core per thread on the CPU.
         ingresses: processes that take requests in and pass them on; each learns by itself which
             replica has seen what.
         drain_timeout_s: what a replica that is taken away may still run.
@@ -29,8 +31,8 @@ class ClusterOptions:
     """
 
     bundle: Path
-    engine: str | None = None
-    max_batch: int = 8
+    where: Where = CPU
+    max_batch: int = SLOTS
     max_seq_len: int | None = None
     threads: int | None = None
     replicas: int = 1
@@ -62,19 +64,19 @@ class ClusterOptions:
         """Cores that Ray sets aside for a replica."""
         if self.num_cpus is not None:
             return self.num_cpus
-        return 1.0 if self.engine else float(self.threads or 1)
+        return float(self.threads or 1) if self.where.kind == "cpu" else 1.0
 
     @property
     def gpus(self) -> float:
         """GPUs that Ray sets aside for a replica."""
         if self.num_gpus is not None:
             return self.num_gpus
-        return 1.0 if self.engine else 0.0
+        return 0.0 if self.where.kind == "cpu" else 1.0
 
     @property
     def compute_threads(self) -> int | None:
-        """Threads of a replica without an engine: those that were asked for, or its cores."""
-        if self.engine:
+        """Threads of a replica on the CPU: those that were asked for, or its cores."""
+        if self.where.kind != "cpu":
             return None
         return self.threads or max(1, int(self.cpus))
 
@@ -84,8 +86,7 @@ class ClusterOptions:
         Raises:
             BundleError, BuildError: there is no such bundle, or no such engine of it.
         """
-        bundle_id = read_manifest(self.bundle, verify_weights=False).bundle_id
-        if self.engine is None:
+        bundle = Bundle.open(self.bundle)
+        if self.where.kind != "engine":
             return self.max_batch
-        record = read_record(self.bundle, self.engine, bundle_id=bundle_id, verify=False)
-        return record.options.max_batch
+        return read_record(bundle, self.where.engine, verify=False).options.max_batch

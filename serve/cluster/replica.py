@@ -8,9 +8,9 @@ from typing import Any
 from ray import serve
 from starlette.types import Message
 
+from nemo_trt.bundle import Bundle
 from nemo_trt.engines.ort_session import affordable_seq_len
 from nemo_trt.errors import StateError
-from nemo_trt.manifest import read_manifest
 from nemo_trt.serve.http import create_app
 from nemo_trt.serve.http.app import CACHE_SHARE
 from nemo_trt.serve.http.gate import log_to_stderr
@@ -29,16 +29,15 @@ class Replica:
     def __init__(self, options: ClusterOptions) -> None:
         self._name = serve.get_replica_context().replica_tag
         log_to_stderr()
-        length = options.max_seq_len
-        if length is None and options.engine is None:
-            config = read_manifest(options.bundle, verify_weights=False).config
+        bundle, length = Bundle.open(options.bundle), options.max_seq_len
+        if length is None and options.where.kind == "cpu":
             share = CACHE_SHARE / options.most_replicas  # they may all be on this machine
-            length = affordable_seq_len(config, options.max_batch, share=share)
+            length = affordable_seq_len(bundle.config, options.max_batch, share=share)
         self._app = create_app(
-            options.bundle,
+            bundle,
+            options.where,
             options=options.server,
-            engine=options.engine,
-            max_batch=options.max_batch,
+            max_batch=None if options.where.kind == "engine" else options.max_batch,
             max_seq_len=length,
             threads=options.compute_threads,
         )

@@ -7,11 +7,12 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from nemo_trt import __version__
-from nemo_trt.config import ModelConfig
-from nemo_trt.engines.backend import Backend, backend_of
+from nemo_trt.bundle import Bundle
+from nemo_trt.defaults import SLOTS
 from nemo_trt.engines.ort_session import affordable_seq_len
 from nemo_trt.engines.runner import Runner
 from nemo_trt.serve.options import ServeOptions
+from nemo_trt.where import CPU, Where
 
 from . import chat, completions, errors, plain
 from .gate import Gate
@@ -22,14 +23,13 @@ CACHE_SHARE = 0.25  # of this machine's memory, for the slots of a bundle that r
 
 
 def create_app(
-    source: Path | Runner,
+    source: Bundle | Path | Runner,
+    where: Where | str = CPU,
     *,
     options: ServeOptions | None = None,
-    engine: str | None = None,
-    max_batch: int = 8,
+    max_batch: int | None = None,
     max_seq_len: int | None = None,
     threads: int | None = None,
-    backend: Backend = "cpu",
 ) -> FastAPI:
     """Make the application that serves a bundle, alone or mounted in another one.
 
@@ -41,10 +41,13 @@ def create_app(
         other.mount("/llm", create_app(runner))       # in a Starlette or FastAPI application
 
     Args:
-        source: a bundle, or an open Runner, which is taken over.
+        source: a bundle, its folder, or an open Runner, which is taken over.
+        where: what runs the bundle, see `Runner.open`; a Runner has its own.
         options: how the server behaves.
-        engine, max_batch, max_seq_len, threads, backend: see `Runner.open`; of a bundle alone. An
-            engine has rows and lengths of its own.
+        max_batch: slots, by default 8; an engine and a Runner have their own.
+        max_seq_len: tokens of prompt and answer, by default the model's context length as far as
+            memory allows; an engine and a Runner have their own.
+        threads: see `Runner.open`.
 
     Returns:
         The application; `app.state.service` has `wait`, `drain`, `close`, `engine` (an
@@ -56,25 +59,21 @@ def create_app(
     """
     options = options or ServeOptions()
     if isinstance(source, Runner):
-        bundle = source.session.bundle
-        engine = source.session.describe().get("engine")
-        backend = backend_of(source.session)
+        bundle, where = source.session.bundle, source.session.where
     else:
-        bundle = source
+        bundle, where = Bundle.open(source), Where.of(where)
 
-    def opener(config: ModelConfig) -> Runner:
+    def opener() -> Runner:
         if isinstance(source, Runner):
             return source
-        if engine is not None:
-            return Runner.open(source, engine=engine)
-        length = max_seq_len
-        if backend == "cpu":
-            length = length or affordable_seq_len(config, max_batch, share=CACHE_SHARE)
-        return Runner.open(
-            source, max_batch=max_batch, max_seq_len=length, threads=threads, backend=backend
-        )
+        rows, length = max_batch, max_seq_len
+        if where.kind != "engine":
+            rows = rows or SLOTS
+        if where.kind == "cpu":
+            length = length or affordable_seq_len(bundle.config, rows or 1, share=CACHE_SHARE)
+        return Runner.open(bundle, where, max_batch=rows, max_seq_len=length, threads=threads)
 
-    service = Service(bundle, engine, opener, options, backend)
+    service = Service(bundle, where, opener, options)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -57,7 +57,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
         "id": f"chatcmpl-{secrets.token_hex(12)}",
         "created": int(time.time()),
         "model": service.model_name,
-        "system_fingerprint": f"nemo-trt-{service.manifest.bundle_id[:12]}",
+        "system_fingerprint": f"nemo-trt-{service.bundle.manifest.bundle_id[:12]}",
     }
     choices = [_Choice(engine.tokenizer, trigger, service.options.log_text) for _ in answers]
     if service.options.log_text:

@@ -51,7 +51,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         "object": "text_completion",
         "created": int(time.time()),
         "model": service.model_name,
-        "system_fingerprint": f"nemo-trt-{service.manifest.bundle_id[:12]}",
+        "system_fingerprint": f"nemo-trt-{service.bundle.manifest.bundle_id[:12]}",
     }
     if service.options.log_text:
         note(prompt=[engine.tokenizer.decode(prompt) for prompt in prompts])

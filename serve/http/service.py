@@ -4,25 +4,23 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
-from nemo_trt.config import ModelConfig
-from nemo_trt.engines.backend import Backend
+from nemo_trt.bundle import Bundle
 from nemo_trt.engines.runner import Runner
-from nemo_trt.engines.trt.record import engine_folder, read_record
+from nemo_trt.engines.trt.record import read_record
 from nemo_trt.errors import BundleError, MachineError, NemoTrtError, StateError
-from nemo_trt.manifest import read_manifest
 from nemo_trt.serve.engine import AsyncEngine
 from nemo_trt.serve.grammars import Grammars
 from nemo_trt.serve.metrics import Metrics
 from nemo_trt.serve.options import ServeOptions
 from nemo_trt.verdict import PASS, read_verdict
+from nemo_trt.where import Where
 
 from .errors import ApiError
 
 State = Literal["starting", "ready", "draining", "failed"]
-Opener = Callable[[ModelConfig], Runner]
+Opener = Callable[[], Runner]
 
 
 class Service:
@@ -30,9 +28,8 @@ class Service:
 
     Args:
         bundle: whose verdict counts.
-        engine: name of the bundle's engine that `opener` opens, or None for ONNX Runtime.
-        backend: where ONNX Runtime runs it.
-        opener: called with the model's shape, in a thread of its own, at once.
+        where: what runs the bundle.
+        opener: called in a thread of its own, at once.
 
     Raises:
         BundleError: the bundle, or the engine, has no passing verdict and must have one.
@@ -42,21 +39,12 @@ class Service:
         metrics: there from the beginning.
     """
 
-    def __init__(
-        self,
-        bundle: Path,
-        engine: str | None,
-        opener: Opener,
-        options: ServeOptions,
-        backend: Backend = "cpu",
-    ) -> None:
+    def __init__(self, bundle: Bundle, where: Where, opener: Opener, options: ServeOptions) -> None:
         self.options = options
-        self.manifest = read_manifest(bundle, verify_weights=False)  # the session verifies
-        self.model_name = options.model_name or bundle.resolve().name
+        self.bundle = bundle
+        self.model_name = options.model_name or bundle.source_name
         self.created = int(time.time())
-        self.verdict = require_verdict(
-            bundle, engine, options, bundle_id=self.manifest.bundle_id, backend=backend
-        )
+        self.verdict = require_verdict(bundle, where, options)
         self.metrics = Metrics()
         self.engine: AsyncEngine | None = None
         self.failure: str | None = None
@@ -117,8 +105,8 @@ class Service:
             "model": self.model_name,
             "validation": self.verdict,
             "validated": self.validated,
-            "bundle_id": self.manifest.bundle_id,
-            "precision": self.manifest.precision,
+            "bundle_id": self.bundle.bundle_id,
+            "precision": self.bundle.precision,
             "compute_precision": session.compute_precision if session else None,
             "engine": session.describe() if session else None,
             "max_seq_len": session.max_seq_len if session else None,
@@ -160,8 +148,8 @@ class Service:
     def _open(self) -> None:
         start = time.perf_counter()
         try:
-            runner = self._opener(self.manifest.config)
-            if runner.session.bundle_id != self.manifest.bundle_id:
+            runner = self._opener()
+            if runner.session.bundle.bundle_id != self.bundle.bundle_id:
                 raise StateError("The bundle was altered while the server started.")
             self.engine = AsyncEngine(
                 runner,
@@ -176,35 +164,25 @@ class Service:
         self.startup_s = round(time.perf_counter() - start, 3)
 
 
-def require_verdict(
-    bundle: Path,
-    engine: str | None,
-    options: ServeOptions,
-    *,
-    bundle_id: str | None = None,
-    backend: Backend = "cpu",
-) -> str:
-    """What the validator said of a bundle, or of its engine.
+def require_verdict(bundle: Bundle, where: Where, options: ServeOptions) -> str:
+    """What the validator said of a bundle where it runs.
 
     Raises:
-        BundleError: it did not say "pass", and must have; or the bundle is missing.
+        BundleError: it did not say "pass", and must have.
         BuildError: the engine is missing.
     """
-    bundle_id = bundle_id or read_manifest(bundle, verify_weights=False).bundle_id
-    verdict = _verdict(bundle, bundle_id, engine, backend)
+    verdict = _verdict(bundle, where)
     if verdict != PASS and not options.allow_unvalidated:
         raise BundleError(
-            f"{bundle} must have passed validation, got {verdict!r}. Run nemo-trt "
-            f"validate{' --backend cuda' if backend == 'cuda' else ''}, or serve it all the same "
-            "with --allow-unvalidated."
+            f"{bundle} must have passed validation, got {verdict!r}. Run nemo-trt validate "
+            f"{bundle}{where.option}, or serve it all the same with --allow-unvalidated."
         )
     return verdict
 
 
-def _verdict(bundle: Path, bundle_id: str, engine: str | None, backend: Backend) -> str:
-    """What the validator said of the bundle, or of its engine."""
-    if engine is None:
-        return read_verdict(bundle, bundle_id=bundle_id, backend=backend)
-    record = read_record(bundle, engine, bundle_id=bundle_id, verify=False)
-    folder = engine_folder(bundle, engine)
-    return read_verdict(folder, bundle_id=bundle_id, engine_id=record.engine_id)
+def _verdict(bundle: Bundle, where: Where) -> str:
+    if where.kind != "engine":
+        return read_verdict(bundle.path, bundle_id=bundle.bundle_id, backend=where.kind)
+    record = read_record(bundle, where.engine, verify=False)
+    folder = bundle.engine_folder(where.engine)
+    return read_verdict(folder, bundle_id=bundle.bundle_id, engine_id=record.engine_id)

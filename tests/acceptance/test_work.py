@@ -8,6 +8,7 @@ import pytest
 from nemo_trt.acceptance.work import bench, export, here, plan
 from nemo_trt.acceptance.work.done import CannotHere, require_packages
 from nemo_trt.acceptance.work.rates import batches_up_to, decode_rates, prefill_rates
+from nemo_trt.bundle import Bundle
 from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.errors import RequestError
 from nemo_trt.progress import Silent
@@ -93,10 +94,10 @@ def test_the_bytes_of_an_fp8_bundle_are_foreseen(tiny_checkpoint: Path, tmp_path
 def test_a_bundle_that_memory_cannot_hold_is_skipped_with_both_numbers(
     tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert here.require_cpu_session(tiny.bundle)
+    here.require_cpu_session(Bundle.open(tiny.bundle))
     monkeypatch.setattr(here, "memory_bytes", lambda: 10**6)
     with pytest.raises(CannotHere, match=r"needs about .* GB .* this machine has 0 GB"):
-        here.require_cpu_session(tiny.bundle)
+        here.require_cpu_session(Bundle.open(tiny.bundle))
 
 
 def test_a_missing_package_is_named_with_its_extra() -> None:

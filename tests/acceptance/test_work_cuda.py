@@ -13,13 +13,15 @@ import pytest
 
 from nemo_trt.acceptance.work import bench, here, validate
 from nemo_trt.acceptance.work.done import CannotHere
-from nemo_trt.engines import backend
+from nemo_trt.bundle import Bundle
+from nemo_trt.engines import open as opening
 from nemo_trt.engines.cuda import provider
 from nemo_trt.engines.machine import Gpu
 from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.engines.targets import target_named
 from nemo_trt.progress import Silent
 from nemo_trt.validate import run as validate_run
+from nemo_trt.where import Where
 
 pytestmark = pytest.mark.model
 
@@ -39,18 +41,20 @@ def test_without_the_provider_it_is_skipped_with_the_command_that_helps(
 ) -> None:
     monkeypatch.setattr(provider.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(CannotHere, match=r"CUDA provider, got .*pip install 'nemo-trt\[gpu\]'"):
-        here.require_cuda_session(tiny.bundle, "h100")
+        here.require_cuda_session(Bundle.open(tiny.bundle), "h100")
 
 
 def test_without_a_gpu_of_the_kind_it_is_skipped(
     tiny: Any, cuda: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert here.require_cuda_session(tiny.bundle, "h200") == H100.name  # both are sm_90
+    assert (
+        here.require_cuda_session(Bundle.open(tiny.bundle), "h200") == H100.name
+    )  # both are sm_90
     with pytest.raises(CannotHere, match=r"sm_89 GPU like l40s \(here: NVIDIA H100 .*, sm_90\)"):
-        here.require_cuda_session(tiny.bundle, "l40s")
+        here.require_cuda_session(Bundle.open(tiny.bundle), "l40s")
     monkeypatch.setattr(here, "gpus", lambda: ())
     with pytest.raises(CannotHere, match=r"sm_90 GPU like h100 \(here: none\)"):
-        here.require_cuda_session(tiny.bundle, "h100")
+        here.require_cuda_session(Bundle.open(tiny.bundle), "h100")
 
 
 def test_weights_that_the_gpu_cannot_hold_are_skipped_with_both_numbers(
@@ -59,7 +63,7 @@ def test_weights_that_the_gpu_cannot_hold_are_skipped_with_both_numbers(
     small = SimpleNamespace(name="h100", sm=90, memory_gb=0, memory_bytes=10**5)
     monkeypatch.setattr(here, "target_named", lambda name: small)
     with pytest.raises(CannotHere, match=r"needs .* GB for the weights in fp32, and h100 has 0 GB"):
-        here.require_cuda_session(tiny.bundle, "h100")
+        here.require_cuda_session(Bundle.open(tiny.bundle), "h100")
 
 
 @pytest.fixture
@@ -67,11 +71,11 @@ def opened(cuda: None, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What CUDA sessions were asked for."""
     asked: list[dict[str, Any]] = []
 
-    def open_session(bundle: Path, name: str, **size: Any) -> OrtSession:
-        asked.append({"backend": name, **size})
+    def open_session(bundle: Bundle, where: Where, **size: Any) -> OrtSession:
+        asked.append({"where": str(where), **size})
         return OrtSession.open(bundle, **size)
 
-    for module in (backend, validate_run):
+    for module in (opening, validate_run):
         monkeypatch.setattr(module, "open_session", open_session)
     return asked
 
@@ -89,7 +93,7 @@ def test_speed_is_measured_on_cuda_beside_the_data_sheets_floor(
         threads=None,
         progress=Silent(),
     )
-    assert opened == [{"backend": "cuda", "max_batch": 4, "max_seq_len": 20}]  # no more than used
+    assert opened == [{"where": "cuda", "max_batch": 4, "max_seq_len": 20}]  # no more than used
     facts, target = done.facts, target_named("h100")
     assert facts["gpu"] == H100.name and "data sheet of h100" in facts["bandwidth_source"]
     assert facts["bandwidth_bytes_per_s"] == target.bandwidth_gb_s * 10**9
@@ -119,7 +123,7 @@ def test_validation_is_of_cuda_and_leaves_the_cpus_verdict_alone(
         progress=Silent(),
     )
     (asked,) = opened
-    assert asked["backend"] == "cuda" and asked["max_seq_len"] == 64
+    assert asked["where"] == "cuda" and asked["max_seq_len"] == 64
     assert done.verdict == "pass" and done.facts["gpu"] == H100.name
     assert json.loads((bundle / "validation-cuda.json").read_text())["verdict"] == "pass"
     assert not (bundle / "validation.json").exists()

@@ -125,7 +125,7 @@ def test_a_runner_on_an_engine_that_cannot_run_here_says_so(bundle: str) -> None
 
     assert run(["build", bundle, "--gpu", "l4", "--max-seq-len", "64", "--prefill-chunk", "8"]) == 0
     with pytest.raises(MachineError, match="GPU"):
-        Runner.open(Path(bundle), engine="l4-bf16")
+        Runner.open(Path(bundle), "l4-bf16")
 
 
 def test_calibrated_scales_serve_a_second_export(bundle: str, tmp_path: Path) -> None:

@@ -5,18 +5,21 @@ from pathlib import Path
 
 import pytest
 
+from nemo_trt.bundle import Bundle
 from nemo_trt.cli.main import run
-from nemo_trt.engines.backend import backend_of, open_session
+from nemo_trt.engines.open import open_session
 from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.engines.runner import Runner
-from nemo_trt.errors import BundleError, MachineError, RequestError
+from nemo_trt.errors import BuildError, BundleError, MachineError, RequestError
 from nemo_trt.manifest import read_manifest
 from nemo_trt.precision import DType
 from nemo_trt.serve.http.service import require_verdict
 from nemo_trt.serve.options import ServeOptions
 from nemo_trt.verdict import PASS, read_verdict, verdict_file
+from nemo_trt.where import CPU
+from nemo_trt.where import CUDA as ON_CUDA
 
-from .standin import HostDevice, HostProvider
+from .standin import HostDevice
 from .test_session import open_on_host
 
 pytestmark = pytest.mark.model
@@ -37,22 +40,16 @@ def has_cuda() -> bool:
 
 
 def test_the_cpu_is_the_default_and_names_must_exist(bundles: dict[str, Path]) -> None:
-    with open_session(bundles["bf16"], max_seq_len=32, threads=1) as session:  # type: ignore[attr-defined]
+    with open_session(bundles["bf16"], max_seq_len=32, threads=1) as session:
         assert isinstance(session, OrtSession)
-        assert backend_of(session) == "cpu"
-    with pytest.raises(RequestError, match="cpu or cuda, got tpu"):
-        open_session(bundles["bf16"], "tpu")  # type: ignore[arg-type]
+        assert session.where == CPU
+    with pytest.raises(BuildError, match="must have an engine tpu"):
+        open_session(bundles["bf16"], "tpu")
     with pytest.raises(RequestError, match="threads"):
         open_session(bundles["bf16"], "cuda", threads=2)
-    with pytest.raises(RequestError, match="An engine has its own"):
-        Runner.open(bundles["bf16"], engine="l4-bf16", backend="cuda")
-
-
-def test_a_session_on_cuda_is_told_from_one_on_the_cpu(bundles: dict[str, Path]) -> None:
-    with open_on_host(bundles["bf16"], provider=HostProvider()) as session:
-        assert backend_of(session) == "cpu"
-        session._provider.name = CUDA
-        assert backend_of(session) == "cuda"
+    for options in ({"max_batch": 1}, {"max_seq_len": 64}, {"threads": 2}):
+        with pytest.raises(RequestError, match="must be left out"):
+            Runner.open(bundles["bf16"], "l4-bf16", **options)
 
 
 @pytest.mark.skipif(has_cuda(), reason="onnxruntime-gpu is installed here")
@@ -64,7 +61,7 @@ def test_commands_say_what_cuda_needs(
     assert run([name, str(bundles["bf16"]), *rest, "--backend", "cuda"]) == 3
     assert "pip install 'nemo-trt[gpu]'" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(MachineError, match="CUDA provider"):
-        Runner.open(bundles["bf16"], backend="cuda")
+        Runner.open(bundles["bf16"], "cuda")
 
 
 @pytest.mark.skipif(has_cuda(), reason="onnxruntime-gpu is installed here")
@@ -83,7 +80,8 @@ def test_validate_on_cuda_says_what_it_needs_and_writes_no_verdict(
         ["validate", "--engine", "l4-bf16"],
         ["serve", "--threads", "2"],
         ["serve", "--engine", "l4-bf16"],
-        ["serve", "--ray"],
+        ["run", "hello", "--engine", "l4-bf16"],
+        ["bench", "--threads", "2"],
     ],
 )
 def test_what_cuda_does_not_go_with_is_refused(
@@ -95,7 +93,8 @@ def test_what_cuda_does_not_go_with_is_refused(
 
 def test_each_backend_has_a_verdict_of_its_own(bundles: dict[str, Path]) -> None:
     bundle = bundles["bf16"]
-    bundle_id = read_manifest(bundle).bundle_id
+    opened = Bundle.open(bundle)
+    bundle_id = opened.bundle_id
 
     def verdicts() -> tuple[str, str]:
         cpu = read_verdict(bundle, bundle_id=bundle_id)
@@ -110,12 +109,12 @@ def test_each_backend_has_a_verdict_of_its_own(bundles: dict[str, Path]) -> None
         assert verdicts() == (PASS, PASS)
         write_verdict(bundle, verdict_file(), CUDA)
         assert verdicts() == ("stale: it is of another backend", PASS)
-        assert require_verdict(bundle, None, ServeOptions(), backend="cuda") == PASS
+        assert require_verdict(opened, ON_CUDA, ServeOptions()) == PASS
         with pytest.raises(BundleError, match="another backend"):
-            require_verdict(bundle, None, ServeOptions())
+            require_verdict(opened, CPU, ServeOptions())
         (bundle / verdict_file("cuda")).unlink()
         with pytest.raises(BundleError, match="validate --backend cuda"):
-            require_verdict(bundle, None, ServeOptions(), backend="cuda")
+            require_verdict(opened, ON_CUDA, ServeOptions())
     finally:
         for file in (verdict_file(), verdict_file("cuda")):
             (bundle / file).unlink(missing_ok=True)

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 
+from nemo_trt.bundle import Bundle
 from nemo_trt.engines.targets import target_named
 from nemo_trt.engines.trt import builder, lowering, network
 from nemo_trt.engines.trt.record import BuildOptions, EngineRecord, read_record
@@ -178,8 +179,7 @@ def test_an_engine_is_built_once_and_recorded(small: dict[str, Path], tmp_path: 
         build(small["fp8"], timing_cache=tmp_path / "timings")
     record, built = build(small["fp8"], log_file=log)
     assert built and "Layers:" in log.read_text()
-    manifest = read_manifest(small["fp8"])
-    assert record == read_record(small["fp8"], "l4-fp8", bundle_id=manifest.bundle_id)
+    assert record == read_record(Bundle.open(small["fp8"]), "l4-fp8")
     assert record.toolkit == "tensorrt-rtx" and record.driver is None and record.options == OPTIONS
     (plan,) = record.plans
     assert plan.profiles == ("prefill", "decode") and plan.num_bytes > record.weight_bytes
@@ -201,22 +201,22 @@ def test_an_altered_plan_and_another_bundle_are_refused(
 ) -> None:
     build(small["bf16"])
     folder = small["bf16"] / "engines" / "l4-bf16"
-    bundle_id = read_manifest(small["bf16"]).bundle_id
+    bundle = Bundle.open(small["bf16"])
     with pytest.raises(BuildError, match=r"another bundle.*nemo-trt build .* --gpu l4"):
-        read_record(small["bf16"], "l4-bf16", bundle_id="other")
+        read_record(replace(bundle, manifest=replace(bundle.manifest, graph_sha256="")), "l4-bf16")
     plan = folder / "engine.plan"
     whole = plan.read_bytes()
     try:
         plan.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
         with pytest.raises(BuildError, match="altered"):
-            read_record(small["bf16"], "l4-bf16", bundle_id=bundle_id)
+            read_record(bundle, "l4-bf16")
         plan.write_bytes(whole[:-1])
         with pytest.raises(BuildError, match="cut short"):
-            read_record(small["bf16"], "l4-bf16", bundle_id=bundle_id)
+            read_record(bundle, "l4-bf16")
     finally:
         plan.write_bytes(whole)
     with pytest.raises(BuildError, match="must have an engine nothing, got l4-bf16"):
-        read_record(small["bf16"], "nothing", bundle_id=bundle_id)
+        read_record(bundle, "nothing")
 
 
 def test_a_cache_that_is_copied_in_decode_fails_the_build(

@@ -14,6 +14,7 @@ from nemo_trt.serve import ServeOptions
 from nemo_trt.serve.cluster import ClusterOptions
 from nemo_trt.serve.cluster.exposition import merged
 from nemo_trt.serve.cluster.local import shared_out
+from nemo_trt.where import Where
 
 pytestmark = pytest.mark.unit
 
@@ -98,7 +99,7 @@ def test_a_bundle_that_is_missing_is_told_before_anything_starts(tmp_path: Path)
         ({"replicas": 1, "autoscale": (1, 4)}, 8, 2, 2.0),
         ({"replicas": 2, "threads": 3}, 8, 3, 3.0),
         ({"replicas": 2, "threads": 6}, 8, 6, 4.0),  # as asked; Ray can still place them
-        ({"replicas": 2, "engine": "h100-fp8"}, 8, None, 1.0),
+        ({"replicas": 2, "where": Where.of("h100-fp8")}, 8, None, 1.0),
     ],
 )
 def test_replicas_share_the_cores(
@@ -110,8 +111,8 @@ def test_replicas_share_the_cores(
 
 def test_an_engine_has_a_gpu_of_its_own() -> None:
     assert OPTIONS.gpus == 0
-    assert replace(OPTIONS, engine="h100-fp8").gpus == 1
-    assert replace(OPTIONS, engine="h100-fp8", num_gpus=0.5).gpus == 0.5
+    assert replace(OPTIONS, where=Where.of("h100-fp8")).gpus == 1
+    assert replace(OPTIONS, where=Where.of("h100-fp8"), num_gpus=0.5).gpus == 0.5
 
 
 def test_expositions_become_one_with_each_replicas_name() -> None:
@@ -153,6 +154,6 @@ def test_gpus_that_are_not_there_are_told(monkeypatch: pytest.MonkeyPatch) -> No
     from nemo_trt.serve.cluster.local import require_gpus
 
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
-    require_gpus(replace(OPTIONS, engine="e", replicas=1))
+    require_gpus(replace(OPTIONS, where=Where.of("e"), replicas=1))
     with pytest.raises(MachineError, match="got 1"):
-        require_gpus(replace(OPTIONS, engine="e", replicas=2))
+        require_gpus(replace(OPTIONS, where=Where.of("e"), replicas=2))

@@ -74,7 +74,7 @@ def test_what_has_passed_is(copy: Path) -> None:
         found = client.get("/health/ready").json()
     assert found["validated"] and found["validation"] == "pass"
     assert found["engine"]["backend"] == "onnxruntime"
-    assert (found["slots"], found["max_seq_len"], found["model"]) == (2, 256, "copy")
+    assert (found["slots"], found["max_seq_len"], found["model"]) == (2, 256, "checkpoint")
     assert found["bundle_id"] == read_manifest(copy).bundle_id
 
 

@@ -92,7 +92,7 @@ def test_what_answers_and_its_verdict_are_shown(page: Any, site: Site) -> None:
     expect(page.locator("#verdict")).to_have_class("badge pass")
     expect(page.locator("#warning")).to_be_hidden()
     details = page.locator("#details").inner_text()
-    assert site.app.state.service.manifest.bundle_id[:12] in details
+    assert site.app.state.service.bundle.bundle_id[:12] in details
 
 
 def test_a_reload_keeps_conversation_and_settings(page: Any) -> None:
