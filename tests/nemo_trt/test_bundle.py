@@ -10,6 +10,8 @@ from nemo_trt import bundle as module
 from nemo_trt.bundle import Bundle
 from nemo_trt.errors import BuildError, BundleError
 
+pytestmark = pytest.mark.model
+
 
 def test_an_open_bundle_is_not_read_again(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Bundle.open(str(tiny.bundle))

@@ -5,6 +5,8 @@ import pytest
 from nemo_trt.errors import RequestError
 from nemo_trt.where import CPU, CUDA, Where
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize(
     ("text", "where", "option"),

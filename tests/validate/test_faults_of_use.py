@@ -13,6 +13,8 @@ from . import faults
 from .faults_of_use import FAULTS, middle_positions_shifted
 from .judge import Judge, failed
 
+pytestmark = pytest.mark.model
+
 CAPACITY = 3000  # so that two depths lie between the start and the end
 
 
