@@ -25,7 +25,9 @@ def test_a_sound_bundle_passes_as_closely_as_with_heads_of_64(
     report = judge(tmp_path / "bundle")
     assert report.verdict == "pass", failed(report)
     assert max(case.max_relative_l2 for case in report.cases) <= 5e-5
+    # What the exporter did before contract version 2: 3e-4 for 128, more for 112.
     rounded = faults.copy_with(
         tmp_path / "bundle", tmp_path / "rounded", graph=faults.softmax_scale_in_bf16
     )
-    assert failed(judge(rounded)) >= {"whole prefill"}
+    largest = max(case.max_relative_l2 for case in judge(rounded).cases)
+    assert largest > 20 * max(case.max_relative_l2 for case in report.cases)
