@@ -1,9 +1,21 @@
 """Typed access to a config that somebody else wrote, with errors that name file and field."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from nemo_trt.errors import CheckpointError
+
+_MOST_SHOWN = 200
+
+
+def shown(value: object) -> str:
+    """A value of a file as an error shows it: of bounded length, whatever the file holds."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of more digits than Python prints
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 class Fields:
@@ -18,7 +30,7 @@ class Fields:
 
     def error(self, name: str, condition: str) -> CheckpointError:
         """The error that a field deserves."""
-        got = repr(self.raw[name]) if name in self.raw else "nothing"
+        got = shown(self.raw[name]) if name in self.raw else "nothing"
         return CheckpointError(f"{name} in {self.where} {condition}, got {got}.")
 
     def integer(self, name: str) -> int:
@@ -29,9 +41,13 @@ class Fields:
         return value
 
     def number(self, name: str) -> float:
-        """A positive number."""
+        """A positive, finite number."""
         value = self.raw.get(name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or not 0 < value <= sys.float_info.max
+        ):
             raise self.error(name, "must be a positive number")
         return float(value)
 

@@ -23,33 +23,15 @@ from nemo_trt.safetensors import read_layout
 from nemo_trt.tensors import LazyTensor
 
 from .checkpoint import Checkpoint
-from .fields import Fields
-from .text_files import read_json
+from .lora_config import CONFIG, AdapterConfig
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-_KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<which>[AB])\.weight$")
-# Fields that change what is computed, and their values that change nothing.
-_ONLY: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
-    "use_dora": (None, False),
-    "bias": (None, "none"),
-    "lora_bias": (None, False),
-    "fan_in_fan_out": (None, False),
-    "modules_to_save": (None, []),
-    "layer_replication": (None, []),
-    "trainable_token_indices": (None, [], {}),
-    "target_parameters": (None, []),
-    "alora_invocation_tokens": (None, []),
-    "use_qalora": (None, False),
-    "use_bdlora": (None, False),
-    "arrow_config": (None,),
-    "kasa_config": (None,),
-    "monteclora_config": (None,),
-    "velora_config": (None,),
-    "corda_config": (None,),
-    "megatron_config": (None,),
-}
+_KEY = re.compile(
+    r"^base_model\.model\.(?P<module>.+?)"
+    r"\.(?:lora_(?P<which>[AB])\.weight|lora_embedding_(?P<embedding>[AB])|(?P<base>base_layer\.)?weight)$"
+)
+_EMBEDDING = "model.embed_tokens"
+_DTYPES = (DType.FP32, DType.FP16, DType.BF16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +69,23 @@ class _Delta:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Change:
+    """What adapters do to a weight: `base` in its place where one is stored, and deltas added."""
+
+    base: LazyTensor | None
+    deltas: tuple[_Delta, ...]
+
+    def then(self, later: "_Change", name: str) -> "_Change":
+        """The change of one adapter, and after it that of another."""
+        if later.base is not None and not (self.base and _equal(self.base, later.base)):
+            raise CheckpointError(
+                f"{name} must be adapted by one adapter alone where an adapter stores the weight "
+                "itself: PEFT would let the last one win. Merge the adapters with PEFT."
+            )
+        return _Change(base=self.base, deltas=(*self.deltas, *later.deltas))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Merged(LazyTensor):
     """A weight with deltas of low rank added."""
 
@@ -95,7 +94,7 @@ class Merged(LazyTensor):
 
     def rows(self, start: int, stop: int) -> NDArray[Any]:
         """See `LazyTensor.rows`."""
-        total = _float32(self.source.rows(start, stop), self.dtype)
+        total = _float32(self.source.rows(start, stop), self.source.dtype)
         for delta in self.deltas:
             total += delta.b[start:stop] @ delta.a
         if self.dtype is DType.BF16:
@@ -115,21 +114,21 @@ def merge_adapters(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Check
             f"Adapters must be merged into BF16 weights, got FP8 ones in {checkpoint.path}. Use "
             "the BF16 checkpoint, or read these as BF16 with --dequantise."
         )
-    deltas: dict[str, list[_Delta]] = {}
+    changes: dict[str, _Change] = {}
     for adapter in adapters:
-        for name, delta in _read(adapter, checkpoint).items():
-            deltas.setdefault(name, []).append(delta)
-    if not deltas:
+        for name, change in _read(adapter, checkpoint).items():
+            changes[name] = changes[name].then(change, name) if name in changes else change
+    if not changes:
         return checkpoint
     tensors = {
         name: Merged(
             name=name,
             dtype=tensor.dtype,
             shape=tensor.shape,
-            source=tensor,
-            deltas=tuple(deltas[name]),
+            source=changes[name].base or tensor,
+            deltas=changes[name].deltas,
         )
-        if name in deltas
+        if name in changes
         else tensor
         for name, tensor in checkpoint.tensors.items()
     }
@@ -146,17 +145,15 @@ def _described(adapter: Adapter) -> dict[str, str | float]:
     return {"path": path, "weight": adapter.weight, "sha256": digest.hexdigest()}
 
 
-def _read(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, _Delta]:
-    """An adapter's deltas by the canonical name of the weight that each is for."""
+def _read(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, _Change]:
+    """What an adapter changes, by the canonical name of the weight that each is for."""
     path = adapter.path
     if not (path / CONFIG).is_file() or not (path / WEIGHTS).is_file():
         raise CheckpointError(
             f"{path} must be a PEFT adapter with {CONFIG} and {WEIGHTS}, got something else. "
             "(A pickled adapter_model.bin is not read.)"
         )
-    fields = Fields(read_json(path / CONFIG), path / CONFIG)
-    for name, allowed in _ONLY.items():
-        fields.only(name, *allowed, why="only plain LoRA is merged")
+    config = AdapterConfig(path / CONFIG)
     found: dict[str, dict[str, LazyTensor]] = {}
     for key, tensor in read_layout(path / WEIGHTS).items():
         match = _KEY.match(key)
@@ -164,65 +161,106 @@ def _read(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, _Delta]:
             raise CheckpointError(
                 f"{path / WEIGHTS} holds {key}, which is no weight of plain LoRA."
             )
-        weight = f"{match['module']}.weight"
-        target = checkpoint.tensors.get(weight)
-        if target is None or len(target.shape) != 2 or weight == "model.embed_tokens.weight":
+        module = match["module"]
+        target = checkpoint.tensors.get(f"{module}.weight")
+        embedding = module == _EMBEDDING
+        lora = match["embedding"] if embedding else match["which"]
+        whole = not (match["which"] or match["embedding"])
+        if target is None or (not whole and (len(target.shape) != 2 or lora is None)):
             raise CheckpointError(
-                f"{path / WEIGHTS} adapts {match['module']}, a module that the model does not have "
-                "or that is no product."
+                f"{path / WEIGHTS} adapts {module}, a module that the model does not have or that "
+                "this part of an adapter is not for."
             )
-        found.setdefault(weight, {})[match["which"]] = tensor
+        if embedding and checkpoint.config.tied_head:
+            raise CheckpointError(
+                f"{path / WEIGHTS} adapts {module}, which is also the head of {checkpoint.path}: "
+                "what the head then is would be a guess. Merge the adapter with PEFT."
+            )
+        found.setdefault(module, {})[lora or "base"] = tensor
     if not found:
         raise CheckpointError(f"{path / WEIGHTS} must hold at least one adapted module, got none.")
+    config.require_saved({module for module, parts in found.items() if set(parts) == {"base"}})
     return {
-        weight: _delta(weight, pair, checkpoint.tensors[weight], fields, adapter)
-        for weight, pair in found.items()
+        f"{module}.weight": _change(
+            module, parts, checkpoint.tensors[f"{module}.weight"], config, adapter
+        )
+        for module, parts in found.items()
     }
 
 
-def _delta(
-    weight: str,
-    pair: Mapping[str, LazyTensor],
+def _change(
+    module: str,
+    parts: Mapping[str, LazyTensor],
     target: LazyTensor,
-    fields: Fields,
+    config: AdapterConfig,
+    adapter: Adapter,
+) -> _Change:
+    """What an adapter does to one weight: another base, as PEFT stores it, a delta, or both."""
+    where = adapter.path / WEIGHTS
+    base = parts.get("base")
+    if base is not None and base.shape != target.shape:
+        raise CheckpointError(
+            f"{module} in {where} must be {list(target.shape)} as in the checkpoint, got "
+            f"{list(base.shape)}. A resized vocabulary is not merged."
+        )
+    if base is not None and base.dtype not in _DTYPES:
+        raise CheckpointError(f"{module} in {where} must be of floating point, got {base.dtype}.")
+    if set(parts) == {"base"}:
+        if adapter.weight != 1 and not _equal(base, target):
+            raise CheckpointError(
+                f"{module} in {where} replaces the checkpoint's own, so that --lora must have "
+                f"weight 1, got {adapter.weight:g}."
+            )
+        return _Change(base=base, deltas=())
+    if {"A", "B"} - set(parts):
+        raise CheckpointError(f"{where} must hold lora_A and lora_B of {module}, got one of them.")
+    config.require_target(module)
+    return _Change(base=base, deltas=(_delta(module, parts, target, config, adapter),))
+
+
+def _delta(
+    module: str,
+    parts: Mapping[str, LazyTensor],
+    target: LazyTensor,
+    config: AdapterConfig,
     adapter: Adapter,
 ) -> _Delta:
-    where, module = adapter.path / WEIGHTS, weight.removesuffix(".weight")
-    if set(pair) != {"A", "B"}:
-        raise CheckpointError(f"{where} must hold lora_A and lora_B of {module}, got one of them.")
-    a, b = pair["A"], pair["B"]
+    where = adapter.path / WEIGHTS
+    a, b = parts["A"], parts["B"]
+    out, into = target.shape[::-1] if module == _EMBEDDING else target.shape
     rank = a.shape[0] if a.shape else 0
-    if a.shape != (rank, target.shape[1]) or b.shape != (target.shape[0], rank) or not rank:
+    if a.shape != (rank, into) or b.shape != (out, rank) or not rank:
         raise CheckpointError(
-            f"{module} in {where} must have A (r, {target.shape[1]}) and B ({target.shape[0]}, r), "
+            f"{module} in {where} must have A (r, {into}) and B ({out}, r), "
             f"got {list(a.shape)} and {list(b.shape)}."
         )
-    stated = _patterned(fields, "rank_pattern", "r", module)
+    if {a.dtype, b.dtype} - set(_DTYPES):
+        raise CheckpointError(f"{module} in {where} must be of floating point, got {a.dtype}.")
+    stated = config.rank(module)
     if stated != rank:
         raise CheckpointError(
             f"{module} in {where} must have rank {stated:g} by {CONFIG}, got {rank}."
         )
-    alpha = _patterned(fields, "alpha_pattern", "lora_alpha", module)
-    scaling = alpha / (math.sqrt(rank) if fields.flag("use_rslora") else rank)
-    return _Delta(
-        b=_float32(b.rows(0, b.shape[0]), b.dtype) * np.float32(adapter.weight * scaling),
-        a=_float32(a.rows(0, rank), a.dtype),
+    factor = np.float32(adapter.weight * config.scaling(module, rank))
+    first, second = (_float32(one.rows(0, one.shape[0]), one.dtype) for one in (b, a))
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise CheckpointError(f"{module} in {where} must hold finite numbers, got NaN or infinity.")
+    if module == _EMBEDDING:  # its weight is (V, C), a row a token: the transpose of B @ A
+        first, second = np.ascontiguousarray(second.T), np.ascontiguousarray(first.T)
+    return _Delta(b=first * factor, a=second)
+
+
+def _equal(one: LazyTensor | None, other: LazyTensor) -> bool:
+    """Whether two tensors of one shape hold the same numbers."""
+    assert one is not None
+    each = max(1, 2**23 // max(one.row_bytes, 1))
+    return all(
+        np.array_equal(
+            _float32(one.rows(at, min(at + each, one.shape[0])), one.dtype),
+            _float32(other.rows(at, min(at + each, one.shape[0])), other.dtype),
+        )
+        for at in range(0, one.shape[0], each)
     )
-
-
-def _patterned(fields: Fields, patterns: str, default: str, module: str) -> float:
-    """A number for a module: that of the first pattern its name ends in, else the default."""
-    found = fields.raw.get(patterns) or {}
-    if not isinstance(found, dict):
-        raise fields.error(patterns, "must be an object")
-    for pattern, value in found.items():
-        try:
-            matches = re.match(rf"(.*\.)?({pattern})$", module)
-        except re.error as error:
-            raise fields.error(patterns, f"must have regular expressions ({error})") from error
-        if matches:
-            return Fields({pattern: value}, f"{patterns} of {fields.where}").number(pattern)
-    return fields.number(default)
 
 
 def _float32(values: NDArray[Any], dtype: DType) -> NDArray[np.float32]:

@@ -40,10 +40,19 @@ KINDS: dict[str, dict[str, Any]] = {
         "layers_to_transform": 1,
     },
     "head": {"r": 3, "lora_alpha": 5, "target_modules": ["lm_head"]},
+    "embedding": {"r": 3, "lora_alpha": 5, "target_modules": ["embed_tokens", "q_proj"]},
+    "whole head": {
+        "r": 3,
+        "lora_alpha": 5,
+        "target_modules": ["q_proj"],
+        "modules_to_save": ["lm_head"],
+    },
+    "orthogonal": {"r": 4, "target_modules": ["o_proj"], "init_lora_weights": "orthogonal"},
+    "mica": {"r": 4, "target_modules": ["o_proj"], "init_lora_weights": "mica"},
 }
 
 
-def peft_model(checkpoint: Path, seed: int, **options: Any) -> Any:
+def peft_model(checkpoint: Path, seed: int | None, **options: Any) -> Any:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -51,9 +60,11 @@ def peft_model(checkpoint: Path, seed: int, **options: Any) -> Any:
         options = {**options, "target_modules": PROJECTIONS}
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     adapted = get_peft_model(model, LoraConfig(**options))
+    if seed is None:
+        return adapted
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in adapted.named_parameters():
-        if "lora_" in name:
+        if "lora_" in name or "modules_to_save" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
     return adapted
 
@@ -63,8 +74,12 @@ def adapters(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     root = tmp_path_factory.mktemp("adapters")
     for number, (kind, options) in enumerate(KINDS.items()):
         model = peft_model(tiny_checkpoint, number, **options)
-        # The head's adapter would carry a copy of the head, which is no part of LoRA.
-        model.save_pretrained(root / kind, save_embedding_layers=False)
+        if kind in ("head", "embedding"):  # PEFT stores the layer itself beside its adapter
+            layer = (
+                model.get_output_embeddings() if kind == "head" else model.get_input_embeddings()
+            )
+            layer.base_layer.weight.data += 0.5
+        model.save_pretrained(root / kind)
     return {kind: root / kind for kind in KINDS}
 
 
@@ -90,7 +105,50 @@ def test_the_merge_is_pefts(kind: str, adapters: dict[str, Path], tiny_checkpoin
         np.testing.assert_array_equal(
             tensor.rows(middle, middle + 2), found.view(np.uint16)[middle : middle + 2]
         )
-    assert changed == sum(name.endswith("lora_A.weight") for name in load(adapters[kind]))
+    modules = {re.sub(r"\.(lora_|base_layer|weight).*", "", name) for name in load(adapters[kind])}
+    assert changed == len(modules)
+
+
+@pytest.mark.parametrize("kind", ["pissa", "pissa_niter_4", "olora"])
+def test_an_initialisation_that_moves_the_base_is_refused_and_its_conversion_is_merged(
+    kind: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    options = {"r": 4, "lora_alpha": 4, "target_modules": ["q_proj"], "init_lora_weights": kind}
+    model = peft_model(tiny_checkpoint, None, **options)
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(tmp_path / "start")
+    model.peft_config["default"].init_lora_weights = kind
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data += torch.randn(parameter.shape) * 0.01
+    model.save_pretrained(tmp_path / "moved")
+    before = open_checkpoint(tiny_checkpoint)
+    with pytest.raises(CheckpointError, match=f"init_lora_weights in .* got '{kind}'"):
+        merge_adapters(before, [Adapter(tmp_path / "moved")])
+    model.save_pretrained(
+        tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "start")
+    )
+    expected = PeftModel.from_pretrained(base, tmp_path / "plain").merge_and_unload().state_dict()
+    merged = merge_adapters(before, [Adapter(tmp_path / "plain")])
+    name = "model.layers.0.self_attn.q_proj.weight"
+    found = bfloat16.to_float32(merged.tensors[name].read())
+    np.testing.assert_allclose(found, expected[name].numpy(), rtol=2**-7, atol=1e-6)
+
+
+def test_every_field_of_pefts_config_is_known() -> None:
+    from dataclasses import fields
+
+    from peft import LoraConfig
+
+    from nemo_trt.export.checkpoints import lora_config
+
+    known = lora_config._KNOWN | set(lora_config._ONLY)
+    assert {field.name for field in fields(LoraConfig)} <= known
 
 
 def load(adapter: Path) -> dict[str, torch.Tensor]:
@@ -152,7 +210,23 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "DoRA": (edit(use_dora=True), "use_dora in .* must be None or False"),
     "another method": (edit(peft_type="IA3"), "peft_type in .* must be 'LORA'"),
     "biases": (edit(bias="all"), "bias in .* must be"),
-    "saved modules": (edit(modules_to_save=["lm_head"]), "modules_to_save in"),
+    "saved modules": (edit(modules_to_save=["lm_head"]), "modules_to_save in .* it lacks lm_head"),
+    "not targeted": (edit(target_modules=["v_proj"]), "must target model.layers.0.*_proj, which"),
+    "excluded": (edit(exclude_modules=["q_proj"]), "must target model.layers.0.*q_proj"),
+    "layers": (edit(layers_to_transform=[1]), "must target model.layers.0"),
+    "unknown": (edit(use_new=True), "use_new in .* is not known"),
+    "tied weights": (edit(ensure_weight_tying=True), "ensure_weight_tying in"),
+    "infinite alpha": (edit(lora_alpha=float("inf")), "lora_alpha in .* positive number"),
+    "slow pattern": (edit(target_modules="(.*)*" * 9 + "x"), "target_modules in .* repeats"),
+    **{
+        kind: (edit(init_lora_weights=kind), f"init_lora_weights in .* got '{kind}'")
+        for kind in ("PiSSA", "corda", "loftq", "lora_ga", "milora", "eva2")
+    },
+    "no number": (tensors(lambda t: t[A].fill_(float("nan"))), "q_proj in .* finite numbers"),
+    "resized": (
+        tensors(lambda t: t.update({"base_model.model.lm_head.weight": torch.zeros(3, 40)})),
+        "lm_head in .* must be .* as in the checkpoint, got \\[3, 40\\]",
+    ),
     "rank": (edit(r=5), "must have rank 5 by adapter_config.json, got 4"),
     "alpha": (edit(lora_alpha="x"), "lora_alpha in .* must be a positive number"),
     "pattern": (edit(alpha_pattern={"(": 1}), "alpha_pattern in .* regular expressions"),
