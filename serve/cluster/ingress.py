@@ -6,10 +6,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nemo_trt.serve.http.gate import log_to_stderr
+from nemo_trt.serve.http.middleware import log_to_stderr
 from nemo_trt.serve.options import ServeOptions
 
-from .front import create_front
+from .proxy import create_proxy
 
 
 class Ingress:
@@ -17,15 +17,15 @@ class Ingress:
 
     def __init__(self, replicas: DeploymentHandle, options: ServeOptions) -> None:
         log_to_stderr()
-        self._app = create_front(replicas, options)
+        self._app = create_proxy(replicas, options)
 
     async def __call__(self, request: Request) -> Response:
-        """The front's answer, which speaks ASGI by itself."""
+        """The proxy's answer, which speaks ASGI by itself."""
         return _Answered(self._app)
 
     async def drain(self, timeout_s: float) -> bool:
-        """See `Front.drain`."""
-        return bool(await self._app.state.front.drain(timeout_s))
+        """See `Proxy.drain`."""
+        return bool(await self._app.state.proxy.drain(timeout_s))
 
 
 class _Answered(Response):

@@ -13,7 +13,7 @@ from nemo_trt.engines.ort_session import affordable_seq_len
 from nemo_trt.errors import StateError
 from nemo_trt.serve.http import create_app
 from nemo_trt.serve.http.app import CACHE_SHARE
-from nemo_trt.serve.http.gate import log_to_stderr
+from nemo_trt.serve.http.middleware import log_to_stderr
 
 from .call import Call
 from .options import ClusterOptions

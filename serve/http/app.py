@@ -14,8 +14,8 @@ from nemo_trt.engines.runner import Runner
 from nemo_trt.serve.options import ServeOptions
 from nemo_trt.where import CPU, Where
 
-from . import chat, completions, errors, plain
-from .gate import Gate
+from . import chat, completions, errors, routes
+from .middleware import RequestMiddleware
 from .page import mount_page
 from .service import Service
 
@@ -89,9 +89,9 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.service = service
-    for part in (chat, completions, plain):
+    for part in (chat, completions, routes):
         app.include_router(part.router)
     mount_page(app)
     errors.install(app)
-    app.add_middleware(Gate, options=options, metrics=service.metrics)
+    app.add_middleware(RequestMiddleware, options=options, metrics=service.metrics)
     return app

@@ -14,14 +14,14 @@ from nemo_trt.serve.engine import Answer, AsyncEngine
 from nemo_trt.serve.grammars import Grammars
 from nemo_trt.serve.tools import ToolConstraint, calls_schema, parse_calls, require_tools
 
-from .answers import Chunk, EventStream, accepted, cancel, merged, unless_gone, usage
 from .constraints import format_constraint
 from .errors import RESPONSES, naming
-from .fields import ChatRequest, ChosenTool
-from .gate import note
 from .logprobs import chat_logprob
+from .middleware import note
 from .prompts import answer_limit, conversation, predicted
+from .schema import ChatRequest, ChosenTool
 from .service import Service
+from .streaming import Chunk, EventStream, accepted, cancel, merged, unless_gone, usage
 
 router = APIRouter()
 

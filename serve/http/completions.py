@@ -13,14 +13,14 @@ from nemo_trt.engines.generation import TokenEvent
 from nemo_trt.engines.tokenizers import Tokenizer
 from nemo_trt.serve.engine import Answer
 
-from .answers import Chunk, EventStream, accepted, cancel, merged, unless_gone, usage
 from .constraints import format_constraint
 from .errors import RESPONSES
-from .fields import CompletionRequest
-from .gate import note
 from .logprobs import TextLogprobs
+from .middleware import note
 from .prompts import answer_limit
+from .schema import CompletionRequest
 from .service import Service
+from .streaming import Chunk, EventStream, accepted, cancel, merged, unless_gone, usage
 
 router = APIRouter()
 

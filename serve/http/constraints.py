@@ -4,7 +4,7 @@ from nemo_trt.engines.generation import Constraint
 from nemo_trt.serve.grammars import Grammars
 
 from .errors import naming
-from .fields import (
+from .schema import (
     GrammarFormat,
     JsonObjectFormat,
     JsonSchemaFormat,

@@ -8,7 +8,7 @@ from nemo_trt.engines.tokenizers import Tokenizer
 from nemo_trt.serve.engine import AsyncEngine
 
 from .errors import ApiError
-from .fields import AssistantMessage, Content, Message, Prediction, SystemMessage, Tool
+from .schema import AssistantMessage, Content, Message, Prediction, SystemMessage, Tool
 
 _BETWEEN = "\n\n"
 """Between the pieces of a message, as Mistral's own format has it."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nemo_trt.serve.http.fields import ChatRequest
+from nemo_trt.serve.http.schema import ChatRequest
 
 from .conftest import Site, ask, finish, set_sampling
 

@@ -12,13 +12,13 @@ from starlette.responses import JSONResponse, Response
 
 from nemo_trt.serve.http import errors
 from nemo_trt.serve.http.errors import ApiError
-from nemo_trt.serve.http.gate import Gate, request_id
+from nemo_trt.serve.http.middleware import RequestMiddleware, request_id
 from nemo_trt.serve.metrics import CONTENT_TYPE, Metrics
 from nemo_trt.serve.options import ServeOptions
 
 from .call import Call, passed_scope
 from .exposition import merged
-from .passing import Passed
+from .forwarding import Forwarded
 from .prefixes import prefix_keys
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -29,7 +29,7 @@ _GRACE_S = 10.0
 router = APIRouter()
 
 
-class Front:
+class Proxy:
     """What the ingress' routes talk to.
 
     Attributes:
@@ -72,14 +72,14 @@ class Front:
         return in_time
 
 
-def create_front(replicas: DeploymentHandle, options: ServeOptions) -> FastAPI:
-    """The application that passes requests on; `app.state.front` is its `Front`."""
-    front = Front(replicas, options)
+def create_proxy(replicas: DeploymentHandle, options: ServeOptions) -> FastAPI:
+    """The application that passes requests on; `app.state.proxy` is its `Proxy`."""
+    proxy = Proxy(replicas, options)
     app = FastAPI(openapi_url=None)
-    app.state.front = front
+    app.state.proxy = proxy
     app.include_router(router)
     errors.install(app)
-    app.add_middleware(Gate, options=options, metrics=front.metrics)
+    app.add_middleware(RequestMiddleware, options=options, metrics=proxy.metrics)
     return app
 
 
@@ -92,10 +92,10 @@ async def live() -> dict[str, str]:
 @router.get("/health/ready")
 async def ready(request: Request) -> JSONResponse:
     """200 when one replica at least takes requests; what each says of itself."""
-    front: Front = request.app.state.front
-    found = await front.ask("describe")
+    proxy: Proxy = request.app.state.proxy
+    found = await proxy.ask("describe")
     serving = [one for one in found if one["status"] == "ready"]
-    state = "draining" if front.draining else "ready" if serving else "starting"
+    state = "draining" if proxy.draining else "ready" if serving else "starting"
     shown = (serving or found or [{}])[0]
     body = {name: shown[name] for name in shown if name not in ("replica", "pid")}
     slots = sum(one["slots"] or 0 for one in serving)
@@ -106,17 +106,17 @@ async def ready(request: Request) -> JSONResponse:
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Prometheus's text format, each sample with its replica's name."""
-    front: Front = request.app.state.front
-    texts = dict(await front.ask("metrics"))
-    texts["ingress"] = front.metrics.errors_text().decode()
+    proxy: Proxy = request.app.state.proxy
+    texts = dict(await proxy.ask("metrics"))
+    texts["ingress"] = proxy.metrics.errors_text().decode()
     return Response(merged(texts), media_type=CONTENT_TYPE)
 
 
 @router.api_route("/{path:path}", methods=_METHODS)
-async def pass_on(request: Request) -> Response:
+async def forward(request: Request) -> Response:
     """Have a replica answer."""
-    front: Front = request.app.state.front
-    if front.draining:
+    proxy: Proxy = request.app.state.proxy
+    if proxy.draining:
         message = "The server is shutting down and takes no more requests."
         raise ApiError(503, message, code="draining", headers={"Retry-After": "2"})
     try:
@@ -124,4 +124,4 @@ async def pass_on(request: Request) -> Response:
     except ClientDisconnect:
         return Response(status_code=499)
     call = Call(scope=passed_scope(request.scope, request_id()), body=body, keys=prefix_keys(body))
-    return Passed(front, call, timeout_s=front.options.request_timeout_s + _GRACE_S)
+    return Forwarded(proxy, call, timeout_s=proxy.options.request_timeout_s + _GRACE_S)

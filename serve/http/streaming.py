@@ -15,7 +15,7 @@ from nemo_trt.serve.engine import Answer
 from nemo_trt.serve.scheduler import Usage
 
 from .errors import as_api_error
-from .gate import note
+from .middleware import note
 
 Result = TypeVar("Result")
 Chunk = dict[str, Any]

@@ -8,8 +8,8 @@ from openai.types.chat import completion_create_params as chat
 from pydantic import ValidationError
 
 from nemo_trt.engines.sampling import SamplingParams
-from nemo_trt.serve.http.fields import ChatRequest, CompletionRequest
 from nemo_trt.serve.http.refused import REFUSED
+from nemo_trt.serve.http.schema import ChatRequest, CompletionRequest
 
 pytestmark = pytest.mark.unit
 

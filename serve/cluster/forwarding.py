@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from nemo_trt.serve.http.errors import ApiError, error_body
-from nemo_trt.serve.http.gate import note, passed_on
+from nemo_trt.serve.http.middleware import note, passed_on
 
 from .call import Call, is_event_stream, is_last
 
@@ -28,7 +28,7 @@ class Counter(Protocol):
     running: int
 
 
-class Passed(Response):
+class Forwarded(Response):
     """An answer that a replica gives.
 
     Nothing is sent before there is something of the body, so that a request whose replica dies is
@@ -37,9 +37,9 @@ class Passed(Response):
     replica's work.
     """
 
-    def __init__(self, front: Counter, call: Call, *, timeout_s: float) -> None:
+    def __init__(self, proxy: Counter, call: Call, *, timeout_s: float) -> None:
         super().__init__()
-        self._front, self._call, self._timeout_s = front, call, timeout_s
+        self._proxy, self._call, self._timeout_s = proxy, call, timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer.
@@ -48,19 +48,19 @@ class Passed(Response):
             ApiError: there is none: 502 where replicas were lost, 429 where too many requests
                 wait, 503 where no replica came in time.
         """
-        self._front.running += 1
+        self._proxy.running += 1
         try:
             for attempt in range(_ATTEMPTS):
                 if await self._attempt(send, last=attempt == _ATTEMPTS - 1):
                     return
         finally:
-            self._front.running -= 1
+            self._proxy.running -= 1
 
     async def _attempt(self, send: Send, *, last: bool) -> bool:
         """Whether the request is answered; if not, nothing has been sent."""
         held: list[Message] = []
         begun = streaming = over = False
-        answer = self._front.streamed.answer.remote(self._call)
+        answer = self._proxy.streamed.answer.remote(self._call)
         try:
             async with asyncio.timeout(self._timeout_s) as time_left:
                 async for messages in answer:

@@ -14,7 +14,7 @@ from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 
 from nemo_trt.serve.cluster.call import Call
-from nemo_trt.serve.cluster.passing import Passed
+from nemo_trt.serve.cluster.forwarding import Forwarded
 from nemo_trt.serve.http.errors import ApiError
 
 pytestmark = pytest.mark.unit
@@ -39,7 +39,7 @@ def body(data: bytes, *, more: bool = True) -> dict[str, Any]:
 
 @dataclass
 class Script:
-    """Stands for the front and its handle: each attempt yields messages, or fails."""
+    """Stands for the proxy and its handle: each attempt yields messages, or fails."""
 
     attempts: Sequence[Sequence[Any]]
     running: int = 0
@@ -84,7 +84,7 @@ def sent(*attempts: Sequence[Any], timeout_s: float = 60) -> list[Any]:
     async def send(message: Any) -> None:
         messages.append(message)
 
-    passed = Passed(script, CALL, timeout_s=timeout_s)
+    passed = Forwarded(script, CALL, timeout_s=timeout_s)
     try:
         asyncio.run(passed({}, None, send))  # type: ignore[arg-type]
     finally:
@@ -149,7 +149,7 @@ def test_a_stream_that_has_begun_has_its_time_from_its_replica() -> None:
         messages.append(message)
 
     async def leave() -> None:
-        passed = Passed(script, CALL, timeout_s=0.01)
+        passed = Forwarded(script, CALL, timeout_s=0.01)
         task = asyncio.create_task(passed({}, None, send))  # type: ignore[arg-type]
         await asyncio.sleep(0.1)
         assert not task.done()

@@ -9,8 +9,8 @@ from starlette.responses import JSONResponse, Response
 from nemo_trt.serve.metrics import CONTENT_TYPE
 
 from .errors import RESPONSES, ApiError
-from .fields import DetokenizeRequest, TokenizeRequest
 from .prompts import conversation
+from .schema import DetokenizeRequest, TokenizeRequest
 from .service import Service
 
 router = APIRouter()

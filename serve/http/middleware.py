@@ -51,7 +51,7 @@ def request_id() -> str:
     return str(_notes.get({}).get("request_id", ""))
 
 
-class Gate:
+class RequestMiddleware:
     """ASGI middleware around the whole app.
 
     A client's own X-Request-Id is kept where it is plain. A request is logged and counted before
