@@ -30,7 +30,12 @@ from .options import where_options
     help="Cached length to decode at; may be repeated.",
 )
 @click.option("--steps", type=click.IntRange(2), default=32, show_default=True, help="Per length.")
-@click.option("--threads", type=click.IntRange(1), help="Compute threads.")
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1),
+    help="Decode 1, 2, 4, ... up to this many rows at once; by default 1, or an engine's rows.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Compute threads; CPU only.")
 @where_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -38,43 +43,58 @@ def command(
     prefill: tuple[int, ...],
     decode: tuple[int, ...],
     steps: int,
+    max_batch: int | None,
     threads: int | None,
     where: Where,
     as_json: bool,
 ) -> None:
-    """Measure BUNDLE on this machine: load, prefill, decode, memory, share of copy bandwidth."""
-    from nemo_trt.engines.bench import measure
+    """Measure BUNDLE on this machine: load, prefill, decode, memory, share of its bandwidth.
+
+    Lengths that do not end within the context are left out.
+    """
+    from nemo_trt.engines.measure import measure
 
     from .console import OUT, Bar, num_bytes
 
     with Bar() as bar:
-        figures = measure(
+        found = measure(
             bundle,
+            where,
             prefill_lengths=prefill,
             decode_lengths=decode,
             num_decode_steps=steps,
             threads=threads,
-            where=where,
+            max_batch=max_batch,
             progress=bar,
         )
     if as_json:
-        click.echo(json.dumps(asdict(figures), indent=2))
+        click.echo(json.dumps(asdict(found), indent=2))
         return
     import rich.table
+    from rich.markup import escape
 
-    table = rich.table.Table(box=None, show_header=False, title=str(bundle), title_justify="left")
-    table.add_row("load", f"{figures.load_s:.2f} s")
-    for length, rate in figures.prefill_tokens_per_s.items():
-        first = figures.time_to_first_token_s[length]
-        table.add_row(f"prefill {length}", f"{rate:,.0f} tokens/s, first token {first:.3f} s")
-    for length, rate in figures.decode_tokens_per_s.items():
-        table.add_row(f"decode at {length}", f"{rate:.1f} tokens/s, {1000 / rate:.1f} ms a token")
-    table.add_row("peak memory", num_bytes(figures.peak_rss_bytes))
-    table.add_row("weights read a token", num_bytes(figures.weight_bytes_per_token))
-    table.add_row("cache a token", num_bytes(figures.kv_bytes_per_token))
-    table.add_row("copy bandwidth here", f"{num_bytes(int(figures.copy_bytes_per_s))}/s")
-    if where.kind == "cpu":
-        table.add_row("decode's share of it", f"{figures.bandwidth_share:.0%}")
-    ran = f"{figures.threads or 'default'} threads" if where.kind == "cpu" else str(where)
-    table.add_row("computes in", f"{figures.compute_precision}, {ran}")
+    table = rich.table.Table(
+        box=None, show_header=False, title=escape(str(bundle)), title_justify="left"
+    )
+    table.add_row("load", f"{found.load_s:.2f} s")
+    for one in found.prefill:
+        table.add_row(
+            f"prefill {one.tokens}",
+            f"{one.tokens_per_s:,.0f} tokens/s, first token {one.step_s:.3f} s",
+        )
+    for one in found.decode:
+        rows = f", {one.rows} rows" if one.rows > 1 else ""
+        share = f", {one.floor_s / one.step_s:.0%} of the bandwidth" if one.floor_s else ""
+        table.add_row(
+            f"decode at {one.tokens}{rows}",
+            f"{one.tokens_per_s:,.1f} tokens/s, {1e3 * one.step_s:.1f} ms a step{share}",
+        )
+    table.add_row("peak memory", num_bytes(found.peak_rss_bytes))
+    table.add_row("weights read a step", num_bytes(found.weight_bytes_per_step))
+    table.add_row("cache a token", num_bytes(found.kv_bytes_per_token))
+    bandwidth = found.bandwidth_bytes_per_s
+    amount = f"{num_bytes(int(bandwidth))}/s, " if bandwidth else ""
+    table.add_row("memory bandwidth", f"{amount}{found.bandwidth_source}")
+    ran = f"{found.threads or 'default'} threads" if where.kind == "cpu" else str(where)
+    table.add_row("computes in", f"{found.compute_precision}, {ran}")
     OUT.print(table)

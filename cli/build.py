@@ -63,17 +63,17 @@ def command(bundle: Path, as_json: bool, **options: Any) -> None:
     The same inputs give the same engine: a second build says so and does nothing. What TensorRT
     would silently get wrong is checked, and fails the build.
     """
-    from nemo_trt.engines.trt.compile import compile_engine
+    from nemo_trt.engines.trt.compile import build_engine
 
-    from .console import OUT, Bar
+    from .console import OUT, Bar, shell
 
     with Bar() as bar:
-        record, built = compile_engine(bundle, progress=bar, **options)
+        record, built = build_engine(bundle, progress=bar, **options)
     if as_json:
         click.echo(record.to_json(), nl=False)
         return
     show(bundle, record, built)
-    OUT.print(f"Next: nemo-trt validate {bundle} --engine {record.name}")
+    OUT.print(f"Next: nemo-trt validate {shell(bundle)} --engine {record.name}", markup=False)
 
 
 def show(bundle: Path, record: "EngineRecord", built: bool) -> None:

@@ -1,5 +1,6 @@
 """How the command line looks: tables, progress bars with an estimate, human numbers."""
 
+import shlex
 import sys
 from types import TracebackType
 from typing import Literal, Self
@@ -69,6 +70,11 @@ class Bar:
         if self._task is not None:
             task = self._progress.tasks[-1]
             self._progress.update(self._task, total=task.total or 1, completed=task.total or 1)
+
+
+def shell(path: object) -> str:
+    """A path as one word of a shell command."""
+    return shlex.quote(str(path))
 
 
 def num_bytes(count: int) -> str:

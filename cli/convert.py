@@ -29,10 +29,10 @@ def command(
     from nemo_trt.export.checkpoints import open_checkpoint
     from nemo_trt.export.convert import convert
 
-    from .console import OUT, Bar, num_bytes
+    from .console import OUT, Bar, num_bytes, shell
 
     checkpoint = open_checkpoint(source, format, dequantise=dequantise)
     with Bar() as bar:
         convert(checkpoint, dest, to, force=force, progress=bar)
     OUT.print(f"[bold]{dest}[/]  {to}, {num_bytes(checkpoint.num_bytes)} of weights")
-    OUT.print(f"Next: nemo-trt inspect {dest} --digest")
+    OUT.print(f"Next: nemo-trt inspect {shell(dest)} --digest", markup=False)

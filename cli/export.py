@@ -1,7 +1,7 @@
 """`nemo-trt export`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -9,11 +9,6 @@ from nemo_trt.defaults import MAX_KL
 from nemo_trt.precision import PRECISIONS, DType
 
 from .options import dequantise_option, format_option
-
-if TYPE_CHECKING:
-    from nemo_trt.export.checkpoints import Checkpoint
-    from nemo_trt.progress import Progress
-    from nemo_trt.quantization import Quantization
 
 _FP8_OPTIONS = (
     click.option(
@@ -117,38 +112,29 @@ def command(
     the checkpoint is calibrated first, one layer in memory at a time; one that holds FP8 weights
     keeps them and its scales.
     """
-    from nemo_trt.export.bundle import export_bundle
     from nemo_trt.export.checkpoints import open_checkpoint
-    from nemo_trt.export.checkpoints.lora import Adapter, merge_adapters
-    from nemo_trt.export.quantization.stored import extra_products, merge_scales
-    from nemo_trt.export.target import WeightsMode, require_target
+    from nemo_trt.export.checkpoints.lora import Adapter
+    from nemo_trt.export.quantization.stored import extra_products
+    from nemo_trt.stages.export import Fp8Options, export_checkpoint
 
-    from .console import OUT, Bar, num_bytes
+    from .console import OUT, Bar, num_bytes, shell
 
     _require_fp8(context, precision, fp8)
-    mode: WeightsMode = "in-place" if weights == "in-place" else "copy"
-    keep_fp8 = precision == DType.FP8 and not dequantise
-    opened = merge_adapters(
-        open_checkpoint(checkpoint, format, dequantise=dequantise, keep_fp8=keep_fp8),
-        [Adapter.parse(text) for text in lora],
-    )
-    if fp8["merge_scales"] and opened.fp8:
-        opened = merge_scales(opened)
     with Bar() as bar:
-        quantization = None
-        if precision == DType.FP8:
-            require_target(bundle, mode, force)  # before minutes of calibration
-            quantization = _quantization(context, opened, bar, fp8)
-        manifest = export_bundle(
-            opened,
+        made = export_checkpoint(
+            checkpoint,
             bundle,
-            precision=DType(precision) if precision else None,
-            weights=mode,
+            precision=precision,
+            weights="in-place" if weights == "in-place" else "copy",
+            format=format,
+            dequantise=dequantise,
+            adapters=[Adapter.parse(text) for text in lora],
+            fp8=Fp8Options(**fp8) if precision == DType.FP8 else None,
             sha256=sha256,
             force=force,
-            quantization=quantization,
             progress=bar,
         )
+    manifest = made.manifest
     if as_json:
         click.echo(manifest.to_json(), nl=False)
         return
@@ -158,41 +144,20 @@ def command(
         f"parameters, {manifest.precision}, weights {num_bytes(manifest.weight_bytes)} "
         f"({manifest.weights_mode})"
     )
-    if opened.fp8:
-        extra = extra_products(opened)
+    if "fp8" in manifest.source:
+        kept = open_checkpoint(checkpoint, format, keep_fp8=True)
+        extra = 0 if fp8["merge_scales"] else extra_products(kept)
         OUT.print(
-            f"{len(opened.fp8)} weights in FP8 as the checkpoint holds them ({opened.fp8_kind})"
-            + (f"; their different scales cost an engine {extra} more products" if extra else "")
+            f"{len(kept.fp8)} weights in FP8 as the checkpoint holds them ({kept.fp8_kind})"
+            + (f"; their different scales cost an engine {extra} more matmuls" if extra else "")
         )
-    elif quantization and quantization.kl is not None:
-        measured = len(quantization.activations)
+    elif (found := manifest.quantization) and found.kl is not None:
+        measured = len(found.activations)
         OUT.print(
-            f"{measured - len(quantization.kept)} of {measured} groups of products in FP8; all of "
-            f"them would cost KL {quantization.kl:.2g}, at most {quantization.max_kl:g} is allowed"
+            f"{measured - len(found.kept)} of {measured} groups of projections in FP8; all of them "
+            f"would cost KL {found.kl:.2g}, at most {found.max_kl:g} is allowed"
         )
-    OUT.print(f"Next: nemo-trt validate {bundle}")
-
-
-def _quantization(
-    context: click.Context, opened: "Checkpoint", progress: "Progress", fp8: dict[str, Any]
-) -> "Quantization":
-    """An FP8 checkpoint's own scales, or those of a calibration."""
-    from nemo_trt.engines.tokenizers import open_tokenizer
-    from nemo_trt.export.quantization.quantize import quantize
-    from nemo_trt.export.quantization.stored import stored_quantization
-
-    given = [name for name in _given(context, fp8) if name != "merge_scales"]
-    options = {name: value for name, value in fp8.items() if name != "merge_scales"}
-    if not opened.fp8:
-        if fp8["merge_scales"]:
-            raise click.UsageError("--merge-scales is for checkpoints of FP8 weights.")
-        return quantize(opened, open_tokenizer, progress=progress, **options)
-    if given:
-        raise click.UsageError(
-            f"{opened.path} holds FP8 weights and their scales: leave "
-            f"--{given[0].replace('_', '-')} out, or quantise anew with --dequantise."
-        )
-    return stored_quantization(opened)
+    OUT.print(f"Next: nemo-trt validate {shell(bundle)}", markup=False)
 
 
 def _require_fp8(context: click.Context, precision: str | None, fp8: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import click
 
 from nemo_trt import __version__
 from nemo_trt.errors import MachineError, NemoTrtError
+from nemo_trt.extras import remedy
 
 # Command -> its line in `nemo-trt --help`; the module of the same name holds its `command`.
 COMMANDS = {
@@ -103,7 +104,7 @@ def run(arguments: list[str]) -> int:
     except ImportError as error:
         if debug:
             raise
-        click.echo(f"nemo-trt: {error.name or error} is not installed. {_remedy(error)}", err=True)
+        click.echo(f"nemo-trt: {error.name or error} is not installed. {remedy(error)}", err=True)
         return EXIT_MACHINE
     except OSError as error:
         if debug:
@@ -112,30 +113,6 @@ def run(arguments: list[str]) -> int:
         click.echo(f"nemo-trt: {error.strerror or error}{where}.", err=True)
         return EXIT_INPUT
     return result if isinstance(result, int) else 0
-
-
-_EXTRAS = {
-    "torch": "export",
-    "onnxscript": "export",
-    "onnx_ir": "export",
-    "safetensors": "export",
-    "yaml": "export",
-    "onnxruntime": "cpu",
-    "transformers": "validate",
-    "gguf": "export",
-    "fastapi": "serve",
-    "uvicorn": "serve",
-    "llguidance": "serve",
-    "prometheus_client": "serve",
-    "httpx": "load",
-    "matplotlib": "load",
-    "ray": "ray",
-}
-
-
-def _remedy(error: ImportError) -> str:
-    extra = _EXTRAS.get((error.name or "").split(".")[0])
-    return f"Install it: pip install 'nemo-trt[{extra}]'." if extra else "Install it with pip."
 
 
 if __name__ == "__main__":

@@ -8,43 +8,53 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from nemo_trt.engines.planner import Budget
+    from nemo_trt.engines.planner import Budget, Planned
 
 
 @click.command(epilog="Example: nemo-trt plan ./nemo-fp8 --gpu l40s --max-batch 4")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("source", type=click.Path(path_type=Path))
 @click.option("--gpu", help="The GPU's name; without one, the table of GPUs.")
 @click.option(
     "--max-seq-len", type=click.IntRange(1), help="Tokens a row; by default the most that fit."
 )
 @click.option("--max-batch", type=click.IntRange(1), default=1, show_default=True, help="Rows.")
+@click.option(
+    "--precision",
+    type=click.Choice(["bf16", "fp16", "fp8"]),
+    help="Of the bundle that a checkpoint would become; by default the one it is stored in.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
-    bundle: Path, gpu: str | None, max_seq_len: int | None, max_batch: int, as_json: bool
+    source: Path,
+    gpu: str | None,
+    max_seq_len: int | None,
+    max_batch: int,
+    precision: str | None,
+    as_json: bool,
 ) -> None:
-    """Tell whether an engine of BUNDLE fits a GPU, how long its contexts can be, and its floor.
+    """Tell whether an engine of SOURCE fits a GPU, how long its contexts can be, and its floor.
 
-    The floor is the least time that a decode step can take: all bytes that it reads over the GPU's
-    memory bandwidth.
+    SOURCE is a bundle, or a checkpoint before its export. The floor is the least time that a decode
+    step can take: all bytes that it reads over the GPU's memory bandwidth.
     """
-    from nemo_trt.bundle import Bundle
-    from nemo_trt.engines.planner import plan_engine, require_fit
-    from nemo_trt.engines.targets import TARGETS, target_named
+    from nemo_trt.engines.planner import require_fit
+    from nemo_trt.engines.targets import TARGETS
+    from nemo_trt.stages.plan import plan_engine, planned
 
-    manifest = Bundle.open(bundle)
+    model = planned(source, precision)
     if gpu is None:
         rows = [
-            plan_engine(manifest, target, max_seq_len=max_seq_len, max_batch=max_batch)
-            for target in TARGETS.values()
+            plan_engine(model, name, max_seq_len=max_seq_len, max_batch=max_batch)
+            for name in TARGETS
         ]
-        _show_every(rows, as_json, manifest)
+        _show_every(rows, as_json, model)
         return
-    budget = plan_engine(manifest, target_named(gpu), max_seq_len=max_seq_len, max_batch=max_batch)
+    budget = plan_engine(model, gpu, max_seq_len=max_seq_len, max_batch=max_batch)
     if as_json:
         click.echo(json.dumps(_facts(budget), indent=2))
     else:
         _show(budget)
-    require_fit(budget, manifest)
+    require_fit(budget, model)
 
 
 def _facts(budget: "Budget") -> dict[str, Any]:
@@ -101,7 +111,7 @@ def _show(budget: "Budget") -> None:
     )
 
 
-def _show_every(budgets: "list[Budget]", as_json: bool, manifest: Any) -> None:
+def _show_every(budgets: "list[Budget]", as_json: bool, model: "Planned") -> None:
     import rich.table
 
     from .console import OUT, num_bytes
@@ -114,7 +124,7 @@ def _show_every(budgets: "list[Budget]", as_json: bool, manifest: Any) -> None:
         table.add_column(heading, justify="left" if heading == "gpu" else "right")
     for budget in budgets:
         target = budget.target
-        possible = target.supports(manifest.precision)
+        possible = target.supports(model.precision)
         longest = budget.fits[budget.max_batch]
         fits = possible and longest > 0
         table.add_row(
@@ -128,4 +138,4 @@ def _show_every(budgets: "list[Budget]", as_json: bool, manifest: Any) -> None:
             num_bytes(budget.free_bytes) if fits and budget.free_bytes >= 0 else "",
         )
     OUT.print(table)
-    OUT.print("One GPU: nemo-trt plan BUNDLE --gpu NAME")
+    OUT.print("One GPU: nemo-trt plan SOURCE --gpu NAME")

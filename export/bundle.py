@@ -22,7 +22,7 @@ from nemo_trt.manifest import (
     Manifest,
     WeightFile,
 )
-from nemo_trt.precision import PRECISIONS, DType
+from nemo_trt.precision import DType
 from nemo_trt.progress import Progress, Silent
 from nemo_trt.quantization import LM_HEAD, STORED, Quantization, groups
 from nemo_trt.safetensors import read_layout
@@ -37,7 +37,7 @@ from .weights import (
     attach_weights,
     copy_file,
     require_free_disk,
-    stored_precision,
+    require_precision,
     write_weights,
 )
 
@@ -84,13 +84,7 @@ def export_bundle(
     progress = progress or Silent()
     progress.phase("read checkpoint headers")
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
-    chosen = precision or stored_precision(checkpoint.tensors)
-    if chosen not in PRECISIONS:
-        stored = ", ".join(checkpoint.stored_dtypes)
-        raise ExportError(
-            f"--precision must be named for a checkpoint of mixed dtypes ({stored}). "
-            f"Choose one of {', '.join(PRECISIONS)}."
-        )
+    chosen = require_precision(checkpoint, precision)
     _require_quantization(chosen, quantization, checkpoint, weights)
     require_target(bundle, weights, force)
     require_free_disk(bundle, _GRAPH_BYTES + _new_bytes(checkpoint, weights, quantization))

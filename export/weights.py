@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from nemo_trt.errors import ExportError
-from nemo_trt.precision import DType
+from nemo_trt.precision import PRECISIONS, DType
 from nemo_trt.progress import Progress
 from nemo_trt.safetensors import write_stream
 from nemo_trt.tensors import LazyTensor, TensorRef
@@ -170,6 +170,22 @@ def _cast_readers(graph: ir.Graph, weight: ir.Value, wanted: ir.DataType) -> Non
 def _cast(value: ir.Value, wanted: ir.DataType, name: str) -> ir.Node:
     output = ir.Value(name=name, shape=value.shape, type=ir.TensorType(wanted))
     return ir.node("Cast", [value], attributes={"to": wanted.value}, outputs=[output], name=name)
+
+
+def require_precision(checkpoint: Checkpoint, precision: DType | None) -> DType:
+    """The precision of a checkpoint's bundle: the one that is named, or the one it is stored in.
+
+    Raises:
+        ExportError: it is not one that bundles have, or must be named.
+    """
+    chosen = precision or stored_precision(checkpoint.tensors)
+    if chosen not in PRECISIONS:
+        stored = ", ".join(checkpoint.stored_dtypes)
+        raise ExportError(
+            f"--precision must be named for a checkpoint of mixed dtypes ({stored}). "
+            f"Choose one of {', '.join(PRECISIONS)}."
+        )
+    return chosen
 
 
 def stored_precision(tensors: Mapping[str, LazyTensor]) -> DType | None:

@@ -19,14 +19,14 @@ def run(
     progress: Progress,
 ) -> Done:
     """Compile, unless this very engine is there already."""
-    from nemo_trt.engines.trt.compile import compile_engine
+    from nemo_trt.engines.trt.compile import build_engine
     from nemo_trt.engines.trt.toolkit import toolkit_for
 
     try:
         toolkit_for(target_named(gpu), "auto", "the same command again")
     except MachineError as error:
         raise CannotHere(str(error)) from error
-    record, built = compile_engine(
+    record, built = build_engine(
         Path(bundle), gpu=gpu, max_seq_len=max_seq_len, max_batch=max_batch, progress=progress
     )
     plans = [

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nemo_trt.manifest import GRAPH_FILE, is_bundle
+from nemo_trt.manifest import is_bundle
 from nemo_trt.precision import DType
 from nemo_trt.progress import Progress
 
@@ -21,52 +21,47 @@ def run(
 ) -> Done:
     """Export; FP8 is calibrated first, unless the checkpoint holds FP8 weights and their scales."""
     require_packages("export", "torch", "onnx-ir", "onnxscript", "safetensors")
-    from nemo_trt.engines.tokenizers import open_tokenizer
-    from nemo_trt.export.bundle import export_bundle
     from nemo_trt.export.checkpoints import open_checkpoint
-    from nemo_trt.export.quantization.quantize import quantize
-    from nemo_trt.export.quantization.stored import stored_quantization
+    from nemo_trt.stages.export import Fp8Options, export_checkpoint
 
-    target = Path(bundle)
-    opened = open_checkpoint(Path(checkpoint), keep_fp8=precision == DType.FP8)
-    quantization = None
-    if precision == DType.FP8 and opened.fp8:
-        quantization = stored_quantization(opened)
-    elif precision == DType.FP8:
-        quantization = quantize(
-            opened,
-            open_tokenizer,
-            calibration=Path(calibration) if calibration else None,
-            samples=samples,
-            max_kl=max_kl,
-            progress=progress,
+    target, fp8 = Path(bundle), None
+    if precision == DType.FP8:
+        own_scales = open_checkpoint(Path(checkpoint), keep_fp8=True).fp8
+        fp8 = (
+            Fp8Options()
+            if own_scales
+            else Fp8Options(
+                calibration=Path(calibration) if calibration else None,
+                samples=samples,
+                max_kl=max_kl,
+            )
         )
-    manifest = export_bundle(
-        opened,
+    made = export_checkpoint(
+        Path(checkpoint),
         target,
-        precision=DType(precision),
+        precision=precision,
+        fp8=fp8,
         force=is_bundle(target),
-        quantization=quantization,
         progress=progress,
     )
-    fp8 = {}
-    if quantization:
-        measured = len(quantization.activations)
-        fp8 = {
-            "fp8_groups": measured - len(quantization.kept),
+    manifest, counts = made.manifest, {}
+    if found := manifest.quantization:
+        measured = len(found.activations)
+        counts = {
+            "fp8_groups": measured - len(found.kept),
             "groups": measured,
-            "calibration_kl_nats": quantization.kl,
+            "calibration_kl_nats": found.kl,
         }
     return Done(
-        product={"bundle_id": manifest.bundle_id},
+        product={"bundle_id": made.bundle_id},
         facts={
             "bundle": target.name,
-            "checkpoint_format": opened.format,
-            "num_layers": manifest.config.num_layers,
-            "num_parameters": manifest.config.num_parameters,
-            "weight_bytes": manifest.weight_bytes,
-            "graph_bytes": (target / GRAPH_FILE).stat().st_size,
+            "checkpoint_format": manifest.source["format"],
+            "num_layers": made.config.num_layers,
+            "num_parameters": made.config.num_parameters,
+            "weight_bytes": made.weight_bytes,
+            "graph_bytes": made.graph_path.stat().st_size,
             "tools": dict(manifest.tools),
-            **fp8,
+            **counts,
         },
     )

@@ -8,10 +8,26 @@ from nemo_trt.engines.trt.record import read_record
 from nemo_trt.engines.trt.toolkit import REQUIREMENTS, is_installed
 from nemo_trt.errors import MachineError
 from nemo_trt.precision import DType
+from nemo_trt.where import CPU, CUDA, Where
 
 from .done import CannotHere, require_packages
 
 _LOAD_FACTOR = 2  # ONNX Runtime holds the weights twice for a moment (README, limits)
+
+
+def required(bundle: Bundle, engine: str | None, cuda_gpu: str | None) -> tuple[Where, str | None]:
+    """Where a step runs, and the name of the GPU there; raises `CannotHere` unless it can.
+
+    Args:
+        engine: of the bundle; without one ONNX Runtime runs it.
+        cuda_gpu: target whose GPU ONNX Runtime runs it on; without one it is the CPU.
+    """
+    if engine:
+        return Where.of(engine), require_engine_gpu(bundle, engine)
+    if cuda_gpu:
+        return CUDA, require_cuda_session(bundle, cuda_gpu)
+    require_cpu_session(bundle)
+    return CPU, None
 
 
 def require_cpu_session(bundle: Bundle) -> None:

@@ -1,38 +1,14 @@
 """Plan: whether the engine fits its GPU, by the checkpoint's shape, before anything is written."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nemo_trt.config import ModelConfig
 from nemo_trt.defaults import ENGINE_SEQ_LEN
-from nemo_trt.engines.planner import Budget, plan_engine, require_fit
-from nemo_trt.engines.targets import target_named
-from nemo_trt.precision import DType
+from nemo_trt.engines.planner import Budget, require_fit
 from nemo_trt.progress import Progress
-from nemo_trt.quantization import LM_HEAD, groups
 
 from .done import Done, require_packages
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Foreseen:
-    """The bundle that an export would write. FP8: as if no group stayed in BF16."""
-
-    config: ModelConfig
-    precision: DType
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights."""
-        config = self.config
-        base = config.num_parameters * self.precision.base.itemsize
-        if self.precision is not DType.FP8:
-            return base
-        fp8 = {name for group, names in groups(config) if group != LM_HEAD for name in names}
-        saved = self.precision.base.itemsize - self.precision.itemsize
-        shapes = (shape for name, shape in config.tensors() if name in fp8)
-        return base - saved * sum(rows * columns for rows, columns in shapes)
 
 
 def run(
@@ -46,18 +22,15 @@ def run(
 ) -> Done:
     """Compute the engine's memory; raises what `require_fit` raises."""
     require_packages("export", "torch", "safetensors")
-    from nemo_trt.export.checkpoints import open_checkpoint
+    from nemo_trt.stages.plan import plan_engine, planned
 
     progress.phase("read the checkpoint's shape")
-    keep_fp8 = precision == DType.FP8
-    config = open_checkpoint(Path(checkpoint), keep_fp8=keep_fp8).config
-    model = Foreseen(config=config, precision=DType(precision))
-    target = target_named(gpu)
-    most = plan_engine(model, target, max_batch=max_batch)
+    model = planned(Path(checkpoint), precision)
+    most = plan_engine(model, gpu, max_batch=max_batch)
     chosen = max_seq_len or min(ENGINE_SEQ_LEN, most.max_seq_len)
-    budget = plan_engine(model, target, max_seq_len=chosen, max_batch=max_batch)
+    budget = plan_engine(model, gpu, max_seq_len=chosen, max_batch=max_batch)
     require_fit(budget, model)
-    return Done(facts=_facts(budget, config))
+    return Done(facts=_facts(budget, model.config))
 
 
 def _facts(budget: Budget, config: ModelConfig) -> dict[str, Any]:

@@ -7,10 +7,9 @@ from typing import Any
 from nemo_trt import atomic
 from nemo_trt.bundle import Bundle
 from nemo_trt.progress import Progress
-from nemo_trt.where import CPU, CUDA, Where
 
 from .done import Done, require_packages
-from .here import require_cpu_session, require_cuda_session, require_engine_gpu
+from .here import required
 
 
 def run(
@@ -31,13 +30,7 @@ def run(
     """
     require_packages("validate", "torch", "transformers")
     opened = Bundle.open(bundle)
-    where, gpu = CPU, None
-    if engine:
-        where, gpu = Where.of(engine), require_engine_gpu(opened, engine)
-    elif cuda_gpu:
-        where, gpu = CUDA, require_cuda_session(opened, cuda_gpu)
-    else:
-        require_cpu_session(opened)
+    where, gpu = required(opened, engine, cuda_gpu)
     from nemo_trt.validate.run import validate_bundle
 
     report = validate_bundle(

@@ -13,7 +13,7 @@ from typing import Any
 
 from nemo_trt import __version__, atomic
 from nemo_trt.bundle import Bundle
-from nemo_trt.engines.planner import Budget, plan_engine, require_fit
+from nemo_trt.engines.planner import Budget, engine_budget, require_fit
 from nemo_trt.engines.targets import Target
 from nemo_trt.errors import BuildError
 from nemo_trt.manifest import GRAPH_FILE
@@ -39,7 +39,7 @@ _PROBE_STEP = 512  # tokens; contexts are probed in multiples of it
 _SHOWN_DEPTH = 3  # phases deeper than this are too many to show
 
 
-def build_engine(
+def build_plans(
     bundle: Bundle | Path,
     options: BuildOptions,
     toolkit: Toolkit,
@@ -73,7 +73,7 @@ def build_engine(
     bundle = Bundle.open(bundle)
     if timing_cache and toolkit.builds_without_gpu:
         raise BuildError(f"{toolkit.name} times no kernels: leave --timing-cache out.")
-    budget = plan_engine(
+    budget = engine_budget(
         bundle,
         target,
         max_seq_len=options.max_seq_len,

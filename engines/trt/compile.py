@@ -5,16 +5,16 @@ from typing import Literal
 
 from nemo_trt.bundle import Bundle
 from nemo_trt.defaults import ENGINE_SEQ_LEN
-from nemo_trt.engines.planner import DEFAULT_CHUNK, MAX_LOGITS, plan_engine, require_fit
+from nemo_trt.engines.planner import DEFAULT_CHUNK, MAX_LOGITS, engine_budget, require_fit
 from nemo_trt.engines.targets import target_named
 from nemo_trt.progress import Progress
 
-from .builder import build_engine
+from .builder import build_plans
 from .record import BuildOptions, EngineRecord
 from .toolkit import ToolkitName, toolkit_for
 
 
-def compile_engine(
+def build_engine(
     bundle: Bundle | Path,
     *,
     gpu: str,
@@ -37,7 +37,7 @@ def compile_engine(
         max_seq_len: tokens a row, by default 4096 or what fits.
         max_batch: rows.
         prefill_chunk: tokens of one row that one prefill step takes.
-        toolchain: see `toolkit_for`. For the rest see `BuildOptions` and `build_engine`.
+        toolchain: see `toolkit_for`. For the rest see `BuildOptions` and `build_plans`.
 
     Returns:
         The engine's record, and whether it was built now.
@@ -49,7 +49,7 @@ def compile_engine(
     """
     target = target_named(gpu)
     bundle = Bundle.open(bundle)
-    budget = plan_engine(
+    budget = engine_budget(
         bundle,
         target,
         max_seq_len=max_seq_len,
@@ -60,7 +60,7 @@ def compile_engine(
     require_fit(budget, bundle)
     asked = f"nemo-trt build {bundle} --gpu {target.name}"
     toolkit, driver = toolkit_for(target, toolchain, asked)
-    return build_engine(
+    return build_plans(
         bundle,
         BuildOptions(
             target=target.name,

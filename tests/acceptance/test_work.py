@@ -7,9 +7,10 @@ import pytest
 
 from nemo_trt.acceptance.work import bench, export, here, plan
 from nemo_trt.acceptance.work.done import CannotHere, require_packages
-from nemo_trt.acceptance.work.rates import batches_up_to, decode_rates, prefill_rates
 from nemo_trt.bundle import Bundle
+from nemo_trt.engines.measure import within
 from nemo_trt.engines.ort_session import OrtSession
+from nemo_trt.engines.rates import batches_up_to, decode_rates, prefill_rates
 from nemo_trt.errors import RequestError
 from nemo_trt.progress import Silent
 
@@ -61,12 +62,10 @@ def test_the_floor_is_all_that_a_step_reads_over_the_bandwidth(tiny: Any) -> Non
         assert one["floor_s"] == pytest.approx((weights + cache) / facts["bandwidth_bytes_per_s"])
 
 
-def test_lengths_past_the_context_are_left_out_and_none_left_is_refused(tiny: Any) -> None:
-    with OrtSession.open(tiny.bundle, max_seq_len=40, threads=1) as session:
-        rates = bench._rates(session, [8, 80], [16, 37], 4, Silent())
-        assert [[one.tokens for one in of] for of in rates] == [[8], [16]]
-        with pytest.raises(RequestError, match="within the context of 40 tokens"):
-            bench._rates(session, [8], [37], 4, Silent())
+def test_lengths_past_the_context_are_left_out_and_none_left_is_refused() -> None:
+    assert within(40, [8, 80], [16, 37], 4) == ([8], [16])
+    with pytest.raises(RequestError, match="within the context of 40 tokens"):
+        within(40, [8], [37], 4)
 
 
 def test_the_bytes_of_an_fp8_bundle_are_foreseen(tiny_checkpoint: Path, tmp_path: Path) -> None:

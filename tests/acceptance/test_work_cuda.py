@@ -14,7 +14,7 @@ import pytest
 from nemo_trt.acceptance.work import bench, here, validate
 from nemo_trt.acceptance.work.done import CannotHere
 from nemo_trt.bundle import Bundle
-from nemo_trt.engines import open as opening
+from nemo_trt.engines import measure as measuring
 from nemo_trt.engines.cuda import provider
 from nemo_trt.engines.machine import Gpu
 from nemo_trt.engines.ort_session import OrtSession
@@ -75,7 +75,7 @@ def opened(cuda: None, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         asked.append({"where": str(where), **size})
         return OrtSession.open(bundle, **size)
 
-    for module in (opening, validate_run):
+    for module in (measuring, validate_run):
         monkeypatch.setattr(module, "open_session", open_session)
     return asked
 
@@ -93,7 +93,8 @@ def test_speed_is_measured_on_cuda_beside_the_data_sheets_floor(
         threads=None,
         progress=Silent(),
     )
-    assert opened == [{"where": "cuda", "max_batch": 4, "max_seq_len": 20}]  # no more than used
+    size = {"max_batch": 4, "max_seq_len": 20, "threads": None}  # no more than used
+    assert opened == [{"where": "cuda", **size}]
     facts, target = done.facts, target_named("h100")
     assert facts["gpu"] == H100.name and "data sheet of h100" in facts["bandwidth_source"]
     assert facts["bandwidth_bytes_per_s"] == target.bandwidth_gb_s * 10**9

@@ -163,16 +163,17 @@ def test_bench_measures_and_prints_json(bundle: Path, capsys: Output) -> None:
     arguments = ["--prefill", "16", "--decode", "16", "--steps", "4", "--json"]
     assert run(["bench", str(bundle), *arguments]) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert figures["decode_tokens_per_s"]["16"] > 0
+    (decode,) = figures["decode"]
+    assert decode["tokens"] == 16 and decode["tokens_per_s"] > 0
     assert figures["kv_bytes_per_token"] == 2 * 2 * 2 * 16 * 4
-    assert figures["bandwidth_share"] > 0 and figures["compute_precision"] == "fp32"
+    assert decode["floor_s"] > 0 and figures["compute_precision"] == "fp32"
     assert run(["bench", str(bundle), *arguments[:-1]]) == 0
     assert "tokens/s" in capsys.readouterr().out
 
 
 def test_bench_refuses_a_length_past_the_context(sample_bundle: Any, capsys: Output) -> None:
     assert run(["bench", str(sample_bundle.bundle), "--decode", "8192"]) == 2
-    assert "8192 tokens" in capsys.readouterr().err
+    assert "decode [8192]" in capsys.readouterr().err
 
 
 def test_doctor_knows_this_machine(capsys: Output) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nemo_trt.engines.planner import Budget, plan_engine, require_fit
+from nemo_trt.engines.planner import Budget, engine_budget, require_fit
 from nemo_trt.engines.targets import TARGETS, target_named
 from nemo_trt.errors import BuildError, RequestError
 from nemo_trt.export.samples import SHAPES
@@ -43,7 +43,7 @@ def test_the_bytes_of_the_fixture_are_nemos() -> None:
 
 
 def test_memory_and_floor_are_sums_that_anyone_can_do(nemo: dict[DType, Manifest]) -> None:
-    budget = plan_engine(nemo[DType.BF16], target_named("h100"), max_seq_len=8192, max_batch=4)
+    budget = engine_budget(nemo[DType.BF16], target_named("h100"), max_seq_len=8192, max_batch=4)
     assert budget.weight_bytes == NEMO_BYTES[DType.BF16]
     assert budget.kv_bytes == 4 * 8192 * KV_BYTES_PER_TOKEN
     # A step reads everything but the embedding, of which it takes a row.
@@ -57,7 +57,7 @@ def test_memory_and_floor_are_sums_that_anyone_can_do(nemo: dict[DType, Manifest
 
 def test_two_plans_hold_the_weights_twice(nemo: dict[DType, Manifest]) -> None:
     one, two = (
-        plan_engine(nemo[DType.BF16], target_named("h100"), max_seq_len=8192, num_plans=number)
+        engine_budget(nemo[DType.BF16], target_named("h100"), max_seq_len=8192, num_plans=number)
         for number in (1, 2)
     )
     assert one.free_bytes - two.free_bytes == NEMO_BYTES[DType.BF16]
@@ -72,9 +72,9 @@ def test_what_is_said_to_fit_fits_and_a_step_more_does_not(
     manifest, target = nemo[precision], target_named(gpu)
 
     def budget(slots: int, context: int) -> Budget:
-        return plan_engine(manifest, target, max_seq_len=context, max_batch=slots)
+        return engine_budget(manifest, target, max_seq_len=context, max_batch=slots)
 
-    for slots, longest in plan_engine(manifest, target).fits.items():
+    for slots, longest in engine_budget(manifest, target).fits.items():
         if longest:
             assert budget(slots, longest).free_bytes >= 0
         if longest < 131072:
@@ -83,7 +83,7 @@ def test_what_is_said_to_fit_fits_and_a_step_more_does_not(
 
 def test_a_refusal_names_remedies_that_work(nemo: dict[DType, Manifest]) -> None:
     manifest, l40s = nemo[DType.BF16], target_named("l40s")
-    asked = plan_engine(manifest, l40s, max_seq_len=32768, max_batch=8)
+    asked = engine_budget(manifest, l40s, max_seq_len=32768, max_batch=8)
     with pytest.raises(BuildError, match=r"l40s must hold .* but it has 48 GB") as caught:
         require_fit(asked, manifest)
     said = str(caught.value)
@@ -92,25 +92,25 @@ def test_a_refusal_names_remedies_that_work(nemo: dict[DType, Manifest]) -> None
     larger = re.search(r"a GPU like ([\w-]+)", said)
     assert shorter and fewer and larger and "--precision fp8" in said
     for better in (
-        plan_engine(manifest, l40s, max_seq_len=int(shorter[1]), max_batch=8),
-        plan_engine(manifest, l40s, max_seq_len=32768, max_batch=int(fewer[1])),
-        plan_engine(manifest, target_named(larger[1]), max_seq_len=32768, max_batch=8),
+        engine_budget(manifest, l40s, max_seq_len=int(shorter[1]), max_batch=8),
+        engine_budget(manifest, l40s, max_seq_len=32768, max_batch=int(fewer[1])),
+        engine_budget(manifest, target_named(larger[1]), max_seq_len=32768, max_batch=8),
     ):
         require_fit(better, manifest)
 
 
 def test_weights_alone_can_be_too_many(nemo: dict[DType, Manifest]) -> None:
-    budget = plan_engine(nemo[DType.BF16], target_named("l4"))
+    budget = engine_budget(nemo[DType.BF16], target_named("l4"))
     assert budget.fits[1] == 0
     with pytest.raises(BuildError) as caught:
         require_fit(budget, nemo[DType.BF16])
     assert "--max-seq-len" not in str(caught.value) and "fp8" in str(caught.value)
-    require_fit(plan_engine(nemo[DType.FP8], target_named("l4")), nemo[DType.FP8])
+    require_fit(engine_budget(nemo[DType.FP8], target_named("l4")), nemo[DType.FP8])
 
 
 def test_two_plans_hold_the_weights_twice_and_one_is_named(nemo: dict[DType, Manifest]) -> None:
     a10 = target_named("a100-40gb")
-    budget = plan_engine(nemo[DType.BF16], a10, max_seq_len=4096, num_plans=2)
+    budget = engine_budget(nemo[DType.BF16], a10, max_seq_len=4096, num_plans=2)
     assert budget.weight_bytes == 2 * NEMO_BYTES[DType.BF16]
     with pytest.raises(BuildError, match="--single-plan"):
         require_fit(budget, nemo[DType.BF16])
@@ -119,13 +119,13 @@ def test_two_plans_hold_the_weights_twice_and_one_is_named(nemo: dict[DType, Man
 @pytest.mark.parametrize("gpu", ["a100", "a10"])
 def test_fp8_needs_tensor_cores_that_have_it(gpu: str, nemo: dict[DType, Manifest]) -> None:
     with pytest.raises(BuildError, match="no FP8 tensor cores"):
-        require_fit(plan_engine(nemo[DType.FP8], target_named(gpu)), nemo[DType.FP8])
+        require_fit(engine_budget(nemo[DType.FP8], target_named(gpu)), nemo[DType.FP8])
 
 
 def test_fp32_bundles_are_refused(nemo: dict[DType, Manifest]) -> None:
     wide = replace(nemo[DType.BF16], precision=DType.FP32)
     with pytest.raises(BuildError, match="--precision bf16"):
-        require_fit(plan_engine(wide, target_named("b200")), wide)
+        require_fit(engine_budget(wide, target_named("b200")), wide)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_numbers_out_of_range_are_refused(
     options: dict[str, int], words: str, nemo: dict[DType, Manifest]
 ) -> None:
     with pytest.raises(RequestError, match=words):
-        plan_engine(nemo[DType.BF16], target_named("h100"), **options)
+        engine_budget(nemo[DType.BF16], target_named("h100"), **options)
 
 
 def test_the_gpus_that_people_have_are_there_with_a_source() -> None:

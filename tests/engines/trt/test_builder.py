@@ -35,7 +35,7 @@ OPTIONS = BuildOptions(
 
 def build(bundle: Path, options: BuildOptions = OPTIONS, **more: Any) -> tuple[EngineRecord, bool]:
     toolkit = load_toolkit("tensorrt-rtx")
-    return builder.build_engine(bundle, options, toolkit, target=L4, **more)
+    return builder.build_plans(bundle, options, toolkit, target=L4, **more)
 
 
 def parsed(bundle: Path) -> tuple[Any, Any, Any]:
@@ -259,7 +259,7 @@ def test_a_gpu_without_fp8_is_refused_before_anything_is_built(small: dict[str, 
     a100 = target_named("a100")
     options = replace(OPTIONS, target="a100", sm=80)
     with pytest.raises(BuildError, match="no FP8 tensor cores"):
-        builder.build_engine(small["fp8"], options, load_toolkit("tensorrt-rtx"), target=a100)
+        builder.build_plans(small["fp8"], options, load_toolkit("tensorrt-rtx"), target=a100)
 
 
 def test_a_hopper_build_says_what_is_missing_and_what_to_run(
@@ -319,7 +319,7 @@ def test_a_kill_leaves_nothing_that_counts(small: dict[str, Path]) -> None:
     engines = small["fp8"] / "engines"
     assert not (engines / "rtx5090-fp8").exists()
     target = replace(OPTIONS, target="rtx5090", sm=120)
-    builder.build_engine(
+    builder.build_plans(
         small["fp8"], target, load_toolkit("tensorrt-rtx"), target=target_named("rtx5090")
     )
     assert not [path for path in engines.iterdir() if path.name.endswith(".partial")]

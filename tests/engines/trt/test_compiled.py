@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nemo_trt.engines.planner import plan_engine
+from nemo_trt.engines.planner import engine_budget
 from nemo_trt.engines.targets import target_named
 from nemo_trt.engines.trt import builder
 from nemo_trt.engines.trt.kernels import Kernel, is_attention
@@ -57,7 +57,7 @@ class Built:
             max_logits=64,
         )
         self.record: EngineRecord
-        self.record, _ = builder.build_engine(
+        self.record, _ = builder.build_plans(
             bundle, options, load_toolkit("tensorrt-rtx"), target=target, log_file=self.log
         )
         shutil.rmtree(bundle / "engines")  # gigabytes
@@ -112,7 +112,7 @@ def test_two_layers_of_nemo(
     # The weights lie in the plan once, though it has two profiles.
     assert built.record.weight_bytes <= plan.num_bytes <= 1.05 * built.record.weight_bytes
     # The planner's scratch is an upper bound, and not a wild one.
-    budget = plan_engine(
+    budget = engine_budget(
         read_manifest(nemo[precision]),
         target_named(gpu),
         max_seq_len=T,

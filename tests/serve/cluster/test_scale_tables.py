@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nemo_trt.engines.planner import plan_engine
+from nemo_trt.engines.planner import engine_budget
 from nemo_trt.engines.targets import target_named
 from nemo_trt.export.samples import SHAPES
 from nemo_trt.manifest import WeightFile, read_manifest
@@ -34,7 +34,7 @@ def test_the_tables_are_the_planners(tiny: Any, precision: DType) -> None:
         rows = rows[: [row[0] for row in rows].index("b300") + 1]
     assert len(rows) >= 10
     for name, memory, contexts, floor in rows:
-        budget = plan_engine(manifest, target_named(name))
+        budget = engine_budget(manifest, target_named(name))
         assert int(memory) == budget.target.memory_gb
         told = [int(one.replace(",", "")) for one in contexts.split(" | ")]
         assert told == [budget.fits[slots] for slots in SLOTS]

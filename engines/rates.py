@@ -1,4 +1,4 @@
-"""Prefill and decode rates of any session, by prompt length and by batch."""
+"""Prefill and decode rates of any session, by prompt length and by rows."""
 
 import statistics
 import time
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nemo_trt.engines.session import Session
 from nemo_trt.progress import Progress
+
+from .session import Session
 
 _ROUNDS = 3
 
@@ -22,12 +23,15 @@ class Rate:
         rows: that decode together.
         step_s: of the whole prefill, or of one decode step of all rows.
         tokens_per_s: of all rows together.
+        floor_s: lower bound of a decode step: all bytes that it reads over the memory's bandwidth;
+            None for a prefill, and where the bandwidth is not known.
     """
 
     tokens: int
     rows: int
     step_s: float
     tokens_per_s: float
+    floor_s: float | None = None
 
 
 def prefill_rates(session: Session, lengths: Sequence[int], progress: Progress) -> list[Rate]:
@@ -49,7 +53,7 @@ def prefill_rates(session: Session, lengths: Sequence[int], progress: Progress) 
 def decode_rates(
     session: Session, batches: Sequence[int], cached: Sequence[int], steps: int, progress: Progress
 ) -> list[Rate]:
-    """Steps of one token a row, at each batch and each cached length.
+    """Steps of one token a row, at each number of rows and each cached length.
 
     The cache holds what it holds: the time of a step does not depend on the numbers in it.
     """

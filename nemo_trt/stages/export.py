@@ -1,0 +1,145 @@
+"""Exports a checkpoint: open it, merge LoRA adapters, find the FP8 scales, write the bundle."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from nemo_trt.bundle import Bundle
+from nemo_trt.defaults import MAX_KL
+from nemo_trt.engines.tokenizers import open_tokenizer
+from nemo_trt.errors import ExportError
+from nemo_trt.export.bundle import export_bundle
+from nemo_trt.export.checkpoints import Checkpoint, open_checkpoint
+from nemo_trt.export.checkpoints.lora import Adapter, merge_adapters
+from nemo_trt.export.quantization.observe import Method
+from nemo_trt.export.quantization.quantize import quantize
+from nemo_trt.export.quantization.stored import merge_scales, stored_quantization
+from nemo_trt.export.target import WeightsMode, require_target
+from nemo_trt.precision import DType
+from nemo_trt.progress import Progress
+from nemo_trt.quantization import Quantization, WeightScales
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fp8Options:
+    """How an FP8 bundle gets its scales. A checkpoint of FP8 weights has its own.
+
+    Attributes:
+        calibration: samples, JSON lines or one text a line; by default built-in texts.
+        samples: use only the first so many.
+        scales: take the scales of this FP8 bundle, or of its manifest; no calibration.
+        clip: the magnitude that an activation's scale is made for.
+        max_kl: groups of projections stay in BF16 until the rest costs less than this, in nats.
+        fp8_weights: a weight scale for each merged projection, or for each output channel.
+        fp8_lm_head: quantise the head too.
+        device: PyTorch device to calibrate on.
+        merge_scales: of a checkpoint of FP8 weights: one scale for q, k, v and one for gate, up.
+    """
+
+    calibration: Path | None = None
+    samples: int | None = None
+    scales: Path | None = None
+    clip: Method = "amax"
+    max_kl: float = MAX_KL
+    fp8_weights: WeightScales = "per-tensor"
+    fp8_lm_head: bool = False
+    device: str = "cpu"
+    merge_scales: bool = False
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    bundle: Path,
+    *,
+    precision: DType | str | None = None,
+    weights: WeightsMode = "copy",
+    format: str | None = None,
+    dequantise: bool = False,
+    adapters: Sequence[Adapter] = (),
+    fp8: Fp8Options | None = None,
+    sha256: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Export a checkpoint to a bundle: an ONNX graph with KV-cache inputs beside its weights.
+
+    Args:
+        checkpoint: file or folder.
+        bundle: folder to write. With `weights="in-place"`, the one that holds the weight files.
+        precision: compute precision; by default the one that the weights are stored in. "fp8"
+            calibrates first, unless the checkpoint holds FP8 weights and their scales.
+        weights: "copy" the weight files, or leave them "in-place".
+        format: of the checkpoint; by default the first whose files are there.
+        dequantise: read FP8 weights as BF16.
+        adapters: PEFT LoRA adapters to merge into the weights, in order.
+        fp8: of precision "fp8" alone.
+        sha256: digest the weight files whole.
+        force: replace an existing bundle.
+
+    Returns:
+        The bundle that was written.
+
+    Raises:
+        CheckpointError: the checkpoint or an adapter is damaged or not supported.
+        ExportError: the target exists, the disk is full, or an option does not apply.
+        RequestError: calibration samples are unreadable or too few.
+    """
+    chosen = DType(precision) if precision is not None else None
+    if fp8 is not None and chosen is not DType.FP8:
+        raise ExportError(f"FP8 options must go with precision fp8, got {chosen}. Leave them out.")
+    opened = merge_adapters(
+        open_checkpoint(
+            checkpoint,
+            format,
+            dequantise=dequantise,
+            keep_fp8=chosen is DType.FP8 and not dequantise,
+        ),
+        list(adapters),
+    )
+    quantization = None
+    if chosen is DType.FP8:
+        require_target(bundle, weights, force)  # before minutes of calibration
+        opened, quantization = _with_scales(opened, fp8 or Fp8Options(), progress)
+    manifest = export_bundle(
+        opened,
+        bundle,
+        precision=chosen,
+        weights=weights,
+        sha256=sha256,
+        force=force,
+        quantization=quantization,
+        progress=progress,
+    )
+    return Bundle(path=bundle, manifest=manifest)
+
+
+def _with_scales(
+    opened: Checkpoint, options: Fp8Options, progress: Progress | None
+) -> tuple[Checkpoint, Quantization]:
+    """The checkpoint, and its own scales or those of a calibration."""
+    if opened.fp8:
+        plain = Fp8Options(merge_scales=options.merge_scales)
+        for name in (one.name for one in fields(options)):
+            if getattr(options, name) != getattr(plain, name):
+                raise ExportError(
+                    f"{opened.path} holds FP8 weights and their scales: leave "
+                    f"--{name.replace('_', '-')} out, or quantise anew with --dequantise."
+                )
+        if options.merge_scales:
+            opened = merge_scales(opened)
+        return opened, stored_quantization(opened)
+    if options.merge_scales:
+        raise ExportError("--merge-scales is for checkpoints of FP8 weights. Leave it out.")
+    return opened, quantize(
+        opened,
+        open_tokenizer,
+        calibration=options.calibration,
+        samples=options.samples,
+        scales=options.scales,
+        clip=options.clip,
+        max_kl=options.max_kl,
+        fp8_weights=options.fp8_weights,
+        fp8_lm_head=options.fp8_lm_head,
+        device=options.device,
+        progress=progress,
+    )
