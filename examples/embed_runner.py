@@ -3,8 +3,7 @@
 import sys
 from pathlib import Path
 
-from nemo_trt.engines.runner import Runner
-from nemo_trt.engines.sampling import SamplingParams
+from nemo_trt import Runner, SamplingParams
 
 with Runner.open(Path(sys.argv[1]), max_seq_len=2048) as runner:
     question = [{"role": "user", "content": "What is the capital of France?"}]

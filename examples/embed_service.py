@@ -4,8 +4,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from nemo_trt.engines.sampling import SamplingParams
-from nemo_trt.serve import AsyncEngine
+from nemo_trt import AsyncEngine, SamplingParams
 
 
 async def ask(engine: AsyncEngine, question: str) -> str:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from nemo_trt.engines.sampling import SamplingParams
-from nemo_trt.serve import ServeOptions, create_app
+from nemo_trt import SamplingParams, ServeOptions, create_app
 
 llm = create_app(
     Path(os.environ["BUNDLE"]),

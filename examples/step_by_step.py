@@ -6,7 +6,7 @@ Usage: python examples/step_by_step.py BUNDLE
 import sys
 from pathlib import Path
 
-from nemo_trt.engines.runner import Runner
+from nemo_trt import Runner
 
 with Runner.open(Path(sys.argv[1]), max_batch=2, max_seq_len=512) as runner:
     encode = runner.tokenizer.encode
