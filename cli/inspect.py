@@ -91,6 +91,7 @@ def _bundle(path: Path) -> dict[str, Any]:
     from nemo_trt.bundle import Bundle
     from nemo_trt.safetensors import read_layout
     from nemo_trt.verdict import read_verdict
+    from nemo_trt.where import CUDA
 
     bundle = Bundle.open(path)
     manifest = bundle.manifest
@@ -107,8 +108,8 @@ def _bundle(path: Path) -> dict[str, Any]:
         "bundle_id": manifest.bundle_id,
         "contract_version": manifest.contract_version,
         **_quantization(manifest.quantization),
-        "validation": read_verdict(path, bundle_id=manifest.bundle_id),
-        "validation_cuda": read_verdict(path, bundle_id=manifest.bundle_id, backend="cuda"),
+        "validation": read_verdict(bundle).words,
+        "validation_cuda": read_verdict(bundle, CUDA).words,
         "engines": _engines(bundle),
         "source": manifest.source,
         "tools": manifest.tools,
@@ -121,6 +122,7 @@ def _engines(bundle: "Bundle") -> list[dict[str, Any]]:
     from nemo_trt.engines.trt.record import read_record
     from nemo_trt.errors import BuildError
     from nemo_trt.verdict import read_verdict
+    from nemo_trt.where import Where
 
     found = []
     for name in bundle.engines():
@@ -129,10 +131,8 @@ def _engines(bundle: "Bundle") -> list[dict[str, Any]]:
         except BuildError as error:
             found.append({"name": name, "error": str(error)})
             continue
-        verdict = read_verdict(
-            bundle.engine_folder(name), bundle_id=bundle.bundle_id, engine_id=record.engine_id
-        )
-        found.append({**json.loads(record.to_json()), "validation": verdict})
+        verdict = read_verdict(bundle, Where("engine", name))
+        found.append({**json.loads(record.to_json()), "validation": verdict.words})
     return found
 
 

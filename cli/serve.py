@@ -77,6 +77,11 @@ _DEFAULTS = {field.name: field.default for field in fields(ServeOptions)}
     help=f"File with an API key a line; so may {KEYS_VARIABLE}, with commas.",
 )
 @click.option("--allow-unvalidated", is_flag=True, help="Serve without a passing verdict.")
+@click.option(
+    "--verify-key",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Ed25519 public key (PEM) whose signature the verdict must bear.",
+)
 @click.option("--ray", is_flag=True, help="Serve replicas on a Ray of this machine.")
 @click.option("--replicas", type=click.IntRange(1), help="With --ray; by default 1.")
 @click.option("--autoscale", metavar="MIN:MAX", help="With --ray: replicas as the queue asks.")
@@ -97,6 +102,7 @@ def command(
     max_body_bytes: int,
     api_key_file: Path | None,
     allow_unvalidated: bool,
+    verify_key: Path | None,
     ray: bool,
     replicas: int | None,
     autoscale: str | None,
@@ -121,6 +127,7 @@ def command(
         prefill_tokens=prefill_tokens,
         request_timeout_s=request_timeout,
         allow_unvalidated=allow_unvalidated,
+        verify_key=verify_key,
         log_text=log_text,
     )
     if not options.api_keys and not _is_loopback(host):

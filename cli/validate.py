@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 import click
 
 from nemo_trt.errors import RequestError
+from nemo_trt.verdict import PASS
 from nemo_trt.where import Where
 
 from .options import where_options
 
 if TYPE_CHECKING:
+    from nemo_trt.bundle import Bundle
     from nemo_trt.validate.report import Report
 
 EXIT_FAIL = 1
@@ -29,6 +31,9 @@ EXIT_FAIL = 1
     help="Text file, one prompt a line, in place of the built-in ones.",
 )
 @click.option(
+    "--max-batch", type=click.IntRange(1), help="Rows to test with; by default 8 (no engine)."
+)
+@click.option(
     "--max-seq-len",
     type=click.IntRange(64),
     help="Context to test up to; by default the model's, as far as memory allows.",
@@ -38,14 +43,27 @@ EXIT_FAIL = 1
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write here."
 )
+@click.option(
+    "--sign-key",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Ed25519 private key (PEM) that signs the verdict.",
+)
+@click.option(
+    "--verify-key",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Judge nothing: check that the verdict is signed by this key (PEM) and of these files.",
+)
 def command(
     bundle: Path,
     reference: Path | None,
     prompts: Path | None,
+    max_batch: int | None,
     max_seq_len: int | None,
     where: Where,
     threads: int | None,
     json_file: Path | None,
+    sign_key: Path | None,
+    verify_key: Path | None,
 ) -> int:
     """Compare BUNDLE's logits with those of transformers, and write the verdict into it.
 
@@ -53,28 +71,58 @@ def command(
     cache tail, reused and rewound rows, the Runner, and several depths of the context. Exit code 0
     for pass, 1 for fail, 3 when this machine cannot run what is to be judged.
     """
+    from rich.markup import escape
+
     from nemo_trt import atomic
     from nemo_trt.bundle import Bundle
-    from nemo_trt.validate.run import validate_bundle, verdict_path
+    from nemo_trt.signature import read_key
+    from nemo_trt.validate.run import validate_bundle
+    from nemo_trt.verdict import verdict_path
 
     from .console import OUT, Bar
 
+    if verify_key:
+        if sign_key or reference or prompts or json_file or threads or max_batch or max_seq_len:
+            raise click.UsageError("--verify-key judges nothing; leave the other options out.")
+        return _verify(Bundle.open(bundle), where, verify_key)
+    private_key = read_key(sign_key) if sign_key else None
     opened = Bundle.open(bundle)
     with Bar() as bar:
         report = validate_bundle(
             opened,
             reference,
             _lines(prompts),
+            max_batch=max_batch,
             max_seq_len=max_seq_len,
             where=where,
             threads=threads,
+            private_key=private_key,
             progress=bar,
         )
     show(report)
     if json_file:
-        atomic.write_text(json_file, report.to_json())
-    OUT.print(f"[dim]Every position: {verdict_path(opened, where)}[/]")
+        try:
+            atomic.write_text(json_file, report.to_json(private_key))
+        except OSError as error:
+            click.echo(f"{json_file} was not written: {error}.", err=True)
+    if report.unwritten:
+        click.echo(f"{report.unwritten} The verdict above stands; no server sees it.", err=True)
+    else:
+        OUT.print(f"[dim]Every position: {escape(str(verdict_path(opened, where)))}[/]")
     return EXIT_FAIL if report.verdict == "fail" else 0
+
+
+def _verify(bundle: "Bundle", where: Where, key: Path) -> int:
+    """Check a verdict that is there: its signature, and every byte of what it is of."""
+    from nemo_trt.signature import read_key
+    from nemo_trt.verdict import altered_weights, read_verdict
+
+    verdict = read_verdict(bundle, where, public_key=read_key(key))
+    words = verdict.words
+    if verdict.passed:
+        words = altered_weights(bundle, verdict) or words
+    click.echo(f"{bundle} on {where}: {words}")
+    return 0 if words == PASS else EXIT_FAIL
 
 
 def show(report: "Report") -> None:

@@ -2,6 +2,7 @@
 
 import hmac
 from dataclasses import dataclass
+from pathlib import Path
 
 from nemo_trt.errors import RequestError
 
@@ -18,6 +19,7 @@ class ServeOptions:
         prefill_tokens: prompt tokens a step, which bounds the gap between two tokens of others.
         request_timeout_s: time of a request, waiting included; then it ends with an error.
         allow_unvalidated: serve what has no passing verdict, and say so.
+        verify_key: PEM file of the Ed25519 public key whose signature the verdict must bear.
         log_text: write prompts and answers to the log.
     """
 
@@ -28,6 +30,7 @@ class ServeOptions:
     prefill_tokens: int = 512
     request_timeout_s: float = 600.0
     allow_unvalidated: bool = False
+    verify_key: Path | None = None
     log_text: bool = False
 
     def __post_init__(self) -> None:

@@ -2,8 +2,10 @@
 
 import json
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -69,3 +71,65 @@ def sample_bundle(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     write_smollm2(folder / "checkpoint")
     export_bundle(folder / "checkpoint", folder / "bundle")
     return Exported(folder / "checkpoint", folder / "bundle")
+
+
+@pytest.fixture(scope="session")
+def vouch() -> Callable[..., Path]:
+    """Writes a passing verdict of a bundle as it is, as the validator would have: `vouch(bundle,
+    "cuda", max_seq_len=512)`. Fields of the report may be given."""
+    return _vouch
+
+
+def _vouch(
+    folder: Path,
+    where: str = "cpu",
+    *,
+    compute_precision: str = "fp32",
+    max_seq_len: int = 8192,
+    max_batch: int = 8,
+    private_key: bytes | None = None,
+    **changed: Any,
+) -> Path:
+    from nemo_trt.bundle import Bundle
+    from nemo_trt.coverage import Coverage, digests_of
+    from nemo_trt.tolerances import tolerance_of
+    from nemo_trt.validate.report import CaseReport, Report
+    from nemo_trt.verdict import verdict_path
+    from nemo_trt.where import Where
+
+    bundle, place = Bundle.open(folder), Where.of(where)
+    exact = {"relative_l2": (0.0,), "cosine": (1.0,), "kl": (0.0,), "top1": (1.0,), "top5": (1.0,)}
+    case = CaseReport(
+        name="whole prefill",
+        max_abs=0.0,
+        mean_abs=0.0,
+        max_relative_l2=0.0,
+        min_cosine=1.0,
+        max_kl=0.0,
+        mean_kl=0.0,
+        top1=1.0,
+        top5=1.0,
+        failures=(),
+        positions=(("text 1", 0),),
+        per_position=exact,
+    )
+    report = Report(
+        bundle_id=bundle.bundle_id,
+        engine={"compute_precision": compute_precision},
+        reference={},
+        settings={},
+        limits=asdict(tolerance_of(compute_precision)),
+        perplexity={"engine": 1.0, "reference": 1.0},
+        cases=(case,),
+        failures=(),
+        coverage=Coverage(
+            where=place,
+            max_seq_len=max_seq_len,
+            max_batch=max_batch,
+            compute_precision=compute_precision,
+            digests=digests_of(bundle, place),
+        ),
+    )
+    file = verdict_path(bundle, place)
+    file.write_text(replace(report, **changed).to_json(private_key), encoding="utf-8")
+    return file

@@ -1,11 +1,12 @@
 """What a validation found, as data; `validation.json` is its text."""
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-SCHEMA_VERSION = 1
+from nemo_trt.coverage import Coverage
+from nemo_trt.verdict import SCHEMA_VERSION, signed_text
+
 Verdict = Literal["pass", "fail"]
 
 
@@ -60,6 +61,8 @@ class Report:
         engine: what ran it: backend, compute precision, versions.
         reference: what it was compared with: path, format, dtype, versions, weight digests.
         perplexity: of "engine" and "reference" on the validation texts.
+        coverage: files, lengths and rows that the verdict is of; None where there is no bundle.
+        unwritten: why the verdict does not lie in its file; None when it does.
     """
 
     bundle_id: str
@@ -70,16 +73,24 @@ class Report:
     perplexity: dict[str, float]
     cases: tuple[CaseReport, ...]
     failures: tuple[str, ...]
+    coverage: Coverage | None = None
+    unwritten: str | None = None
 
     @property
     def verdict(self) -> Verdict:
         """ "pass" when neither a case nor the whole failed anything."""
         return "fail" if self.failures or any(case.failures for case in self.cases) else "pass"
 
-    def to_json(self) -> str:
-        """The text of `validation.json`. Numbers that JSON lacks stand as text ("inf", "nan")."""
+    def to_json(self, private_key: bytes | None = None) -> str:
+        """The text of `validation.json`. Numbers that JSON lacks stand as text ("inf", "nan").
+
+        Args:
+            private_key: PEM of an Ed25519 key that signs it.
+        """
         data = {"schema_version": SCHEMA_VERSION, "verdict": self.verdict, **asdict(self)}
-        return json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        del data["unwritten"]
+        data["coverage"] = self.coverage.to_dict() if self.coverage else None
+        return signed_text(_finite(data), private_key)
 
 
 def _finite(value: Any) -> Any:

@@ -1,20 +1,23 @@
 """Validates a bundle or one of its engines on this machine, and writes the verdict beside it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from nemo_trt import atomic
+from nemo_trt import atomic, signature
 from nemo_trt.bundle import Bundle
+from nemo_trt.coverage import Coverage, digests_of
+from nemo_trt.digest import sha256_file
 from nemo_trt.engines import ort_session
 from nemo_trt.engines.open import open_session
 from nemo_trt.engines.session import Session
 from nemo_trt.engines.tokenizers import open_tokenizer
-from nemo_trt.errors import BundleError
+from nemo_trt.errors import BundleError, NemoTrtError
 from nemo_trt.export.checkpoints import Checkpoint, open_reference
 from nemo_trt.export.checkpoints.lora import Adapter, merge_adapters
 from nemo_trt.manifest import Manifest
 from nemo_trt.progress import Progress
-from nemo_trt.verdict import verdict_file
+from nemo_trt.verdict import verdict_path
 from nemo_trt.where import CPU, Where
 
 from .cases import MAX_ROWS
@@ -30,22 +33,28 @@ def validate_bundle(
     reference: Path | None = None,
     prompts: Sequence[str] | None = None,
     *,
+    max_batch: int | None = None,
     max_seq_len: int | None = None,
     where: Where | str = CPU,
     threads: int | None = None,
+    private_key: bytes | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Compare a bundle on ONNX Runtime, or an engine, with transformers, and write the verdict.
 
-    On the CPU, and of an engine, it is validation.json; on CUDA validation-cuda.json.
+    On the CPU, and of an engine, it is validation.json; on CUDA validation-cuda.json. The verdict
+    covers every byte of bundle and engine, and the rows and lengths that were judged. Where the
+    file cannot be written, the report says so in `unwritten` and is whole all the same.
 
     Args:
         bundle: an open bundle, or its folder.
         reference: checkpoint to compare with; by default the one the bundle was exported from.
         prompts: texts in place of the built-in ones.
+        max_batch: rows to test with, by default 8; an engine has its own.
         max_seq_len: context to test up to, by default the model's as far as memory allows.
         where: what runs the bundle: "cpu", "cuda", or the name of one of its engines.
         threads: compute threads, on the CPU alone.
+        private_key: PEM of an Ed25519 key that signs the verdict.
 
     Raises:
         BundleError: the bundle is damaged, or its checkpoint is not where it was.
@@ -54,10 +63,13 @@ def validate_bundle(
         RequestError: a prompt is too short, or the reference is another model.
     """
     bundle, where = Bundle.open(bundle), Where.of(where)
+    if private_key is not None:
+        signature.require_private_key(private_key)
+    digests = _digests(bundle, where)
     checkpoint = _reference(bundle.manifest, reference)
     folder = bundle.tokenizer_folder
     tokenizer = open_tokenizer(folder) if folder else None
-    session = _open(bundle, where, max_seq_len, threads)
+    session = _open(bundle, where, max_batch, max_seq_len, threads)
     try:
         report = validate(
             session,
@@ -67,10 +79,42 @@ def validate_bundle(
             engine=session.describe(),
             progress=progress,
         )
+        coverage = Coverage(
+            where=where,
+            max_seq_len=min(session.max_seq_len, bundle.config.max_position_embeddings),
+            max_batch=session.max_batch,
+            compute_precision=session.compute_precision,
+            digests=digests,
+        )
     finally:
         session.close()
-    atomic.write_text(verdict_path(bundle, where), report.to_json())
+    report = replace(report, coverage=coverage)
+    if _digests(bundle, where) != digests:
+        altered = f"{bundle} was altered while it was judged. Validate again."
+        return replace(report, unwritten=altered)
+    try:
+        atomic.write_text(verdict_path(bundle, where), report.to_json(private_key))
+    except (OSError, NemoTrtError) as error:
+        return replace(report, unwritten=f"{verdict_path(bundle, where)} was not written: {error}.")
     return report
+
+
+def _digests(bundle: Bundle, where: Where) -> dict[str, str]:
+    """Of all that is judged. Weights whose sha256 the manifest states must have it.
+
+    Raises:
+        BundleError: they have another, or a file cannot be read.
+    """
+    try:
+        for weight in bundle.manifest.weights:
+            if weight.sha256 and sha256_file(bundle.path / weight.file) != weight.sha256:
+                raise BundleError(
+                    f"{bundle.path / weight.file} must have the sha256 that the manifest states, "
+                    f"{weight.sha256[:12]}. It was altered after the export; export again."
+                )
+        return digests_of(bundle, where)
+    except OSError as error:
+        raise BundleError(f"{bundle} cannot be read: {error}.") from error
 
 
 def _reference(manifest: Manifest, named: Path | None) -> Checkpoint:
@@ -93,17 +137,17 @@ def _reference(manifest: Manifest, named: Path | None) -> Checkpoint:
     return checkpoint
 
 
-def _open(bundle: Bundle, where: Where, max_seq_len: int | None, threads: int | None) -> Session:
-    if where.kind == "engine":
-        return open_session(bundle, where, max_seq_len=max_seq_len, threads=threads)
-    limit = max_seq_len
+def _open(
+    bundle: Bundle,
+    where: Where,
+    max_batch: int | None,
+    max_seq_len: int | None,
+    threads: int | None,
+) -> Session:
+    rows, limit = max_batch, max_seq_len
+    if where.kind != "engine":
+        rows = rows or MAX_ROWS
     if where.kind == "cpu":
-        limit = limit or ort_session.affordable_seq_len(bundle.config, MAX_ROWS, share=_CACHE_SHARE)
-    return open_session(bundle, where, max_batch=MAX_ROWS, max_seq_len=limit, threads=threads)
-
-
-def verdict_path(bundle: Bundle, where: Where) -> Path:
-    """The file that holds the verdict of a bundle where it runs."""
-    if where.kind == "engine":
-        return bundle.engine_folder(where.engine) / verdict_file()
-    return bundle.path / verdict_file(where.kind)
+        share = _CACHE_SHARE
+        limit = limit or ort_session.affordable_seq_len(bundle.config, rows or 1, share=share)
+    return open_session(bundle, where, max_batch=rows, max_seq_len=limit, threads=threads)

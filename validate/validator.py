@@ -14,14 +14,15 @@ from nemo_trt.engines.session import Session, SessionInfo
 from nemo_trt.errors import MachineError, RequestError
 from nemo_trt.export.checkpoints import Checkpoint
 from nemo_trt.progress import Progress, Silent
+from nemo_trt.tolerances import Tolerance, case_failures, perplexity_failures, tolerance_of
 
 from . import cases
 from .cases import Observation
 from .metrics import Metrics, compare, negative_log_likelihood
 from .reference import Reference, compute_reference
 from .report import CaseReport, Report, broken_case
+from .scales import scale_failures
 from .sequences import Sequences
-from .tolerances import Tolerance, tolerance_of
 
 
 def validate(
@@ -99,7 +100,10 @@ def validate(
         limits=asdict(limits),
         perplexity=perplexity,
         cases=tuple(reports),
-        failures=_judge_perplexity(perplexity, limits),
+        failures=(
+            *perplexity_failures(perplexity, asdict(limits)),
+            *scale_failures(session.bundle, checkpoint),
+        ),
     )
 
 
@@ -126,21 +130,12 @@ def _judge(
         "top1": float(every["top1"].mean()),
         "top5": float(every["top5"].mean()),
     }
-    failures = []
-    for figure, value in figures.items():
-        limit_name = f"min_{figure}" if figure in ("top1", "top5") else figure
-        limit = getattr(limits, limit_name)
-        if figure in ("top1", "top5"):  # of few positions a share of one is allowed to miss
-            limit = math.floor(limit * len(positions)) / len(positions)
-        if not (value >= limit if limit_name.startswith("min") else value <= limit):
-            words = "at least" if limit_name.startswith("min") else "at most"
-            failures.append(f"{figure} must be {words} {limit:g}, got {value:.6g}")
     return CaseReport(
         name=name,
         max_abs=float(every["max_abs"].max()),
         mean_abs=float(every["mean_abs"].mean()),
         **figures,
-        failures=tuple(failures),
+        failures=case_failures(figures, len(positions), asdict(limits)),
         positions=tuple(positions),
         per_position={metric: tuple(values.tolist()) for metric, values in every.items()},
     )
@@ -157,11 +152,3 @@ def _likelihoods(
             np.nan_to_num(negative_log_likelihood(one.logits[:-1], targets), nan=np.inf),
             negative_log_likelihood(expected[:-1], targets),
         )
-
-
-def _judge_perplexity(perplexity: dict[str, float], limits: Tolerance) -> tuple[str, ...]:
-    ratio = perplexity["engine"] / perplexity["reference"]  # NaN where no case gave logits
-    limit = limits.max_perplexity_ratio
-    if 1 / limit <= ratio <= limit:
-        return ()
-    return (f"perplexity ratio must be 1 within a factor {limit:g}, got {ratio:.6g}",)

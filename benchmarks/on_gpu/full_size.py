@@ -14,11 +14,11 @@ import torch
 
 from nemo_trt.engines.session import Session
 from nemo_trt.export.checkpoints import open_checkpoint
+from nemo_trt.tolerances import tolerance_of
 from nemo_trt.validate.cases import Observation, long_position
 from nemo_trt.validate.metrics import compare
 from nemo_trt.validate.reference import Reference, compute_reference
 from nemo_trt.validate.sequences import TokenSequence
-from nemo_trt.validate.tolerances import tolerance_of
 from on_gpu.scale import Work
 from on_gpu.session import opened
 

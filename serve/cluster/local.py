@@ -10,8 +10,8 @@ from typing import Any
 
 from nemo_trt.bundle import Bundle
 from nemo_trt.errors import MachineError
+from nemo_trt.serve.approval import require_verdict
 from nemo_trt.serve.http.server import listen
-from nemo_trt.serve.http.service import require_verdict
 
 from .options import ClusterOptions
 from .ray_here import own_ray
@@ -39,7 +39,10 @@ def serve_cluster_forever(
         MachineError: the address cannot be had, or the replicas do not come up.
     """
     bundle = Bundle.open(options.bundle)
-    verdict = require_verdict(bundle, options.where, options.server)
+    asked = {"max_batch": options.max_batch, "max_seq_len": options.max_seq_len}
+    if options.where.kind == "engine":
+        asked = {}
+    verdict = require_verdict(bundle, options.where, options.server, **asked).words
     listener, address = listen(host, port)
     port = listener.getsockname()[1]
     listener.close()  # Ray's proxy opens it again

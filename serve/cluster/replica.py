@@ -14,6 +14,7 @@ from nemo_trt.errors import StateError
 from nemo_trt.serve.http import create_app
 from nemo_trt.serve.http.app import CACHE_SHARE
 from nemo_trt.serve.http.middleware import log_to_stderr
+from nemo_trt.verdict import read_verdict
 
 from .call import Call
 from .options import ClusterOptions
@@ -33,6 +34,8 @@ class Replica:
         if length is None and options.where.kind == "cpu":
             share = CACHE_SHARE / options.most_replicas  # they may all be on this machine
             length = affordable_seq_len(bundle.config, options.max_batch, share=share)
+            if judged := read_verdict(bundle, options.where).coverage:
+                length = min(length, judged.max_seq_len)
         self._app = create_app(
             bundle,
             options.where,

@@ -11,6 +11,7 @@ from nemo_trt.bundle import Bundle
 from nemo_trt.defaults import SLOTS
 from nemo_trt.engines.ort_session import affordable_seq_len
 from nemo_trt.engines.runner import Runner
+from nemo_trt.serve.approval import require_verdict
 from nemo_trt.serve.options import ServeOptions
 from nemo_trt.where import CPU, Where
 
@@ -44,9 +45,10 @@ def create_app(
         source: a bundle, its folder, or an open Runner, which is taken over.
         where: what runs the bundle, see `Runner.open`; a Runner has its own.
         options: how the server behaves.
-        max_batch: slots, by default 8; an engine and a Runner have their own.
-        max_seq_len: tokens of prompt and answer, by default the model's context length as far as
-            memory allows; an engine and a Runner have their own.
+        max_batch: slots, by default 8, at most as many rows as were judged; an engine and a Runner
+            have their own.
+        max_seq_len: tokens of prompt and answer, by default as many as were judged and memory
+            allows; an engine and a Runner have their own.
         threads: see `Runner.open`.
 
     Returns:
@@ -54,26 +56,33 @@ def create_app(
         `AsyncEngine`) and `describe`.
 
     Raises:
-        BundleError: the bundle is missing, or it has not passed validation and must have.
+        BundleError: the bundle is missing, or it has not passed validation, with so many rows of
+            so many tokens, and must have.
         BuildError: it has no such engine.
     """
     options = options or ServeOptions()
     if isinstance(source, Runner):
-        bundle, where = source.session.bundle, source.session.where
+        session = source.session
+        bundle, where = session.bundle, session.where
+        max_batch, max_seq_len = session.max_batch, session.max_seq_len
     else:
         bundle, where = Bundle.open(source), Where.of(where)
+    verdict = require_verdict(bundle, where, options, max_batch=max_batch, max_seq_len=max_seq_len)
+    judged = verdict.coverage if verdict.passed else None
 
     def opener() -> Runner:
         if isinstance(source, Runner):
             return source
         rows, length = max_batch, max_seq_len
         if where.kind != "engine":
-            rows = rows or SLOTS
+            rows = rows or (min(SLOTS, judged.max_batch) if judged else SLOTS)
+            length = length or (judged.max_seq_len if judged else None)
         if where.kind == "cpu":
-            length = length or affordable_seq_len(bundle.config, rows or 1, share=CACHE_SHARE)
+            affordable = affordable_seq_len(bundle.config, rows or 1, share=CACHE_SHARE)
+            length = max_seq_len or min(affordable, length or affordable)
         return Runner.open(bundle, where, max_batch=rows, max_seq_len=length, threads=threads)
 
-    service = Service(bundle, where, opener, options)
+    service = Service(bundle, verdict, opener, options)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

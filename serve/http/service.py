@@ -8,14 +8,13 @@ from typing import Literal
 
 from nemo_trt.bundle import Bundle
 from nemo_trt.engines.runner import Runner
-from nemo_trt.engines.trt.record import read_record
-from nemo_trt.errors import BundleError, MachineError, NemoTrtError, StateError
+from nemo_trt.errors import MachineError, NemoTrtError, StateError
+from nemo_trt.serve.approval import open_judged
 from nemo_trt.serve.engine import AsyncEngine
 from nemo_trt.serve.grammars import Grammars
 from nemo_trt.serve.metrics import Metrics
 from nemo_trt.serve.options import ServeOptions
-from nemo_trt.verdict import PASS, read_verdict
-from nemo_trt.where import Where
+from nemo_trt.verdict import Verdict
 
 from .errors import ApiError
 
@@ -28,23 +27,22 @@ class Service:
 
     Args:
         bundle: whose verdict counts.
-        where: what runs the bundle.
+        verdict: of `require_verdict`.
         opener: called in a thread of its own, at once.
-
-    Raises:
-        BundleError: the bundle, or the engine, has no passing verdict and must have one.
 
     Attributes:
         engine: None before it is ready.
         metrics: there from the beginning.
     """
 
-    def __init__(self, bundle: Bundle, where: Where, opener: Opener, options: ServeOptions) -> None:
+    def __init__(
+        self, bundle: Bundle, verdict: Verdict, opener: Opener, options: ServeOptions
+    ) -> None:
         self.options = options
         self.bundle = bundle
         self.model_name = options.model_name or bundle.source_name
         self.created = int(time.time())
-        self.verdict = require_verdict(bundle, where, options)
+        self._judged = verdict
         self.metrics = Metrics()
         self.engine: AsyncEngine | None = None
         self.failure: str | None = None
@@ -68,7 +66,12 @@ class Service:
     @property
     def validated(self) -> bool:
         """Whether the verdict is a pass of what is served."""
-        return self.verdict == PASS
+        return self._judged.passed
+
+    @property
+    def verdict(self) -> str:
+        """What the validator said of it: "pass", "fail", or why there is no verdict."""
+        return self._judged.words
 
     def require(self, model: str | None = None) -> AsyncEngine:
         """The engine, for a request that names a model.
@@ -148,7 +151,9 @@ class Service:
     def _open(self) -> None:
         start = time.perf_counter()
         try:
-            runner = self._opener()
+            runner, self._judged = open_judged(
+                self.bundle, self._judged, self.options, self._opener
+            )
             if runner.session.bundle.bundle_id != self.bundle.bundle_id:
                 raise StateError("The bundle was altered while the server started.")
             self.engine = AsyncEngine(
@@ -162,27 +167,3 @@ class Service:
         except Exception as error:  # a thread's exception would be lost, and all would wait
             self.failure = f"{type(error).__name__}: {error}"
         self.startup_s = round(time.perf_counter() - start, 3)
-
-
-def require_verdict(bundle: Bundle, where: Where, options: ServeOptions) -> str:
-    """What the validator said of a bundle where it runs.
-
-    Raises:
-        BundleError: it did not say "pass", and must have.
-        BuildError: the engine is missing.
-    """
-    verdict = _verdict(bundle, where)
-    if verdict != PASS and not options.allow_unvalidated:
-        raise BundleError(
-            f"{bundle} must have passed validation, got {verdict!r}. Run nemo-trt validate "
-            f"{bundle}{where.option}, or serve it all the same with --allow-unvalidated."
-        )
-    return verdict
-
-
-def _verdict(bundle: Bundle, where: Where) -> str:
-    if where.kind != "engine":
-        return read_verdict(bundle.path, bundle_id=bundle.bundle_id, backend=where.kind)
-    record = read_record(bundle, where.engine, verify=False)
-    folder = bundle.engine_folder(where.engine)
-    return read_verdict(folder, bundle_id=bundle.bundle_id, engine_id=record.engine_id)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from nemo_trt.errors import RequestError
+from nemo_trt.tolerances import TOLERANCES, tolerance_of
 from nemo_trt.validate.metrics import compare, negative_log_likelihood
-from nemo_trt.validate.tolerances import TOLERANCES, tolerance_of
 
 pytestmark = pytest.mark.unit
 

@@ -1,7 +1,7 @@
 """`--backend`: what opens, what is refused, and whose verdict counts."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,11 +11,10 @@ from nemo_trt.engines.open import open_session
 from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.engines.runner import Runner
 from nemo_trt.errors import BuildError, BundleError, MachineError, RequestError
-from nemo_trt.manifest import read_manifest
 from nemo_trt.precision import DType
-from nemo_trt.serve.http.service import require_verdict
+from nemo_trt.serve.approval import require_verdict
 from nemo_trt.serve.options import ServeOptions
-from nemo_trt.verdict import PASS, read_verdict, verdict_file
+from nemo_trt.verdict import read_verdict, verdict_path
 from nemo_trt.where import CPU
 from nemo_trt.where import CUDA as ON_CUDA
 
@@ -25,12 +24,6 @@ from .test_session import open_on_host
 pytestmark = pytest.mark.model
 
 CUDA = "CUDAExecutionProvider"
-
-
-def write_verdict(bundle: Path, file: str, provider: str) -> None:
-    engine = {"backend": "onnxruntime", "provider": provider}
-    report = {"bundle_id": read_manifest(bundle).bundle_id, "engine": engine, "verdict": "pass"}
-    (bundle / file).write_text(json.dumps(report), encoding="utf-8")
 
 
 def has_cuda() -> bool:
@@ -91,33 +84,31 @@ def test_what_cuda_does_not_go_with_is_refused(
     assert run([command, str(bundles["bf16"]), "--backend", "cuda", *rest]) == 2
 
 
-def test_each_backend_has_a_verdict_of_its_own(bundles: dict[str, Path]) -> None:
-    bundle = bundles["bf16"]
-    opened = Bundle.open(bundle)
-    bundle_id = opened.bundle_id
-
-    def verdicts() -> tuple[str, str]:
-        cpu = read_verdict(bundle, bundle_id=bundle_id)
-        return cpu, read_verdict(bundle, bundle_id=bundle_id, backend="cuda")
-
+def test_cuda_needs_a_verdict_of_its_own_and_the_bundles(
+    bundles: dict[str, Path], vouch: Any
+) -> None:
+    opened = Bundle.open(bundles["bf16"])
+    own, cuda = (verdict_path(opened, where) for where in (CPU, ON_CUDA))
     try:
-        write_verdict(bundle, verdict_file(), "CPUExecutionProvider")
-        assert verdicts() == (PASS, "none yet: run nemo-trt validate --backend cuda")
-        write_verdict(bundle, verdict_file("cuda"), "CPUExecutionProvider")
-        assert verdicts() == (PASS, "stale: it is of another backend")
-        write_verdict(bundle, verdict_file("cuda"), CUDA)
-        assert verdicts() == (PASS, PASS)
-        write_verdict(bundle, verdict_file(), CUDA)
-        assert verdicts() == ("stale: it is of another backend", PASS)
-        assert require_verdict(opened, ON_CUDA, ServeOptions()) == PASS
-        with pytest.raises(BundleError, match="another backend"):
-            require_verdict(opened, CPU, ServeOptions())
-        (bundle / verdict_file("cuda")).unlink()
-        with pytest.raises(BundleError, match="validate --backend cuda"):
+        vouch(opened.path)
+        assert read_verdict(opened).passed
+        with pytest.raises(BundleError, match=r"validate \S+ --backend cuda"):
             require_verdict(opened, ON_CUDA, ServeOptions())
+        cuda.write_bytes(own.read_bytes())
+        assert read_verdict(opened, ON_CUDA).words == "stale: it is of cpu, not of cuda"
+        vouch(opened.path, "cuda", compute_precision="bf16")
+        assert read_verdict(opened, ON_CUDA).passed
+        own.write_bytes(cuda.read_bytes())
+        assert read_verdict(opened).words == "stale: it is of cuda, not of cpu"
+        # BF16's limits do not see every fault: they count beside the bundle's own verdict alone.
+        own.unlink()
+        with pytest.raises(BundleError, match=r"own verdict on the CPU is 'none yet"):
+            require_verdict(opened, ON_CUDA, ServeOptions())
+        vouch(opened.path, "cuda")  # one that computed in fp32 stands for itself
+        assert read_verdict(opened, ON_CUDA).passed
     finally:
-        for file in (verdict_file(), verdict_file("cuda")):
-            (bundle / file).unlink(missing_ok=True)
+        own.unlink(missing_ok=True)
+        cuda.unlink(missing_ok=True)
 
 
 def test_the_validator_judges_the_cuda_session_as_it_is_written(bundles: dict[str, Path]) -> None:

@@ -13,7 +13,7 @@ from nemo_trt.engines.targets import TARGETS
 from nemo_trt.engines.trt.session import TensorRtSession
 from nemo_trt.manifest import read_manifest
 from nemo_trt.precision import DType
-from nemo_trt.validate.tolerances import tolerance_of
+from nemo_trt.tolerances import tolerance_of
 
 from .properties import ONE, PROPERTIES, ROWS, T, tokens
 

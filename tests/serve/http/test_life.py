@@ -1,6 +1,5 @@
 """A server's life: refused, starting, ready, draining, gone."""
 
-import json
 import os
 import re
 import shutil
@@ -19,9 +18,11 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from nemo_trt.digest import SAMPLE_BYTES
 from nemo_trt.engines.runner import Runner
 from nemo_trt.errors import BundleError, MachineError
-from nemo_trt.manifest import VALIDATION_FILE, read_manifest
+from nemo_trt.manifest import read_manifest
+from nemo_trt.safetensors import read_layout
 from nemo_trt.serve import ServeOptions, create_app
 
 pytestmark = pytest.mark.model
@@ -38,44 +39,66 @@ def copy(sample_bundle: Any, tmp_path: Path) -> Path:
     return bundle
 
 
-def judge(bundle: Path, **changed: Any) -> None:
-    report = {"verdict": "pass", "bundle_id": read_manifest(bundle).bundle_id, "engine": {}}
-    (bundle / VALIDATION_FILE).write_text(json.dumps(report | changed))
-
-
-@pytest.mark.parametrize(
-    ("changed", "words"),
-    [
-        (None, "none yet"),
-        ({"verdict": "fail"}, "fail"),
-        ({"bundle_id": "another"}, "stale"),
-        ({"engine": {"engine_id": "x"}}, "stale"),
-        ({"engine": None}, "unreadable"),
-    ],
-)
-def test_what_has_not_passed_is_not_served(copy: Path, changed: Any, words: str) -> None:
-    if changed is not None:
-        judge(copy, **changed)
-    with pytest.raises(BundleError, match=words):
+def test_what_has_not_passed_is_not_served(copy: Path) -> None:
+    with pytest.raises(BundleError, match="none yet: run nemo-trt validate"):
         create_app(copy)
     app = create_app(copy, options=OPEN, max_seq_len=256)
     with TestClient(app) as client:
         app.state.service.wait()
         ready = client.get("/health/ready")
         assert ready.status_code == 200
-        assert not ready.json()["validated"] and words in ready.json()["validation"]
+        assert not ready.json()["validated"] and "none yet" in ready.json()["validation"]
 
 
-def test_what_has_passed_is(copy: Path) -> None:
-    judge(copy)
+def test_what_has_passed_is(copy: Path, vouch: Any) -> None:
+    vouch(copy)
     app = create_app(copy, max_seq_len=256, max_batch=2)
     with TestClient(app) as client:
         app.state.service.wait()
         found = client.get("/health/ready").json()
     assert found["validated"] and found["validation"] == "pass"
     assert found["engine"]["backend"] == "onnxruntime"
-    assert (found["slots"], found["max_seq_len"], found["model"]) == (2, 256, "checkpoint")
+    assert (found["slots"], found["max_seq_len"]) == (2, 256)
     assert found["bundle_id"] == read_manifest(copy).bundle_id
+
+
+def test_weights_are_compared_while_they_load(copy: Path, vouch: Any) -> None:
+    vouch(copy)
+    weights = next((copy / "weights").iterdir())
+    altered = bytearray(weights.read_bytes())
+    largest = max(read_layout(weights).values(), key=lambda ref: ref.num_bytes)
+    altered[largest.offset + 2 * SAMPLE_BYTES] ^= 1  # between the samples of the quick digest
+    weights.unlink()  # a link
+    weights.write_bytes(altered)
+    service = create_app(copy, max_seq_len=256).state.service
+    with pytest.raises(MachineError, match="was altered after it was judged"):
+        service.wait()
+    assert service.state == "failed"
+    service.close()
+    told = create_app(copy, options=OPEN, max_seq_len=256).state.service
+    told.wait()
+    assert told.state == "ready" and not told.validated and "altered" in told.verdict
+    told.close()
+
+
+def test_more_than_was_judged_is_refused_and_the_default_stays_within(
+    copy: Path, vouch: Any
+) -> None:
+    vouch(copy, max_seq_len=300, max_batch=3)
+    with pytest.raises(BundleError, match=r"301 tokens a row.*--max-seq-len 301"):
+        create_app(copy, max_seq_len=301)
+    with pytest.raises(BundleError, match=r"4 rows, judged were 3.*--max-batch 4"):
+        create_app(copy, max_batch=4)
+    with (
+        Runner.open(copy, max_seq_len=512) as runner,
+        pytest.raises(BundleError, match="512 tokens a row"),
+    ):
+        create_app(runner)
+    service = create_app(copy).state.service
+    service.wait()
+    found = service.describe()
+    assert (found["slots"], found["max_seq_len"], found["validation"]) == (3, 300, "pass")
+    service.close()
 
 
 def test_requests_get_503_until_the_engine_is_open(
@@ -158,8 +181,10 @@ def process(bundle: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_what_runs_finish_and_exits_with_zero(copy: Path, number: int) -> None:
-    judge(copy)
+def test_a_signal_lets_what_runs_finish_and_exits_with_zero(
+    copy: Path, vouch: Any, number: int
+) -> None:
+    vouch(copy)
     with process(copy) as (server, url), httpx.Client(base_url=url, timeout=60) as client:
         with client.stream("POST", "/v1/completions", json=LONG) as answer:
             lines = answer.iter_lines()
@@ -174,8 +199,8 @@ def test_a_signal_lets_what_runs_finish_and_exits_with_zero(copy: Path, number: 
         assert server.wait(30) == 0
 
 
-def test_a_second_signal_does_not_wait(copy: Path) -> None:
-    judge(copy)
+def test_a_second_signal_does_not_wait(copy: Path, vouch: Any) -> None:
+    vouch(copy)
     with process(copy) as (server, url), httpx.Client(base_url=url, timeout=60) as client:
         with client.stream("POST", "/v1/completions", json=LONG) as answer:
             lines = answer.iter_lines()
@@ -188,8 +213,8 @@ def test_a_second_signal_does_not_wait(copy: Path) -> None:
         assert server.wait(30) == 0
 
 
-def test_a_port_that_is_taken_is_told(copy: Path) -> None:
-    judge(copy)
+def test_a_port_that_is_taken_is_told(copy: Path, vouch: Any) -> None:
+    vouch(copy)
     with process(copy) as (_, url):
         command = [sys.executable, "-m", "nemo_trt.cli.main", "serve", str(copy)]
         port = url.rsplit(":", 1)[1]

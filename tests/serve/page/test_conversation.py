@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from nemo_trt.manifest import VALIDATION_FILE, read_manifest
 from nemo_trt.serve import ServeOptions
 
 from .conftest import Site, ask, finish, run, set_sampling
@@ -23,13 +22,12 @@ FRANCE = "What is the capital of France? Answer in one sentence."
 
 @pytest.fixture(scope="module")
 def site(
-    sample_bundle: Any, served: Any, tmp_path_factory: pytest.TempPathFactory
+    sample_bundle: Any, served: Any, vouch: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
     """SmolLM2 with a passing verdict; its weights are links."""
     bundle = tmp_path_factory.mktemp("validated") / "smollm2"
     shutil.copytree(sample_bundle.bundle, bundle, copy_function=os.link)
-    report = {"verdict": "pass", "bundle_id": read_manifest(bundle).bundle_id, "engine": {}}
-    (bundle / VALIDATION_FILE).write_text(json.dumps(report), encoding="utf-8")
+    vouch(bundle)
     yield from run(served, bundle, ServeOptions())
 
 

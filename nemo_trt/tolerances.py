@@ -3,6 +3,8 @@
 docs/validation.md says where each number comes from.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nemo_trt.errors import RequestError
@@ -78,3 +80,41 @@ def tolerance_of(compute_precision: str) -> Tolerance:
             f"Tolerances must exist for {compute_precision}, got only {', '.join(TOLERANCES)}."
         )
     return TOLERANCES[compute_precision]
+
+
+CASE_FIGURES = ("max_relative_l2", "min_cosine", "max_kl", "mean_kl", "top1", "top5")
+"""What a case is judged by: each has a limit."""
+_SHARES = ("top1", "top5")
+
+
+def case_failures(
+    figures: Mapping[str, float], num_positions: int, limits: Mapping[str, float]
+) -> tuple[str, ...]:
+    """What a case failed, in words; nothing when it passed.
+
+    Args:
+        figures: a number for each of `CASE_FIGURES`.
+        num_positions: compared tokens. Of few, a share of one is allowed to miss.
+        limits: the fields of a `Tolerance`.
+    """
+    failures = []
+    for figure in CASE_FIGURES:
+        value, least = figures[figure], figure in _SHARES or figure.startswith("min")
+        limit = limits[f"min_{figure}" if figure in _SHARES else figure]
+        if figure in _SHARES:
+            limit = math.floor(limit * num_positions) / max(num_positions, 1)
+        if not (value >= limit if least else value <= limit):
+            words = "at least" if least else "at most"
+            failures.append(f"{figure} must be {words} {limit:g}, got {value:.6g}")
+    return tuple(failures)
+
+
+def perplexity_failures(
+    perplexity: Mapping[str, float], limits: Mapping[str, float]
+) -> tuple[str, ...]:
+    """What the perplexities of "engine" and "reference" failed, in words."""
+    ratio = perplexity["engine"] / perplexity["reference"]  # NaN where no case gave logits
+    limit = limits["max_perplexity_ratio"]
+    if 1 / limit <= ratio <= limit:
+        return ()
+    return (f"perplexity ratio must be 1 within a factor {limit:g}, got {ratio:.6g}",)
