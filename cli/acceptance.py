@@ -127,4 +127,4 @@ def _show(summary: "Summary", folder: Path) -> None:
         "incomplete": "[bold yellow]INCOMPLETE[/]  nothing failed, something was skipped",
     }
     OUT.print(words[summary.verdict])
-    OUT.print(f"Report: {folder / 'report' / 'report.md'}")
+    OUT.print(f"Report: {folder / 'report' / 'report.md'}", markup=False, soft_wrap=True)

@@ -3,7 +3,7 @@
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
-from .console import OUT, Bar
+from .console import OUT, Bar, escaped
 
 if TYPE_CHECKING:
     from nemo_trt.acceptance.steps import Step
@@ -38,26 +38,22 @@ class View:
     def begin(self, step: "Step", why: str) -> None:
         """A step begins: its progress is drawn on stderr."""
         self._head(step.stage)
-        from rich.markup import escape
-
-        again = f"  [dim]again: {escape(why)}[/]" if why else ""
+        again = f"  [dim]again: {escaped(why)}[/]" if why else ""
         if again:
-            OUT.print(f"{step.subject}{again}")
+            OUT.print(f"{escaped(step.subject)}{again}")
         self._bar = Bar()
         self._bar.__enter__()
 
     def end(self, line: "Line") -> None:
         """A step's outcome, in one line."""
-        from rich.markup import escape
-
         self._close(None, None, None)
         record = line.record
         self._head(record.stage)
         why = record.reason or (line.why if line.kept else "")
         taken = f"{record.seconds:8.1f} s" if record.started_at and not line.kept else " " * 10
         OUT.print(
-            f"{_MARKS[record.verdict]:8} {taken}  {record.subject}"
-            + f"  [dim]{escape(why)}[/]" * bool(why)
+            f"{_MARKS[record.verdict]:8} {taken}  {escaped(record.subject)}"
+            + f"  [dim]{escaped(why)}[/]" * bool(why)
         )
 
     def phase(self, name: str, total: int = 0, unit: Literal["steps", "bytes"] = "steps") -> None:

@@ -54,7 +54,7 @@ def command(
     """
     from nemo_trt.engines.measure import measure
 
-    from .console import OUT, Bar, num_bytes
+    from .console import OUT, Bar, escaped, num_bytes
 
     with Bar() as bar:
         found = measure(
@@ -71,10 +71,9 @@ def command(
         click.echo(json.dumps(asdict(found), indent=2))
         return
     import rich.table
-    from rich.markup import escape
 
     table = rich.table.Table(
-        box=None, show_header=False, title=escape(str(bundle)), title_justify="left"
+        box=None, show_header=False, title=escaped(bundle), title_justify="left"
     )
     table.add_row("load", f"{found.load_s:.2f} s")
     for one in found.prefill:

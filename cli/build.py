@@ -63,9 +63,9 @@ def command(bundle: Path, as_json: bool, **options: Any) -> None:
     The same inputs give the same engine: a second build says so and does nothing. What TensorRT
     would silently get wrong is checked, and fails the build.
     """
-    from nemo_trt.engines.trt.compile import build_engine
+    from nemo_trt.engines.trt.build import build_engine
 
-    from .console import OUT, Bar, shell
+    from .console import Bar, next_step
 
     with Bar() as bar:
         record, built = build_engine(bundle, progress=bar, **options)
@@ -73,18 +73,18 @@ def command(bundle: Path, as_json: bool, **options: Any) -> None:
         click.echo(record.to_json(), nl=False)
         return
     show(bundle, record, built)
-    OUT.print(f"Next: nemo-trt validate {shell(bundle)} --engine {record.name}", markup=False)
+    next_step("nemo-trt", "validate", bundle, "--engine", record.name)
 
 
 def show(bundle: Path, record: "EngineRecord", built: bool) -> None:
     """Print what an engine is."""
-    from .console import OUT, num_bytes
+    from .console import OUT, escaped, num_bytes
 
     options = record.options
     folder = bundle / "engines" / record.name
     OUT.print(
-        f"[bold]{folder}[/]  {record.toolkit} {record.toolkit_version}, sm_{options.sm}, "
-        f"{record.precision}, {options.max_batch} x {options.max_seq_len} tokens"
+        f"[bold]{escaped(folder)}[/]  {record.toolkit} {record.toolkit_version}, "
+        f"sm_{options.sm}, {record.precision}, {options.max_batch} x {options.max_seq_len} tokens"
     )
     for plan in record.plans:
         OUT.print(

@@ -6,11 +6,21 @@ from types import TracebackType
 from typing import Literal, Self
 
 import rich.console
+import rich.markup
 import rich.progress
 
+
+class Console(rich.console.Console):
+    """A console that leaves a closed pipe to the command line, which ends in silence."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise on; rich would exit with 1."""
+        raise BrokenPipeError
+
+
 # A pipe has no width: tables that are kept in a file are not cut at 80 columns.
-OUT = rich.console.Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-ERR = rich.console.Console(stderr=True, highlight=False)
+OUT = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+ERR = Console(stderr=True, highlight=False)
 
 
 class Bar:
@@ -72,9 +82,24 @@ class Bar:
             self._progress.update(self._task, total=task.total or 1, completed=task.total or 1)
 
 
-def shell(path: object) -> str:
-    """A path as one word of a shell command."""
-    return shlex.quote(str(path))
+def escaped(value: object) -> str:
+    """A path or another text for a line with markup: a bracket in it is no markup."""
+    return rich.markup.escape(str(value))
+
+
+def next_step(*words: object) -> None:
+    """Print the command to run next, quoted for the shell and on one line."""
+    command = shlex.join(str(word) for word in words)
+    OUT.print(f"Next: {command}", markup=False, soft_wrap=True)
+
+
+def mark(present: bool) -> str:
+    """A check mark or a dash, in colour; words where the output's encoding has no such signs."""
+    try:
+        "✓–".encode(OUT.encoding)
+    except (UnicodeEncodeError, LookupError):
+        return "[green]yes[/]" if present else "[yellow]no[/]"
+    return "[green]✓[/]" if present else "[yellow]–[/]"
 
 
 def num_bytes(count: int) -> str:

@@ -29,10 +29,10 @@ def command(
     from nemo_trt.export.checkpoints import open_checkpoint
     from nemo_trt.export.convert import convert
 
-    from .console import OUT, Bar, num_bytes, shell
+    from .console import OUT, Bar, escaped, next_step, num_bytes
 
     checkpoint = open_checkpoint(source, format, dequantise=dequantise)
     with Bar() as bar:
         convert(checkpoint, dest, to, force=force, progress=bar)
-    OUT.print(f"[bold]{dest}[/]  {to}, {num_bytes(checkpoint.num_bytes)} of weights")
-    OUT.print(f"Next: nemo-trt inspect {shell(dest)} --digest", markup=False)
+    OUT.print(f"[bold]{escaped(dest)}[/]  {to}, {num_bytes(checkpoint.num_bytes)} of weights")
+    next_step("nemo-trt", "inspect", dest, "--digest")

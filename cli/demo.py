@@ -22,7 +22,7 @@ def command(folder: Path, question: str) -> int:
     from nemo_trt.manifest import is_bundle
     from nemo_trt.validate.run import validate_bundle
 
-    from .console import OUT, Bar, shell
+    from .console import OUT, Bar, next_step
     from .validate import EXIT_FAIL, show
 
     checkpoint, bundle = folder / "smollm2", folder / "bundle"
@@ -57,5 +57,5 @@ def command(folder: Path, question: str) -> int:
         OUT.print(f"{name:10} {taken:6.1f} s")
     OUT.print(f"{'verdict':10} {report.verdict.upper()}")
     OUT.print(f"{'chat':10} first token after {first:.2f} s, then {rate:.1f} tokens a second")
-    OUT.print(f"Next: nemo-trt chat {shell(bundle)}", markup=False)
+    next_step("nemo-trt", "chat", bundle)
     return EXIT_FAIL if report.verdict == "fail" else 0

@@ -17,9 +17,8 @@ def command(as_json: bool) -> None:
         click.echo(json.dumps(asdict(machine), indent=2))
         return
     import rich.table
-    from rich.markup import escape
 
-    from .console import OUT
+    from .console import OUT, escaped, mark
 
     for title, findings in (
         ("This machine", machine.system),
@@ -28,8 +27,8 @@ def command(as_json: bool) -> None:
     ):
         table = rich.table.Table(title=title, title_justify="left", box=None, show_header=False)
         for finding in findings:
-            mark = "[green]✓[/]" if finding.present else "[yellow]–[/]"
-            remedy = escape(finding.remedy)  # "nemo-trt[gpu]" is no markup
-            table.add_row(mark, escape(finding.name), escape(finding.value), f"[dim]{remedy}[/]")
+            words = (finding.name, finding.value, finding.remedy)
+            name, value, remedy = (escaped(word) for word in words)
+            table.add_row(mark(finding.present), name, value, f"[dim]{remedy}[/]")
         OUT.print(table)
         OUT.print()

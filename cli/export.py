@@ -117,7 +117,7 @@ def command(
     from nemo_trt.export.quantization.stored import extra_products
     from nemo_trt.stages.export import Fp8Options, export_checkpoint
 
-    from .console import OUT, Bar, num_bytes, shell
+    from .console import OUT, Bar, escaped, next_step, num_bytes
 
     _require_fp8(context, precision, fp8)
     with Bar() as bar:
@@ -140,9 +140,9 @@ def command(
         return
     config = manifest.config
     OUT.print(
-        f"[bold]{bundle}[/]  {config.num_layers} layers, {config.num_parameters / 1e9:.2f} B "
-        f"parameters, {manifest.precision}, weights {num_bytes(manifest.weight_bytes)} "
-        f"({manifest.weights_mode})"
+        f"[bold]{escaped(bundle)}[/]  {config.num_layers} layers, "
+        f"{config.num_parameters / 1e9:.2f} B parameters, {manifest.precision}, weights "
+        f"{num_bytes(manifest.weight_bytes)} ({manifest.weights_mode})"
     )
     if "fp8" in manifest.source:
         kept = open_checkpoint(checkpoint, format, keep_fp8=True)
@@ -157,7 +157,7 @@ def command(
             f"{measured - len(found.kept)} of {measured} groups of projections in FP8; all of them "
             f"would cost KL {found.kl:.2g}, at most {found.max_kl:g} is allowed"
         )
-    OUT.print(f"Next: nemo-trt validate {shell(bundle)}", markup=False)
+    next_step("nemo-trt", "validate", bundle)
 
 
 def _require_fp8(context: click.Context, precision: str | None, fp8: dict[str, Any]) -> None:

@@ -46,13 +46,12 @@ def command(
         click.echo(json.dumps({**facts, **({"tensors": listing} if tensors else {})}, indent=2))
         return
     import rich.table
-    from rich.markup import escape
 
-    from .console import OUT
+    from .console import OUT, escaped
 
-    table = rich.table.Table(box=None, show_header=False, title=str(path), title_justify="left")
+    table = rich.table.Table(box=None, show_header=False, title=escaped(path), title_justify="left")
     for name, value in _rows(facts):
-        table.add_row(f"[bold]{name}[/]", escape(value))
+        table.add_row(f"[bold]{escaped(name)}[/]", escaped(value))
     OUT.print(table)
     if tensors:
         listed = rich.table.Table(box=None)
@@ -60,7 +59,7 @@ def command(
         for heading in ("dtype", "shape", "bytes", "where"):
             listed.add_column(heading, overflow="fold")
         for row in listing:
-            listed.add_row(*(str(value) for value in row.values()))
+            listed.add_row(*(escaped(value) for value in row.values()))
         OUT.print(listed)
 
 

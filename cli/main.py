@@ -4,7 +4,10 @@ Exit codes: 0 done, 1 negative verdict, 2 usage or bad input, 3 something this m
 """
 
 import importlib
+import io
+import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -50,6 +53,16 @@ class LazyGroup(click.Group):
         ).command
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; where nobody reads its output to the end, leave in silence."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _drop_output()
+            ctx.exit(0)
+        return result
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from the table above, importing none."""
         with formatter.section("Commands"):
@@ -69,6 +82,9 @@ def cli(debug: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not every encoding has every character
     arguments = sys.argv[1:] if arguments is None else arguments
     sys.exit(run(arguments))
 
@@ -93,9 +109,6 @@ def run(arguments: list[str]) -> int:
         return EXIT_INPUT
     except click.exceptions.Exit as error:
         return error.exit_code
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
     except NemoTrtError as error:
         if debug:
             raise
@@ -113,6 +126,12 @@ def run(arguments: list[str]) -> int:
         click.echo(f"nemo-trt: {error.strerror or error}{where}.", err=True)
         return EXIT_INPUT
     return result if isinstance(result, int) else 0
+
+
+def _drop_output() -> None:
+    """Let what is still to be printed go nowhere: Python flushes it when it ends."""
+    with suppress(OSError, ValueError):  # a stream that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

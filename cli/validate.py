@@ -71,15 +71,13 @@ def command(
     cache tail, reused and rewound rows, the Runner, and several depths of the context. Exit code 0
     for pass, 1 for fail, 3 when this machine cannot run what is to be judged.
     """
-    from rich.markup import escape
-
     from nemo_trt import atomic
     from nemo_trt.bundle import Bundle
     from nemo_trt.signature import read_key
     from nemo_trt.validate.run import validate_bundle
     from nemo_trt.verdict import verdict_path
 
-    from .console import OUT, Bar
+    from .console import OUT, Bar, escaped
 
     if verify_key:
         if sign_key or reference or prompts or json_file or threads or max_batch or max_seq_len:
@@ -108,7 +106,7 @@ def command(
     if report.unwritten:
         click.echo(f"{report.unwritten} The verdict above stands; no server sees it.", err=True)
     else:
-        OUT.print(f"[dim]Every position: {escape(str(verdict_path(opened, where)))}[/]")
+        OUT.print(f"[dim]Every position: {escaped(verdict_path(opened, where))}[/]")
     return EXIT_FAIL if report.verdict == "fail" else 0
 
 
@@ -129,7 +127,7 @@ def show(report: "Report") -> None:
     """Print a report as a table, failures in words, and the verdict."""
     import rich.table
 
-    from .console import OUT
+    from .console import OUT, escaped
 
     table = rich.table.Table(box=None, header_style="bold")
     for heading in ("case", "n", "max abs", "rel L2", "1 - cos", "KL", "top-1", "top-5", ""):
@@ -155,9 +153,9 @@ def show(report: "Report") -> None:
     )
     for case in report.cases:
         for failure in case.failures:
-            OUT.print(f"[red]{case.name}: {failure}[/]")
+            OUT.print(f"[red]{case.name}: {escaped(failure)}[/]")
     for failure in report.failures:
-        OUT.print(f"[red]{failure}[/]")
+        OUT.print(f"[red]{escaped(failure)}[/]")
     passed = report.verdict == "pass"
     OUT.print("[bold green]PASS[/]" if passed else "[bold red]FAIL[/]")
 

@@ -1,5 +1,6 @@
 """The GPUs that engines are built for: what each can do, and where the numbers come from."""
 
+import re
 from dataclasses import dataclass
 
 from nemo_trt.errors import RequestError
@@ -128,15 +129,34 @@ _TARGETS = (
     ),
 )
 TARGETS = {target.name: target for target in _TARGETS}
+_DRIVER_NAMES = {
+    "a100-pcie-40gb": "a100-40gb",
+    "a100-sxm4-40gb": "a100-40gb",
+    "a100-80gb-pcie": "a100",
+    "a100-sxm4-80gb": "a100",
+    "b300-sxm6-ac": "b300",
+    "gh200-480gb": "gh200",
+    "h100-80gb-hbm3": "h100",
+    "h200-nvl": "h200",
+    "rtx-4090": "rtx4090",
+    "rtx-5090": "rtx5090",
+    "rtx-pro-6000-blackwell-max-q-workstation-edition": "rtx-pro-6000",
+    "rtx-pro-6000-blackwell-server-edition": "rtx-pro-6000",
+    "rtx-pro-6000-blackwell-workstation-edition": "rtx-pro-6000",
+}
+"""What the driver calls a GPU, without its brand, where that is not the target's name. A name that
+is not here stays unknown: an H100 PCIe or an RTX 4090 D has other memory than its namesake."""
 
 
 def target_named(name: str) -> Target:
-    """The target of a name, in any case.
+    """The target of a name, as it is in the table or as nvidia-smi prints it, in any case.
 
     Raises:
         RequestError: there is none.
     """
-    target = TARGETS.get(name.lower().replace("_", "-"))
+    words = [word for word in re.split(r"[\s_-]+", name.lower()) if word]
+    plain = "-".join(word for word in words if word not in ("nvidia", "geforce"))
+    target = TARGETS.get(_DRIVER_NAMES.get(plain, plain))
     if target is None:
         raise RequestError(f"The GPU must be one of {', '.join(TARGETS)}, got {name}.")
     return target

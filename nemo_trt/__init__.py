@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from nemo_trt.engines.planner import Budget
     from nemo_trt.engines.runner import Runner
     from nemo_trt.engines.sampling import SamplingParams
-    from nemo_trt.engines.trt.compile import build_engine
+    from nemo_trt.engines.trt.build import build_engine
     from nemo_trt.serve.engine import AsyncEngine
     from nemo_trt.serve.http.app import create_app
     from nemo_trt.serve.options import ServeOptions
@@ -51,7 +51,7 @@ _HOMES = {  # name -> its module, and the extras that this needs
     "SamplingParams": ("engines.sampling", ""),
     "ServeOptions": ("serve.options", ""),
     "Where": ("where", ""),
-    "build_engine": ("engines.trt.compile", ""),
+    "build_engine": ("engines.trt.build", ""),
     "create_app": ("serve.http.app", "cpu,serve"),
     "export_checkpoint": ("stages.export", "export"),
     "measure": ("engines.measure", "cpu"),

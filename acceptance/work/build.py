@@ -19,7 +19,7 @@ def run(
     progress: Progress,
 ) -> Done:
     """Compile, unless this very engine is there already."""
-    from nemo_trt.engines.trt.compile import build_engine
+    from nemo_trt.engines.trt.build import build_engine
     from nemo_trt.engines.trt.toolkit import toolkit_for
 
     try:

@@ -1,15 +1,10 @@
-"""Builds an engine: lower, parse, mend, compile, check, record; atomically and only when needed."""
+"""Builds an engine: lower, compile, check, record; atomically and only when needed."""
 
-import hashlib
 import os
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, TimeoutError
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from nemo_trt import __version__, atomic
 from nemo_trt.bundle import Bundle
@@ -19,7 +14,9 @@ from nemo_trt.errors import BuildError
 from nemo_trt.manifest import GRAPH_FILE
 from nemo_trt.progress import Progress, Silent
 
+from .compile import Compiler
 from .kernels import (
+    READ_LINES,
     Kernel,
     launches_per_layer,
     per_layer,
@@ -27,16 +24,12 @@ from .kernels import (
     require_fused_decode,
     scratch_bytes,
 )
-from .lowering import LoweredGraph, lower
-from .network import caches, mend, parse, step_inputs
-from .probe import attention_graph
+from .lowering import lower
+from .probe import explain_unfused
 from .record import RECORD_FILE, BuildOptions, EngineRecord, PlanFile, same_build
 from .toolkit import Log, Toolkit
 
 PROFILES = ("prefill", "decode")
-_POLL_S = 0.2
-_PROBE_STEP = 512  # tokens; contexts are probed in multiples of it
-_SHOWN_DEPTH = 3  # phases deeper than this are too many to show
 
 
 def build_plans(
@@ -91,8 +84,15 @@ def build_plans(
     started = time.monotonic()
     progress.phase("lower the graph")
     graph = lower(bundle.path, GRAPH_FILE, options.max_seq_len)
-    build = _Build(bundle, options, toolkit, graph, timing_cache, progress)
-    try:
+    compiler = Compiler(
+        options=options,
+        toolkit=toolkit,
+        graph=graph,
+        timing_cache=timing_cache,
+        progress=progress,
+    )
+    with _log_to(log_file) as write_log:
+        build = _Build(bundle, compiler, write_log)
         with atomic.new_directory(folder) as new:
             plans = build.plans(new)
             record = EngineRecord(
@@ -111,27 +111,17 @@ def build_plans(
                 nemo_trt=__version__,
             )
             (new / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
-    finally:
-        if log_file:
-            atomic.write_text(log_file, "\n".join(build.log_lines) + "\n")
     return record, True
 
 
 class _Build:
-    """One build: a network for each plan, compiled in a thread that can be told to stop."""
+    """One build: each plan compiled, and what TensorRT says of it checked."""
 
     def __init__(
-        self,
-        bundle: Bundle,
-        options: BuildOptions,
-        toolkit: Toolkit,
-        graph: LoweredGraph,
-        timing_cache: Path | None,
-        progress: Progress,
+        self, bundle: Bundle, compiler: Compiler, write_log: Callable[[str], object]
     ) -> None:
-        self.bundle, self.options, self.toolkit = bundle, options, toolkit
-        self.graph, self.timing_cache, self.progress = graph, timing_cache, progress
-        self.log_lines: list[str] = []
+        self.bundle, self.compiler, self.options = bundle, compiler, compiler.options
+        self.write_log = write_log
 
     def plans(self, folder: Path) -> tuple[PlanFile, ...]:
         """Compile and check every plan into `folder`."""
@@ -141,21 +131,20 @@ class _Build:
         return tuple(self._plan(folder / file, profiles) for file, profiles in layout.items())
 
     def _plan(self, path: Path, profiles: tuple[str, ...]) -> PlanFile:
-        log = Log(self.toolkit)
-        self.log_lines = log.lines
+        log = Log(self.compiler.toolkit, keep=READ_LINES, write=self.write_log)
         try:
-            num_bytes, sha256 = self._compile(path, profiles, log)
+            num_bytes, sha256 = self.compiler.compile(path, profiles, log)
         except BuildError:
             if any("is_decomposable" in error for error in log.errors):
-                raise self._explain_unfused(profiles) from None
+                raise explain_unfused(self.bundle, self.compiler, profiles) from None
             raise
-        unused = [line for line in log.lines if "Unused Input" in line]
+        unused = [line for line in log.kept if "Unused Input" in line]
         if unused:
             raise BuildError(f"Every input must be used, got: {unused[0]}.")
-        kernels = dict(zip(profiles, read_kernels(log.lines, len(profiles)), strict=True))
+        kernels = dict(zip(profiles, read_kernels(log.kept, len(profiles)), strict=True))
         self._check(kernels)
         layers = self.bundle.config.num_layers
-        scratch = scratch_bytes(log.lines)[-len(profiles) :]
+        scratch = scratch_bytes(log.kept)[-len(profiles) :]
         return PlanFile(
             file=path.name,
             num_bytes=num_bytes,
@@ -176,174 +165,8 @@ class _Build:
             kernels["decode"],
             self.bundle.config,
             self.options.max_seq_len,
-            fp8_products=self.graph.num_fp8_products,
+            fp8_products=self.compiler.graph.num_fp8_products,
         )
-
-    def _compile(self, path: Path, profiles: tuple[str, ...], log: Log) -> tuple[int, str]:
-        """Compile a plan and write it as it is made; its bytes and sha256."""
-        api = self.toolkit.api
-        builder = api.Builder(log.logger)
-        network = parse(self.toolkit, log, builder, self.graph)
-        mend(
-            self.toolkit,
-            network,
-            num_layers=self.graph.num_layers,
-            allow_unfused=self.options.allow_unfused,
-        )
-        config = self._config(builder, network, profiles)
-        monitor = _monitor(api, self.progress, path.stem)
-        config.progress_monitor = monitor
-        with path.open("wb") as file:
-            writer = _writer(api, file)
-            _wait(
-                lambda: builder.build_serialized_network_to_stream(network, config, writer),
-                monitor.stop,
-            )
-        if monitor.stop.is_set():
-            raise KeyboardInterrupt
-        if not writer.num_bytes or log.errors:
-            raise log.failure(f"Compiling {path.stem}")
-        self._keep_timings(config)
-        return writer.num_bytes, writer.digest.hexdigest()
-
-    def _config(self, builder: Any, network: Any, profiles: tuple[str, ...]) -> Any:
-        api, options = self.toolkit.api, self.options
-        config = builder.create_builder_config()
-        config.profiling_verbosity = api.ProfilingVerbosity.DETAILED
-        if options.opt_level is not None:
-            config.builder_optimization_level = options.opt_level
-        if self.toolkit.builds_without_gpu:
-            config.num_compute_capabilities = 1
-            capability = getattr(api.ComputeCapability, f"SM{options.sm}")
-            config.set_compute_capability(capability, 0)
-        if self.timing_cache:
-            known = self.timing_cache.read_bytes() if self.timing_cache.is_file() else b""
-            config.set_timing_cache(config.create_timing_cache(known), False)
-        for profile in profiles:
-            config.add_optimization_profile(self._profile(builder, network, profile))
-        return config
-
-    def _profile(self, builder: Any, network: Any, name: str) -> Any:
-        """Prefill: one row, 1 to chunk tokens. Decode: 1 to max_batch rows, one token."""
-        options = self.options
-        chunk, logits = options.prefill_chunk, options.max_logits
-        if name == "prefill":
-            rows = 1
-            least, best, most = (
-                step_inputs(1, 1, 1),
-                step_inputs(1, chunk, 1),
-                step_inputs(1, chunk, min(chunk, logits)),
-            )
-        else:
-            rows = options.max_batch
-            least, best, most = (
-                step_inputs(1, 1, 1),
-                step_inputs(rows, 1, 1),
-                step_inputs(rows, 1, 1),
-            )
-        profile = builder.create_optimization_profile()
-        for input_name, shape in least.items():
-            profile.set_shape(input_name, shape, best[input_name], most[input_name])
-        for cache in caches(network):
-            rest = tuple(cache.shape)[1:]
-            profile.set_shape(cache.name, (1, *rest), (rows, *rest), (rows, *rest))
-        return profile
-
-    def _keep_timings(self, config: Any) -> None:
-        if self.timing_cache:
-            data = bytes(config.get_timing_cache().serialize())
-            temporary = atomic.temporary_sibling(self.timing_cache)
-            temporary.write_bytes(data)
-            temporary.replace(self.timing_cache)
-
-    def _explain_unfused(self, profiles: tuple[str, ...]) -> BuildError:
-        """Find the longest context that has fused attention, and say so."""
-        asked = self.options.max_seq_len
-        longest = self._longest_fused(profiles)
-        remedy = f"--max-seq-len {longest}" if longest else "another GPU"
-        return BuildError(
-            f"{self.options.target} has no fused attention for a cache of {asked} tokens a row: "
-            f"{longest or 'none'} is the most of what was tried. Build with {remedy}, or with "
-            "--allow-unfused: correct, but each step then writes keys and values expanded to all "
-            "query heads."
-        )
-
-    def _longest_fused(self, profiles: tuple[str, ...]) -> int:
-        """By halving: compile attention alone, for shorter caches."""
-        low, high = 0, -(-self.options.max_seq_len // _PROBE_STEP)
-        self.progress.phase("probe shorter contexts")
-        while high - low > 1:
-            middle = (low + high) // 2
-            fused = all(self._is_fused(middle * _PROBE_STEP, profile) for profile in profiles)
-            low, high = (middle, high) if fused else (low, middle)
-        return low * _PROBE_STEP
-
-    def _is_fused(self, capacity: int, profile: str) -> bool:
-        options = replace(self.options, max_seq_len=capacity)
-        graph = attention_graph(self.bundle.config, self.bundle.precision, capacity)
-        probe = _Build(self.bundle, options, self.toolkit, graph, None, Silent())
-        try:
-            probe._compile(Path(os.devnull), (profile,), Log(self.toolkit))
-        except BuildError:
-            return False
-        return True
-
-
-def _wait(compile_plan: Callable[[], object], stop: threading.Event) -> None:
-    """Compile in a thread: TensorRT holds the main one so long that Ctrl-C would not be heard."""
-    with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(compile_plan)
-        while True:
-            try:
-                with suppress(TimeoutError):
-                    job.result(timeout=_POLL_S)
-                    return
-            except KeyboardInterrupt:
-                stop.set()
-
-
-def _writer(api: Any, file: Any) -> Any:
-    class Writer(api.IStreamWriter):  # type: ignore[misc]
-        """Writes and digests a plan as it is made."""
-
-        def __init__(self) -> None:
-            api.IStreamWriter.__init__(self)
-            self.num_bytes, self.digest = 0, hashlib.sha256()
-
-        def write(self, data: bytes) -> int:
-            self.digest.update(data)
-            file.write(data)
-            self.num_bytes += len(data)
-            return len(data)
-
-    return Writer()
-
-
-def _monitor(api: Any, progress: Progress, plan: str) -> Any:
-    class Monitor(api.IProgressMonitor):  # type: ignore[misc]
-        """Passes phases on; answers False, which stops TensorRT, once `stop` is set."""
-
-        def __init__(self) -> None:
-            api.IProgressMonitor.__init__(self)
-            self.stop = threading.Event()
-            self._depth: dict[str, int] = {}
-            self._shown = ""
-
-        def phase_start(self, name: str, parent: str | None, num_steps: int) -> None:
-            self._depth[name] = self._depth.get(parent or "", 0) + 1
-            if self._depth[name] <= _SHOWN_DEPTH and num_steps > 1:
-                self._shown = name
-                progress.phase(f"{plan}: {name.lower()}", num_steps)
-
-        def step_complete(self, name: str, step: int) -> bool:
-            if name == self._shown:
-                progress.advance()
-            return not self.stop.is_set()
-
-        def phase_finish(self, name: str) -> None:
-            pass
-
-    return Monitor()
 
 
 def _require_free_disk(bundle: Bundle, budget: Budget) -> None:
@@ -363,3 +186,17 @@ def _peak_host_bytes() -> int:
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
     except (OSError, IndexError, ValueError):
         return 0
+
+
+@contextmanager
+def _log_to(path: Path | None) -> Iterator[Callable[[str], object]]:
+    """A function that writes a line to the file, which is there also when the build fails."""
+    if path is None:
+        yield lambda line: None
+        return
+    temporary = atomic.temporary_sibling(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            yield lambda line: file.write(f"{line}\n")
+    finally:
+        temporary.replace(path)

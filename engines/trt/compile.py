@@ -1,82 +1,179 @@
-"""Compiles a bundle for a GPU that is named: plan, choose the toolkit, build."""
+"""Compiles one plan: parse, patch, configure, and write it as TensorRT makes it."""
 
+import hashlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from nemo_trt.bundle import Bundle
-from nemo_trt.defaults import ENGINE_SEQ_LEN
-from nemo_trt.engines.planner import DEFAULT_CHUNK, MAX_LOGITS, engine_budget, require_fit
-from nemo_trt.engines.targets import target_named
+from nemo_trt import atomic
 from nemo_trt.progress import Progress
 
-from .builder import build_plans
-from .record import BuildOptions, EngineRecord
-from .toolkit import ToolkitName, toolkit_for
+from .lowering import LoweredGraph
+from .network import caches, mend, parse, step_inputs
+from .record import BuildOptions
+from .toolkit import Log, Toolkit
+
+_POLL_S = 0.2
+_SHOWN_DEPTH = 3  # phases deeper than this are too many to show
 
 
-def build_engine(
-    bundle: Bundle | Path,
-    *,
-    gpu: str,
-    max_seq_len: int | None = None,
-    max_batch: int = 1,
-    prefill_chunk: int = DEFAULT_CHUNK,
-    toolchain: ToolkitName | Literal["auto"] = "auto",
-    opt_level: int | None = None,
-    timing_cache: Path | None = None,
-    single_plan: bool = True,
-    allow_unfused: bool = False,
-    log_file: Path | None = None,
-    progress: Progress | None = None,
-) -> tuple[EngineRecord, bool]:
-    """Plan, then build into BUNDLE/engines/GPU-PRECISION, unless it is there already.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiler:
+    """Compiles plans of one graph, in a thread that can be told to stop.
 
-    Args:
-        bundle: an open bundle, or its folder.
-        gpu: name of a target.
-        max_seq_len: tokens a row, by default 4096 or what fits.
-        max_batch: rows.
-        prefill_chunk: tokens of one row that one prefill step takes.
-        toolchain: see `toolkit_for`. For the rest see `BuildOptions` and `build_plans`.
-
-    Returns:
-        The engine's record, and whether it was built now.
-
-    Raises:
-        BuildError: it does not fit the GPU, TensorRT refuses it, or what it compiled is wrong.
-        MachineError: no TensorRT that compiles for this GPU is here.
-        RequestError: there is no such GPU, or a number is out of range.
+    Attributes:
+        options: what the engine is built for.
+        graph: its weights must live as long.
+        timing_cache: read if it exists, written after each plan; None for none.
     """
-    target = target_named(gpu)
-    bundle = Bundle.open(bundle)
-    budget = engine_budget(
-        bundle,
-        target,
-        max_seq_len=max_seq_len,
-        max_batch=max_batch,
-        prefill_chunk=prefill_chunk,
-        num_plans=1 if single_plan else 2,
-    )
-    require_fit(budget, bundle)
-    asked = f"nemo-trt build {bundle} --gpu {target.name}"
-    toolkit, driver = toolkit_for(target, toolchain, asked)
-    return build_plans(
-        bundle,
-        BuildOptions(
-            target=target.name,
-            sm=target.sm,
-            max_seq_len=max_seq_len or min(ENGINE_SEQ_LEN, budget.max_seq_len),
-            max_batch=max_batch,
-            prefill_chunk=min(prefill_chunk, budget.max_seq_len),
-            max_logits=min(MAX_LOGITS, prefill_chunk),
-            opt_level=opt_level,
-            single_plan=single_plan,
-            allow_unfused=allow_unfused,
-        ),
-        toolkit,
-        target=target,
-        driver=driver,
-        timing_cache=timing_cache,
-        log_file=log_file,
-        progress=progress,
-    )
+
+    options: BuildOptions
+    toolkit: Toolkit
+    graph: LoweredGraph
+    timing_cache: Path | None
+    progress: Progress
+
+    def compile(self, path: Path, profiles: tuple[str, ...], log: Log) -> tuple[int, str]:
+        """Compile a plan and write it as it is made.
+
+        Returns:
+            Its size in bytes, and its sha256.
+
+        Raises:
+            BuildError: TensorRT refuses it.
+        """
+        api = self.toolkit.api
+        builder = api.Builder(log.logger)
+        network = parse(self.toolkit, log, builder, self.graph)
+        mend(
+            self.toolkit,
+            network,
+            num_layers=self.graph.num_layers,
+            allow_unfused=self.options.allow_unfused,
+        )
+        config = self._config(builder, network, profiles)
+        monitor = _monitor(api, self.progress, path.stem)
+        config.progress_monitor = monitor
+        with path.open("wb") as file:
+            writer = _writer(api, file)
+            _wait(
+                lambda: builder.build_serialized_network_to_stream(network, config, writer),
+                monitor.stop,
+            )
+        if monitor.stop.is_set():
+            raise KeyboardInterrupt
+        if not writer.num_bytes or log.errors:
+            raise log.failure(f"Compiling {path.stem}")
+        self._keep_timings(config)
+        return writer.num_bytes, writer.digest.hexdigest()
+
+    def _config(self, builder: Any, network: Any, profiles: tuple[str, ...]) -> Any:
+        api, options = self.toolkit.api, self.options
+        config = builder.create_builder_config()
+        config.profiling_verbosity = api.ProfilingVerbosity.DETAILED
+        if options.opt_level is not None:
+            config.builder_optimization_level = options.opt_level
+        if self.toolkit.builds_without_gpu:
+            config.num_compute_capabilities = 1
+            capability = getattr(api.ComputeCapability, f"SM{options.sm}")
+            config.set_compute_capability(capability, 0)
+        if self.timing_cache:
+            known = self.timing_cache.read_bytes() if self.timing_cache.is_file() else b""
+            config.set_timing_cache(config.create_timing_cache(known), False)
+        for profile in profiles:
+            config.add_optimization_profile(self._profile(builder, network, profile))
+        return config
+
+    def _profile(self, builder: Any, network: Any, name: str) -> Any:
+        """Prefill: one row, 1 to chunk tokens. Decode: 1 to max_batch rows, one token."""
+        options = self.options
+        chunk, logits = options.prefill_chunk, options.max_logits
+        if name == "prefill":
+            rows = 1
+            least, best, most = (
+                step_inputs(1, 1, 1),
+                step_inputs(1, chunk, 1),
+                step_inputs(1, chunk, min(chunk, logits)),
+            )
+        else:
+            rows = options.max_batch
+            least, best, most = (
+                step_inputs(1, 1, 1),
+                step_inputs(rows, 1, 1),
+                step_inputs(rows, 1, 1),
+            )
+        profile = builder.create_optimization_profile()
+        for input_name, shape in least.items():
+            profile.set_shape(input_name, shape, best[input_name], most[input_name])
+        for cache in caches(network):
+            rest = tuple(cache.shape)[1:]
+            profile.set_shape(cache.name, (1, *rest), (rows, *rest), (rows, *rest))
+        return profile
+
+    def _keep_timings(self, config: Any) -> None:
+        if self.timing_cache:
+            data = bytes(config.get_timing_cache().serialize())
+            temporary = atomic.temporary_sibling(self.timing_cache)
+            temporary.write_bytes(data)
+            temporary.replace(self.timing_cache)
+
+
+def _wait(compile_plan: Callable[[], object], stop: threading.Event) -> None:
+    """Compile in a thread: TensorRT holds the main one so long that Ctrl-C would not be heard."""
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(compile_plan)
+        while True:
+            try:
+                with suppress(TimeoutError):
+                    job.result(timeout=_POLL_S)
+                    return
+            except KeyboardInterrupt:
+                stop.set()
+
+
+def _writer(api: Any, file: Any) -> Any:
+    class Writer(api.IStreamWriter):  # type: ignore[misc]
+        """Writes and digests a plan as it is made."""
+
+        def __init__(self) -> None:
+            api.IStreamWriter.__init__(self)
+            self.num_bytes, self.digest = 0, hashlib.sha256()
+
+        def write(self, data: bytes) -> int:
+            self.digest.update(data)
+            file.write(data)
+            self.num_bytes += len(data)
+            return len(data)
+
+    return Writer()
+
+
+def _monitor(api: Any, progress: Progress, plan: str) -> Any:
+    class Monitor(api.IProgressMonitor):  # type: ignore[misc]
+        """Passes phases on; answers False, which stops TensorRT, once `stop` is set."""
+
+        def __init__(self) -> None:
+            api.IProgressMonitor.__init__(self)
+            self.stop = threading.Event()
+            self._depth: dict[str, int] = {}
+            self._shown = ""
+
+        def phase_start(self, name: str, parent: str | None, num_steps: int) -> None:
+            self._depth[name] = self._depth.get(parent or "", 0) + 1
+            if self._depth[name] <= _SHOWN_DEPTH and num_steps > 1:
+                self._shown = name
+                progress.phase(f"{plan}: {name.lower()}", num_steps)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            if name == self._shown:
+                progress.advance()
+            return not self.stop.is_set()
+
+        def phase_finish(self, name: str) -> None:
+            pass
+
+    return Monitor()

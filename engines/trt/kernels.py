@@ -15,6 +15,8 @@ _LINE = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>\S+), Inputs: \[(
 _TENSOR = re.compile(r"Name: ([^,]+), Dimensions: \[([-\d,]*)\], .*?Datatype: (\w+)")
 _GRAPH = re.compile(r"_(myl\d+)_\d+$")
 _NO_KERNEL = {"signal", "wait", "shape_call"}
+READ_LINES = ("Layers:", "Max Scratch Memory", "Unused Input")
+"""What the lines hold that a build reads: however long the log is, they are kept."""
 _SCRATCH = re.compile(r"^Max Scratch Memory: (\d+) bytes", re.MULTILINE)
 
 

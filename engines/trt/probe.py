@@ -1,13 +1,63 @@
-"""The smallest graph with our attention: how long a cache may be is probed with it."""
+"""Finds the longest cache that fused attention serves, by compiling attention alone."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from onnx import TensorProto, ValueInfoProto, helper
 
 from nemo_trt import contract
+from nemo_trt.bundle import Bundle
 from nemo_trt.config import ModelConfig
+from nemo_trt.errors import BuildError
 from nemo_trt.precision import DType
+from nemo_trt.progress import Silent
 
+from .compile import Compiler
 from .lowering import LoweredGraph
+from .toolkit import Log
+
+_STEP = 512  # tokens; caches are probed in multiples of it
+
+
+def explain_unfused(bundle: Bundle, compiler: Compiler, profiles: tuple[str, ...]) -> BuildError:
+    """The error of a cache without fused attention: it names the longest that has it."""
+    options = compiler.options
+    longest = _longest_fused(bundle, compiler, profiles)
+    remedy = f"--max-seq-len {longest}" if longest else "another GPU"
+    return BuildError(
+        f"{options.target} has no fused attention for a cache of {options.max_seq_len} tokens a "
+        f"row: {longest or 'none'} is the most of what was tried. Build with {remedy}, or with "
+        "--allow-unfused: correct, but each step then writes keys and values expanded to all "
+        "query heads."
+    )
+
+
+def _longest_fused(bundle: Bundle, compiler: Compiler, profiles: tuple[str, ...]) -> int:
+    """By halving: compile attention alone, for shorter caches."""
+    low, high = 0, -(-compiler.options.max_seq_len // _STEP)
+    compiler.progress.phase("probe shorter contexts")
+    while high - low > 1:
+        middle = (low + high) // 2
+        fused = all(_is_fused(bundle, compiler, middle * _STEP, profile) for profile in profiles)
+        low, high = (middle, high) if fused else (low, middle)
+    return low * _STEP
+
+
+def _is_fused(bundle: Bundle, compiler: Compiler, capacity: int, profile: str) -> bool:
+    probe = replace(
+        compiler,
+        options=replace(compiler.options, max_seq_len=capacity),
+        graph=attention_graph(bundle.config, bundle.precision, capacity),
+        timing_cache=None,
+        progress=Silent(),
+    )
+    try:
+        probe.compile(Path(os.devnull), (profile,), Log(probe.toolkit))
+    except BuildError:
+        return False
+    return True
 
 
 def attention_graph(config: ModelConfig, precision: DType, capacity: int) -> LoweredGraph:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -97,10 +98,14 @@ class EngineRecord:
     def rebuild_command(self, bundle: Bundle) -> str:
         """The command that builds this engine again."""
         options = self.options
-        return (
-            f"nemo-trt build {bundle} --gpu {options.target} --max-seq-len {options.max_seq_len} "
-            f"--max-batch {options.max_batch} --prefill-chunk {options.prefill_chunk}"
-        )
+        words = ["nemo-trt", "build", str(bundle), "--gpu", options.target]
+        for name in ("max_seq_len", "max_batch", "prefill_chunk", "opt_level"):
+            if (value := getattr(options, name)) is not None:
+                words += [f"--{name.replace('_', '-')}", str(value)]
+        words += ["--toolchain", self.toolkit]
+        words += ["--separate-plans"] * (not options.single_plan)
+        words += ["--allow-unfused"] * options.allow_unfused
+        return shlex.join(words)
 
     def to_json(self) -> str:
         """The text of `engine.json`."""

@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.metadata
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +12,7 @@ from nemo_trt.engines.targets import Target
 from nemo_trt.errors import BuildError, MachineError
 
 ToolkitName = Literal["tensorrt", "tensorrt-rtx"]
+_LAST_LINES = 200
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
@@ -108,16 +111,32 @@ def is_installed(name: ToolkitName) -> bool:
 
 
 class Log:
-    """Everything that TensorRT says, kept: what it silently does stands here alone.
+    """What TensorRT says: what it silently does stands here alone. Give `logger` to TensorRT.
 
-    Give `logger` to TensorRT.
+    Memory: the last lines and errors, and the lines to keep; a verbose build writes gigabytes.
+
+    Args:
+        toolkit: whose log it is.
+        keep: lines that hold one of these texts are all kept.
+        write: gets every line as it comes.
+
+    Attributes:
+        kept: the lines that hold one of the texts.
+        lines, errors: the last ones.
     """
 
-    def __init__(self, toolkit: Toolkit) -> None:
+    def __init__(
+        self,
+        toolkit: Toolkit,
+        *,
+        keep: Sequence[str] = (),
+        write: Callable[[str], object] = lambda line: None,
+    ) -> None:
         api: Any = toolkit.api
-        lines: list[str] = []
-        errors: list[str] = []
-        self.lines, self.errors = lines, errors
+        kept: list[str] = []
+        lines: deque[str] = deque(maxlen=_LAST_LINES)
+        errors: deque[str] = deque(maxlen=_LAST_LINES)
+        self.kept, self.lines, self.errors = kept, lines, errors
 
         class Logger(api.ILogger):  # type: ignore[misc]
             def __init__(self) -> None:
@@ -125,6 +144,9 @@ class Log:
 
             def log(self, severity: Any, message: str) -> None:
                 lines.append(message)
+                write(message)
+                if any(text in message for text in keep):
+                    kept.append(message)
                 if severity in (api.ILogger.ERROR, api.ILogger.INTERNAL_ERROR):
                     errors.append(message)
 

@@ -150,3 +150,31 @@ def test_the_gpus_that_people_have_are_there_with_a_source() -> None:
     assert all(target.source.startswith("https://") for target in TARGETS.values())
     with pytest.raises(RequestError, match=r"h100.*got h99"):
         target_named("h99")
+
+
+@pytest.mark.parametrize(
+    ("printed", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 NVL", "h100-nvl"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("rtx 4090", "rtx4090"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "rtx-pro-6000"),
+        ("RTX_PRO_6000", "rtx-pro-6000"),
+        ("NVIDIA GH200 480GB", "gh200"),
+    ],
+)
+def test_a_gpu_is_known_as_nvidia_smi_prints_it(printed: str, name: str) -> None:
+    assert target_named(printed).name == name
+
+
+@pytest.mark.parametrize(
+    "other", ["NVIDIA H100 PCIe", "NVIDIA GeForce RTX 4090 D", "NVIDIA GH200 144G HBM3e", "nvidia"]
+)
+def test_a_gpu_of_other_memory_is_not_taken_for_its_namesake(other: str) -> None:
+    with pytest.raises(RequestError, match=f"got {other}"):
+        target_named(other)

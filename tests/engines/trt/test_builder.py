@@ -18,6 +18,7 @@ import pytest
 from nemo_trt.bundle import Bundle
 from nemo_trt.engines.targets import target_named
 from nemo_trt.engines.trt import builder, lowering, network
+from nemo_trt.engines.trt import compile as compiling
 from nemo_trt.engines.trt.record import BuildOptions, EngineRecord, read_record
 from nemo_trt.engines.trt.toolkit import Log, load_toolkit, toolkit_for
 from nemo_trt.errors import BuildError, MachineError
@@ -192,7 +193,9 @@ def test_an_engine_is_built_once_and_recorded(small: dict[str, Path], tmp_path: 
 
 
 def test_separate_plans_hold_a_profile_each(small: dict[str, Path]) -> None:
-    record, _ = build(small["bf16"], replace(OPTIONS, single_plan=False))
+    log = small["bf16"].parent / "separate.log"
+    record, _ = build(small["bf16"], replace(OPTIONS, single_plan=False), log_file=log)
+    assert log.read_text().count("Layers:") == 2  # of both
     assert [plan.profiles for plan in record.plans] == [("prefill",), ("decode",)]
 
 
@@ -237,7 +240,7 @@ def test_a_decode_profile_with_a_range_of_tokens_fails_the_build(
             shapes["input_ids"] = (batch, 2)
         return shapes
 
-    monkeypatch.setattr(builder, "step_inputs", ranged)
+    monkeypatch.setattr(compiling, "step_inputs", ranged)
     with pytest.raises(BuildError, match=r"Decode must (read the cache|have one fused|update)"):
         build(small["bf16"], replace(OPTIONS, max_seq_len=768))
 

@@ -14,6 +14,7 @@ import pytest
 from nemo_trt.engines.planner import engine_budget
 from nemo_trt.engines.targets import target_named
 from nemo_trt.engines.trt import builder
+from nemo_trt.engines.trt import compile as compiling
 from nemo_trt.engines.trt.kernels import Kernel, is_attention
 from nemo_trt.engines.trt.record import BuildOptions, EngineRecord
 from nemo_trt.engines.trt.toolkit import load_toolkit
@@ -35,7 +36,7 @@ class Built:
         target = target_named(gpu)
         self.decode: list[Kernel] = []
         self.network: Any = None
-        check, mend = builder.require_fused_decode, builder.mend
+        check, mend = builder.require_fused_decode, compiling.mend
 
         def keep_kernels(kernels: Any, *arguments: Any, **more: Any) -> None:
             self.decode = list(kernels)
@@ -46,7 +47,7 @@ class Built:
             self.attentions = _attentions(toolkit.api, network)
 
         monkeypatch.setattr(builder, "require_fused_decode", keep_kernels)
-        monkeypatch.setattr(builder, "mend", look)
+        monkeypatch.setattr(compiling, "mend", look)
         self.log = bundle / "build.log"
         options = BuildOptions(
             target=gpu,

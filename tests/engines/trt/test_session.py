@@ -1,5 +1,6 @@
 """The TensorRT session's logic, on a stand-in that computes (`standin.py`)."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,15 @@ import numpy as np
 import pytest
 
 from nemo_trt import contract
+from nemo_trt.bundle import Bundle
+from nemo_trt.cli.build import command as build_command
 from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.engines.runner import Runner
 from nemo_trt.engines.sampling import SamplingParams
+from nemo_trt.engines.trt.kernels import READ_LINES
 from nemo_trt.engines.trt.record import BuildOptions, EngineRecord, PlanFile
 from nemo_trt.engines.trt.session import TensorRtSession
+from nemo_trt.engines.trt.toolkit import Log, Toolkit
 from nemo_trt.errors import CapacityError, MachineError, RequestError, StateError
 from nemo_trt.export.bundle import export_bundle
 from nemo_trt.manifest import read_manifest
@@ -254,3 +259,36 @@ def test_a_runner_generates_on_it_what_it_generates_on_onnx_runtime(
 
     expected = generated(Runner(OrtSession.open(bundle, max_batch=ROWS, max_seq_len=T)))
     assert generated(Runner(session)) == expected
+
+
+def test_the_command_that_builds_an_engine_again_is_whole(bundle: Path) -> None:
+    record = record_of(bundle, (("prefill",), ("decode",)))
+    options = replace(record.options, opt_level=2, single_plan=False, allow_unfused=True)
+    opened = replace(Bundle.open(bundle), path=Path("my bundle"))
+    command = replace(record, options=options).rebuild_command(opened)
+    assert shlex.split(command)[:3] == ["nemo-trt", "build", "my bundle"]
+    words = shlex.split(command)[2:]
+    given = build_command.make_context("build", words).params
+    assert Path(given.pop("bundle")) == Path("my bundle") and given.pop("gpu") == "l4"
+    assert given["toolchain"] == "tensorrt-rtx"
+    for name in ("max_seq_len", "max_batch", "prefill_chunk", "opt_level", "single_plan"):
+        assert given[name] == getattr(options, name), name
+    assert given["allow_unfused"] is True
+
+
+def test_a_log_keeps_what_is_read_and_the_last_lines() -> None:
+    class Api:
+        class ILogger:
+            ERROR, INTERNAL_ERROR = "error", "internal"
+
+            def __init__(self) -> None:
+                pass
+
+    written: list[str] = []
+    toolkit = Toolkit(name="tensorrt-rtx", version="0", api=Api)
+    log = Log(toolkit, keep=READ_LINES, write=written.append)
+    log.logger.log("verbose", "Unused Input: a")
+    for number in range(10_000):
+        log.logger.log("error" if number % 2 else "verbose", str(number))
+    assert log.kept == ["Unused Input: a"] and len(written) == 10_001
+    assert len(log.lines) < 1000 and len(log.errors) < 1000 and log.errors[-1] == "9999"

@@ -1,0 +1,82 @@
+"""Compiles a bundle for a GPU that is named: plan, choose the toolkit, build."""
+
+from pathlib import Path
+from typing import Literal
+
+from nemo_trt.bundle import Bundle
+from nemo_trt.defaults import ENGINE_SEQ_LEN
+from nemo_trt.engines.planner import DEFAULT_CHUNK, MAX_LOGITS, engine_budget, require_fit
+from nemo_trt.engines.targets import target_named
+from nemo_trt.progress import Progress
+
+from .builder import build_plans
+from .record import BuildOptions, EngineRecord
+from .toolkit import ToolkitName, toolkit_for
+
+
+def build_engine(
+    bundle: Bundle | Path,
+    *,
+    gpu: str,
+    max_seq_len: int | None = None,
+    max_batch: int = 1,
+    prefill_chunk: int = DEFAULT_CHUNK,
+    toolchain: ToolkitName | Literal["auto"] = "auto",
+    opt_level: int | None = None,
+    timing_cache: Path | None = None,
+    single_plan: bool = True,
+    allow_unfused: bool = False,
+    log_file: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[EngineRecord, bool]:
+    """Plan, then build into BUNDLE/engines/GPU-PRECISION, unless it is there already.
+
+    Args:
+        bundle: an open bundle, or its folder.
+        gpu: name of a target.
+        max_seq_len: tokens a row, by default 4096 or what fits.
+        max_batch: rows.
+        prefill_chunk: tokens of one row that one prefill step takes.
+        toolchain: see `toolkit_for`. For the rest see `BuildOptions` and `build_plans`.
+
+    Returns:
+        The engine's record, and whether it was built now.
+
+    Raises:
+        BuildError: it does not fit the GPU, TensorRT refuses it, or what it compiled is wrong.
+        MachineError: no TensorRT that compiles for this GPU is here.
+        RequestError: there is no such GPU, or a number is out of range.
+    """
+    target = target_named(gpu)
+    bundle = Bundle.open(bundle)
+    budget = engine_budget(
+        bundle,
+        target,
+        max_seq_len=max_seq_len,
+        max_batch=max_batch,
+        prefill_chunk=prefill_chunk,
+        num_plans=1 if single_plan else 2,
+    )
+    require_fit(budget, bundle)
+    asked = f"nemo-trt build {bundle} --gpu {target.name}"
+    toolkit, driver = toolkit_for(target, toolchain, asked)
+    return build_plans(
+        bundle,
+        BuildOptions(
+            target=target.name,
+            sm=target.sm,
+            max_seq_len=max_seq_len or min(ENGINE_SEQ_LEN, budget.max_seq_len),
+            max_batch=max_batch,
+            prefill_chunk=min(prefill_chunk, budget.max_seq_len),
+            max_logits=min(MAX_LOGITS, prefill_chunk),
+            opt_level=opt_level,
+            single_plan=single_plan,
+            allow_unfused=allow_unfused,
+        ),
+        toolkit,
+        target=target,
+        driver=driver,
+        timing_cache=timing_cache,
+        log_file=log_file,
+        progress=progress,
+    )
