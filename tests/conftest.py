@@ -2,13 +2,15 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from .fixture_cache import FixtureCache
 
 pytest_plugins = ["tests.tiers", "tests.workers"]
 
@@ -27,50 +29,76 @@ class Exported:
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cached() -> Iterator[Callable[..., Path]]:
+    """`cached("name", make)` is a folder that `make(folder)` filled, in this run or before."""
+    cache = FixtureCache()
+    yield cache.get
+    cache.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(cached: Any) -> Path:
     """Two layers of Nemo's awkward ratios (head_dim != dim / heads), seeded, vocabulary 512."""
-    from nemo_trt.export.samples import SHAPES, write_seeded
 
-    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
-    write_seeded(folder, replace(SHAPES["nemo-tiny"], vocab_size=512), seed=1)
-    return folder
+    def make(folder: Path) -> None:
+        from nemo_trt.export.samples import SHAPES, write_seeded
+
+        write_seeded(folder / "checkpoint", replace(SHAPES["nemo-tiny"], vocab_size=512), seed=1)
+
+    return Path(cached("tiny-checkpoint", make) / "checkpoint")
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_checkpoint: Path) -> Exported:
+def tiny(tiny_checkpoint: Path, cached: Any) -> Exported:
     """The tiny model in fp32, so that comparisons can be tight."""
-    from nemo_trt.export.bundle import export_bundle
-    from nemo_trt.precision import DType
 
-    bundle = tiny_checkpoint.parent / "bundle-fp32"
-    export_bundle(tiny_checkpoint, bundle, precision=DType.FP32)
-    return Exported(tiny_checkpoint, bundle)
+    def make(folder: Path) -> None:
+        from nemo_trt.export.bundle import export_bundle
+        from nemo_trt.precision import DType
 
+        export_bundle(tiny_checkpoint, folder / "bundle-fp32", precision=DType.FP32)
 
-@pytest.fixture(scope="session")
-def sample_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sample model's tokenizer, and without its weights."""
-    from nemo_trt.export.checkpoints.gguf_tokenizer import smollm_tokenizer, tokenizer_config
-    from nemo_trt.export.samples import smollm2
-
-    folder = tmp_path_factory.mktemp("tokenizer")
-    fields = {name: field.contents() for name, field in smollm2._open_gguf().fields.items()}
-    (folder / "tokenizer.json").write_bytes(smollm_tokenizer(fields))
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(fields)))
-    (folder / "config.json").write_text(json.dumps(smollm2._config(fields)))  # for transformers
-    return folder
+    return Exported(tiny_checkpoint, cached("tiny", make) / "bundle-fp32")
 
 
 @pytest.fixture(scope="session")
-def sample_bundle(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """SmolLM2-135M-Instruct, a real language model, and its BF16 bundle."""
-    from nemo_trt.export.bundle import export_bundle
-    from nemo_trt.export.samples import write_smollm2
+def sample_tokenizer(cached: Any) -> Path:
+    """A folder with the sample model's tokenizer and config, and without its weights."""
 
-    folder = tmp_path_factory.mktemp("sample")
-    write_smollm2(folder / "checkpoint")
-    export_bundle(folder / "checkpoint", folder / "bundle")
-    return Exported(folder / "checkpoint", folder / "bundle")
+    def make(folder: Path) -> None:
+        from nemo_trt.export.checkpoints.gguf_tokenizer import smollm_tokenizer, tokenizer_config
+        from nemo_trt.export.samples import smollm2
+
+        fields = {name: field.contents() for name, field in smollm2._open_gguf().fields.items()}
+        (folder / "tokenizer.json").write_bytes(smollm_tokenizer(fields))
+        (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(fields)))
+        (folder / "config.json").write_text(json.dumps(smollm2._config(fields)))
+
+    return Path(cached("sample-tokenizer", make))
+
+
+@pytest.fixture(scope="session")
+def sample_checkpoint(cached: Any) -> Path:
+    """SmolLM2-135M-Instruct, a real language model."""
+
+    def make(folder: Path) -> None:
+        from nemo_trt.export.samples import write_smollm2
+
+        write_smollm2(folder / "checkpoint")
+
+    return Path(cached("sample-checkpoint", make) / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def sample_bundle(sample_checkpoint: Path, cached: Any) -> Exported:
+    """The sample model and its BF16 bundle."""
+
+    def make(folder: Path) -> None:
+        from nemo_trt.export.bundle import export_bundle
+
+        export_bundle(sample_checkpoint, folder / "bundle")
+
+    return Exported(sample_checkpoint, cached("sample", make) / "bundle")
 
 
 @pytest.fixture(scope="session")

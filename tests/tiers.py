@@ -23,6 +23,7 @@ FIXTURES = {
     "tekken_bundle": "model",
     "bundles": "model",
     "small": "model",
+    "sample_checkpoint": "e2e",
     "sample_bundle": "e2e",
     "accepted_checkpoint": "e2e",
     "browser": "e2e",

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,24 +18,27 @@ Output = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(cached: Any) -> Path:
     """A small bundle whose attention TensorRT fuses."""
-    from nemo_trt.export.samples import SHAPES, write_seeded
 
-    folder = tmp_path_factory.mktemp("small")
-    config = replace(
-        SHAPES["nemo-12b"],
-        num_layers=2,
-        hidden_size=320,
-        intermediate_size=896,
-        num_heads=8,
-        num_kv_heads=2,
-        head_dim=128,
-        vocab_size=512,
-    )
-    write_seeded(folder / "checkpoint", config)
-    assert run(["export", str(folder / "checkpoint"), str(folder / "bundle")]) == 0
-    return folder / "bundle"
+    def make(folder: Path) -> None:
+        from nemo_trt.export.bundle import export_bundle
+        from nemo_trt.export.samples import SHAPES, write_seeded
+
+        config = replace(
+            SHAPES["nemo-12b"],
+            num_layers=2,
+            hidden_size=320,
+            intermediate_size=896,
+            num_heads=8,
+            num_kv_heads=2,
+            head_dim=128,
+            vocab_size=512,
+        )
+        write_seeded(folder / "checkpoint", config)
+        export_bundle(folder / "checkpoint", folder / "bundle")
+
+    return Path(cached("cli-engines", make) / "bundle")
 
 
 @pytest.fixture

@@ -30,11 +30,11 @@ def answer(model: Any, folder: Path) -> str:
 
 
 def test_transformers_answers_with_the_sample_and_not_with_rows_left_as_gguf_has_them(
-    sample_bundle: Any,
+    sample_checkpoint: Path,
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    folder = sample_bundle.checkpoint
+    folder = sample_checkpoint
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert "Paris" in answer(model, folder)
     heads = {"q_proj": 9, "k_proj": 3}

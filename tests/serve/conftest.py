@@ -33,13 +33,15 @@ def served() -> Callable[[Any], AbstractContextManager[str]]:
 
 
 @pytest.fixture(scope="session")
-def tekken_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tekken_bundle(cached: Any) -> Path:
     """Two seeded layers over the real Tekken: noise, in Mistral's format."""
-    from nemo_trt.export.bundle import export_bundle
-    from nemo_trt.export.samples import SHAPES, write_seeded
-    from nemo_trt.precision import DType
 
-    folder = tmp_path_factory.mktemp("tekken")
-    write_seeded(folder / "checkpoint", SHAPES["nemo-tiny"], seed=3)
-    export_bundle(folder / "checkpoint", folder / "bundle", precision=DType.FP32)
-    return folder / "bundle"
+    def make(folder: Path) -> None:
+        from nemo_trt.export.bundle import export_bundle
+        from nemo_trt.export.samples import SHAPES, write_seeded
+        from nemo_trt.precision import DType
+
+        write_seeded(folder / "checkpoint", SHAPES["nemo-tiny"], seed=3)
+        export_bundle(folder / "checkpoint", folder / "bundle", precision=DType.FP32)
+
+    return Path(cached("tekken", make) / "bundle")

@@ -22,11 +22,15 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def fp8(sample_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample model as a user would quantise it."""
-    target = tmp_path_factory.mktemp("fp8") / "bundle"
-    assert run(["export", str(sample_bundle.checkpoint), str(target), "--precision", "fp8"]) == 0
-    return target
+def fp8(sample_checkpoint: Path, cached: Any) -> Path:
+    """The sample model as a user would quantise it: a calibration of minutes, so kept."""
+
+    def make(folder: Path) -> None:
+        command = ["export", str(sample_checkpoint), str(folder / "bundle"), "--precision", "fp8"]
+        assert run(command) == 0
+
+    rooms = ("nemo_trt", "export", "engines", "validate", "cli")
+    return Path(cached("sample-fp8", make, rooms=rooms) / "bundle")
 
 
 @pytest.fixture(scope="module")

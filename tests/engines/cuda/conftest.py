@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,12 +11,16 @@ from nemo_trt.quantization import LM_HEAD, Activation, Quantization, groups
 
 
 @pytest.fixture(scope="session")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def bundles(cached: Any) -> dict[str, Path]:
     """Two layers, seeded: "fp32", "bf16" and "fp8", whose scales are made up."""
+    folder = cached("cuda-bundles", write_bundles)
+    return {name: folder / name for name in ("fp32", "bf16", "fp8")}
+
+
+def write_bundles(folder: Path) -> None:
     from nemo_trt.export.bundle import export_bundle
     from nemo_trt.export.samples import SHAPES, write_seeded
 
-    folder = tmp_path_factory.mktemp("cuda")
     config = replace(SHAPES["nemo-tiny"], vocab_size=512)
     write_seeded(folder / "checkpoint", config, seed=1)
     every = {group: names for group, names in groups(config) if group != LM_HEAD}
@@ -34,4 +39,3 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     export_bundle(
         folder / "checkpoint", folder / "fp8", precision=DType.FP8, quantization=quantization
     )
-    return {name: folder / name for name in ("fp32", "bf16", "fp8")}

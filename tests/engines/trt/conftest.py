@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ def write_bundles(folder: Path, config: ModelConfig) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def small(cached: Any) -> dict[str, Path]:
     """Two layers whose attention TensorRT fuses, small enough to compile in a second."""
     from nemo_trt.export.samples import SHAPES
 
@@ -54,4 +55,5 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         vocab_size=512,
         max_position_embeddings=65536,
     )
-    return write_bundles(tmp_path_factory.mktemp("small"), config)
+    folder = cached("small", lambda folder: write_bundles(folder, config))
+    return {"bf16": folder / "checkpoint", "fp8": folder / "fp8"}

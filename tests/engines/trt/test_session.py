@@ -34,10 +34,11 @@ Open = Callable[..., TensorRtSession]
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_checkpoint: Path) -> Path:
-    target = tiny_checkpoint.parent / "bundle-fp16"
-    export_bundle(tiny_checkpoint, target, precision=DType.FP16)
-    return target
+def bundle(tiny_checkpoint: Path, cached: Any) -> Path:
+    def make(folder: Path) -> None:
+        export_bundle(tiny_checkpoint, folder / "bundle", precision=DType.FP16)
+
+    return Path(cached("tiny-fp16", make) / "bundle")
 
 
 @pytest.fixture

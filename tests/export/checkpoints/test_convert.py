@@ -107,9 +107,9 @@ def test_three_containers_give_the_same_logits(made: dict[str, Path], tmp_path: 
     assert np.abs(logits[0]).max() > 0
 
 
-def test_the_real_tokenizer_goes_with_it(sample_bundle: object, tmp_path: Path) -> None:
+def test_the_real_tokenizer_goes_with_it(sample_checkpoint: Path, tmp_path: Path) -> None:
     """SmolLM2: a tied head and a tokenizer.json, through all three containers."""
-    source = open_checkpoint(sample_bundle.checkpoint)  # type: ignore[attr-defined]
+    source = open_checkpoint(sample_checkpoint)
     convert(source, tmp_path / "a.nemo", "nemo")
     convert(open_checkpoint(tmp_path / "a.nemo"), tmp_path / "b", "mistral")
     found = open_checkpoint(tmp_path / "b")

