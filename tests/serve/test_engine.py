@@ -17,6 +17,7 @@ from nemo_trt.errors import (
     StateError,
 )
 from nemo_trt.serve import Answer, AsyncEngine
+from tests.waiting import until, until_async
 
 pytestmark = pytest.mark.model
 
@@ -70,7 +71,7 @@ def test_leaving_an_answer_frees_its_slot(engine: AsyncEngine) -> None:
         assert len(await text(engine.generate("Hello", PARAMS))) > 0
 
     asyncio.run(ask())
-    assert b"nemo_trt_requests_running 0.0" in engine.metrics.text()
+    until(lambda: b"nemo_trt_requests_running 0.0" in engine.metrics.text())
 
 
 def test_a_cancelled_task_frees_its_slot_even_before_it_was_accepted(engine: AsyncEngine) -> None:
@@ -86,7 +87,7 @@ def test_a_cancelled_task_frees_its_slot_even_before_it_was_accepted(engine: Asy
             with pytest.raises(asyncio.CancelledError):
                 await task
         await text(engine.generate("Hello", PARAMS))
-        assert not engine._answers
+        await until_async(lambda: not engine._answers)
 
     asyncio.run(ask())
 

@@ -1,5 +1,6 @@
 """`--backend`: what opens, what is refused, and whose verdict counts."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -85,30 +86,26 @@ def test_what_cuda_does_not_go_with_is_refused(
 
 
 def test_cuda_needs_a_verdict_of_its_own_and_the_bundles(
-    bundles: dict[str, Path], vouch: Any
+    bundles: dict[str, Path], vouch: Any, tmp_path: Path
 ) -> None:
-    opened = Bundle.open(bundles["bf16"])
+    opened = Bundle.open(shutil.copytree(bundles["bf16"], tmp_path / "bundle"))
     own, cuda = (verdict_path(opened, where) for where in (CPU, ON_CUDA))
-    try:
-        vouch(opened.path)
-        assert read_verdict(opened).passed
-        with pytest.raises(BundleError, match=r"validate \S+ --backend cuda"):
-            require_verdict(opened, ON_CUDA, ServeOptions())
-        cuda.write_bytes(own.read_bytes())
-        assert read_verdict(opened, ON_CUDA).words == "stale: it is of cpu, not of cuda"
-        vouch(opened.path, "cuda", compute_precision="bf16")
-        assert read_verdict(opened, ON_CUDA).passed
-        own.write_bytes(cuda.read_bytes())
-        assert read_verdict(opened).words == "stale: it is of cuda, not of cpu"
-        # BF16's limits do not see every fault: they count beside the bundle's own verdict alone.
-        own.unlink()
-        with pytest.raises(BundleError, match=r"own verdict on the CPU is 'none yet"):
-            require_verdict(opened, ON_CUDA, ServeOptions())
-        vouch(opened.path, "cuda")  # one that computed in fp32 stands for itself
-        assert read_verdict(opened, ON_CUDA).passed
-    finally:
-        own.unlink(missing_ok=True)
-        cuda.unlink(missing_ok=True)
+    vouch(opened.path)
+    assert read_verdict(opened).passed
+    with pytest.raises(BundleError, match=r"validate \S+ --backend cuda"):
+        require_verdict(opened, ON_CUDA, ServeOptions())
+    cuda.write_bytes(own.read_bytes())
+    assert read_verdict(opened, ON_CUDA).words == "stale: it is of cpu, not of cuda"
+    vouch(opened.path, "cuda", compute_precision="bf16")
+    assert read_verdict(opened, ON_CUDA).passed
+    own.write_bytes(cuda.read_bytes())
+    assert read_verdict(opened).words == "stale: it is of cuda, not of cpu"
+    # BF16's limits do not see every fault: they count beside the bundle's own verdict alone.
+    own.unlink()
+    with pytest.raises(BundleError, match=r"own verdict on the CPU is 'none yet"):
+        require_verdict(opened, ON_CUDA, ServeOptions())
+    vouch(opened.path, "cuda")  # one that computed in fp32 stands for itself
+    assert read_verdict(opened, ON_CUDA).passed
 
 
 def test_the_validator_judges_the_cuda_session_as_it_is_written(bundles: dict[str, Path]) -> None:

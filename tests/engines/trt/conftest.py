@@ -1,5 +1,6 @@
 """Bundles to compile: a small one, and two layers of Nemo's real dimensions."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,11 @@ def write_bundles(folder: Path, config: ModelConfig) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def small(cached: Any) -> dict[str, Path]:
-    """Two layers whose attention TensorRT fuses, small enough to compile in a second."""
+def small(cached: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two layers whose attention TensorRT fuses, small enough to compile in a second.
+
+    A copy: tests build engines in it.
+    """
     from nemo_trt.export.samples import SHAPES
 
     config = replace(
@@ -55,5 +59,7 @@ def small(cached: Any) -> dict[str, Path]:
         vocab_size=512,
         max_position_embeddings=65536,
     )
-    folder = cached("small", lambda folder: write_bundles(folder, config))
+    folder = tmp_path_factory.mktemp("small")
+    made = cached("small", lambda folder: write_bundles(folder, config))
+    shutil.copytree(made, folder, dirs_exist_ok=True)
     return {"bf16": folder / "checkpoint", "fp8": folder / "fp8"}

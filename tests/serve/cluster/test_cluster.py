@@ -123,9 +123,10 @@ def test_a_client_that_leaves_frees_its_slot(cluster: Cluster, stream: bool) -> 
 
     def leave() -> None:
         headers = {"Authorization": f"Bearer {KEY}"}
+        leaving = httpx.Timeout(120, read=0.3)
         with (
             pytest.raises(httpx.ReadTimeout),
-            httpx.Client(base_url=cluster.url, headers=headers, timeout=0.3) as client,
+            httpx.Client(base_url=cluster.url, headers=headers, timeout=leaving) as client,
             client.stream("POST", "/v1/completions", json=body) as answer,
         ):
             for _ in answer.iter_lines():
@@ -232,8 +233,8 @@ def descendants(pid: int) -> set[int]:
 
 
 def left_after_a_while(started: set[int]) -> list[int]:
-    """Those of the processes that do not end within ten seconds."""
-    for _ in range(100):
+    """Those of the processes that do not end within minutes."""
+    for _ in range(3000):
         if not any(Path(f"/proc/{pid}").exists() for pid in started):
             break
         time.sleep(0.1)
@@ -259,7 +260,7 @@ def test_sigterm_lets_streams_end_and_leaves_no_process(cluster: Cluster) -> Non
         refused = cluster.client.post("/v1/completions", json={"prompt": "x"})
         assert refused.status_code == 503 and "shutting down" in refused.text
         assert events([first, *lines])[-1] == "[DONE]"
-    assert cluster.process.wait(60) == 0
+    assert cluster.process.wait(300) == 0
     assert not left_after_a_while(started)
 
 
@@ -275,5 +276,5 @@ def test_a_second_signal_does_not_wait(tekken_bundle: Path, tmp_path: Path) -> N
             cluster.process.send_signal(signal.SIGTERM)
             found = events([first, *lines])
         assert "shutting down" in found[-1]["error"]["message"] and len(found) < 4000
-        assert cluster.process.wait(60) == 0
+        assert cluster.process.wait(300) == 0
         assert not left_after_a_while(started)

@@ -1,6 +1,7 @@
 """Requests drawn from the served OpenAPI description, right and wrong: none is a fault of ours."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 
 from nemo_trt.serve import ServeOptions, create_app
+from tests.waiting import until
 
 pytestmark = pytest.mark.model
 
@@ -16,10 +18,10 @@ PATHS = ("POST /v1/chat/completions", "POST /v1/completions", "POST /tokenize", 
 
 
 @pytest.fixture(scope="module")
-def server(sample_bundle: Any, served: Any) -> Iterator[tuple[Any, str]]:
+def server(tekken_bundle: Path, served: Any) -> Iterator[tuple[Any, str]]:
     """Answers have few tokens, whatever is asked for: the context is short."""
-    options = ServeOptions(allow_unvalidated=True, request_timeout_s=20)
-    app = create_app(sample_bundle.bundle, options=options, max_batch=4, max_seq_len=48)
+    options = ServeOptions(allow_unvalidated=True, request_timeout_s=600)
+    app = create_app(tekken_bundle, options=options, max_batch=4, max_seq_len=48)
     with served(app) as url:
         app.state.service.wait()
         yield app, url
@@ -42,7 +44,7 @@ def test_no_request_is_a_server_error(
     @given(case=operations[path].as_strategy(generation_mode=mode))
     @settings(max_examples=60, suppress_health_check=list(HealthCheck))
     def ask(case: Any) -> None:
-        answer = case.call()
+        answer = case.call(timeout=600)  # a busy machine is slow, not wrong
         status = answer.status_code
         statuses.add(status)
         assert status in (200, 400, 404, 405, 413, 429), (status, answer.text)
@@ -57,8 +59,9 @@ def test_no_request_is_a_server_error(
 def test_no_slot_is_left_behind(server: tuple[Any, str]) -> None:
     service = server[0].state.service
     assert service.engine.failure is None
-    assert b"nemo_trt_requests_running 0.0" in service.metrics.text()
-    assert b"nemo_trt_requests_waiting 0.0" in service.metrics.text()
+    # A client has its answer a moment before the slot is counted as free.
+    until(lambda: b"nemo_trt_requests_running 0.0" in service.metrics.text())
+    until(lambda: b"nemo_trt_requests_waiting 0.0" in service.metrics.text())
 
 
 def test_every_route_describes_its_errors(server: tuple[Any, str]) -> None:
