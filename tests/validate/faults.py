@@ -11,9 +11,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from nemo_trt import bfloat16
 from nemo_trt.digest import quick_digest, sha256_file
 from nemo_trt.manifest import GRAPH_FILE, MANIFEST_FILE, Manifest, WeightFile
+from nemo_trt.precision import DType
 from nemo_trt.safetensors import read_layout
+from nemo_trt.tensors import LazyTensor
 
 GraphEdit = Callable[[onnx.GraphProto], None]
 WeightEdit = Callable[[dict[str, np.ndarray]], None]
@@ -36,7 +39,7 @@ def copy_with(
             refs = read_layout(target / weight.file).values()
             weights(
                 {
-                    ref.name: np.memmap(ref.path, np.uint16, "r+", ref.offset, ref.shape)
+                    ref.name: np.memmap(ref.path, _bits(ref), "r+", ref.offset, ref.shape)
                     for ref in refs
                 }
             )
@@ -56,6 +59,16 @@ def copy_with(
     )
     (target / MANIFEST_FILE).write_text(changed.to_json(), encoding="utf-8")
     return target
+
+
+def _bits(ref: LazyTensor) -> type[np.generic]:
+    """What a number's bits are edited as."""
+    return np.uint8 if ref.dtype is DType.FP8 else np.uint16
+
+
+def float32(ref: LazyTensor) -> np.ndarray:
+    """All of a tensor's numbers."""
+    return bfloat16.to_float32(ref.read()) if ref.dtype is DType.BF16 else ref.read().astype("f4")
 
 
 def nodes(graph: onnx.GraphProto, op_type: str) -> list[onnx.NodeProto]:

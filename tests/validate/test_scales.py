@@ -1,0 +1,119 @@
+"""FP8 scales: the graph's are the manifest's record and fit the weights; each fault passed before."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from nemo_trt.bundle import Bundle
+from nemo_trt.export.bundle import export_bundle
+from nemo_trt.export.checkpoints import Checkpoint, open_checkpoint
+from nemo_trt.precision import DType
+from nemo_trt.quantization import LM_HEAD, Activation, Quantization, groups
+from nemo_trt.validate.scales import scale_failures
+
+from . import faults
+
+pytestmark = pytest.mark.model
+
+GROUP, WEIGHT = "model.layers.1.mlp.gate_up", "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
+    return open_checkpoint(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module", params=["per-tensor", "per-channel"])
+def fp8(request: Any, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model in FP8, one group kept in BF16."""
+    every = {group: weights for group, weights in groups(checkpoint.config) if group != LM_HEAD}
+    amax = {
+        name: float(np.abs(faults.float32(checkpoint.tensors[name])).max())
+        for weights in every.values()
+        for name in weights
+    }
+    quantization = Quantization(
+        weight_scales=request.param,
+        method="amax",
+        calibration={"name": "none", "sha256": "", "samples": 0, "tokens": 0},
+        activations={g: Activation(amax=9.0, clip=8.0, shift=0.0, kl=0.0) for g in every},
+        weight_amax=amax,
+        kl=0.0,
+        max_kl=1.0,
+        kept={"model.layers.0.self_attn.o": "for the test"},
+    )
+    target = tmp_path_factory.mktemp("fp8") / "bundle"
+    export_bundle(checkpoint, target, precision=DType.FP8, quantization=quantization)
+    return target
+
+
+def scaled(name: str, factor: float, rows: slice = slice(None)) -> faults.GraphEdit:
+    """Multiplies a scale, or some rows' of one."""
+
+    def edit(graph: onnx.GraphProto) -> None:
+        one = next(initializer for initializer in graph.initializer if initializer.name == name)
+        value = numpy_helper.to_array(one)
+        changed = value.astype(np.float32)
+        if changed.ndim:
+            changed[rows] *= factor
+        else:
+            changed = changed * np.float32(factor)
+        one.CopyFrom(numpy_helper.from_array(changed.astype(value.dtype), name))
+
+    return edit
+
+
+def exchange_bytes(weights: dict[str, np.ndarray]) -> None:
+    other = WEIGHT.replace("up_proj", "gate_proj")
+    weights[WEIGHT][...], weights[other][...] = weights[other].copy(), weights[WEIGHT].copy()
+
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "a weight's scale is 5 % too large": ({"graph": scaled(f"{WEIGHT}_scale", 1.05)}, WEIGHT),
+    "a weight's scale is 5 % too small": ({"graph": scaled(f"{WEIGHT}_scale", 0.95)}, WEIGHT),
+    "an input's scale is 5 % too large": (
+        {"graph": scaled(f"{GROUP}_input.scale", 1.05)},
+        "the input scale of",
+    ),
+    "two weights of one group are exchanged": ({"weights": exchange_bytes}, "the checkpoint's"),
+}
+
+
+def test_sound_scales_pass(fp8: Path, checkpoint: Checkpoint, tiny: Any) -> None:
+    assert scale_failures(Bundle.open(fp8), checkpoint) == ()
+    assert scale_failures(Bundle.open(tiny.bundle), checkpoint) == ()  # not FP8
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_wrong_scale_is_named(
+    name: str, fp8: Path, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    edits, said = FAULTS[name]
+    faulty = Bundle.open(faults.copy_with(fp8, tmp_path / "faulty", **edits))
+    found = scale_failures(faulty, checkpoint)
+    assert found and said in found[0]
+
+
+def test_one_channels_scale_is_judged_alone(
+    fp8: Path, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    if Bundle.open(fp8).manifest.quantization.weight_scales == "per-tensor":  # type: ignore[union-attr]
+        pytest.skip("one scale a weight")
+    edit = scaled(f"{WEIGHT}_scale", 1.05, slice(7, 8))
+    faulty = Bundle.open(faults.copy_with(fp8, tmp_path / "faulty", graph=edit))
+    assert any("in row 7" in words for words in scale_failures(faulty, checkpoint))
+
+
+def test_a_group_that_the_manifest_keeps_must_not_be_fp8(
+    fp8: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true: Callable[..., bool] = Quantization.is_fp8
+    kept = lambda self, group: group != GROUP and true(self, group)  # noqa: E731
+    monkeypatch.setattr(Quantization, "is_fp8", kept)
+    found = scale_failures(Bundle.open(fp8), checkpoint)
+    assert any(f"{WEIGHT} must be BF16 by the manifest" in words for words in found)
