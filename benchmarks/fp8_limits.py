@@ -1,9 +1,9 @@
 """Where the limits of BF16 and FP8 come from: transformers' own model in the engine's arithmetic.
 
-transformers computes the validation's texts in BF16, and in BF16 with FP8 matmuls: the input and the
-weights of every group that the bundle's manifest names are rounded to E4M3 with the manifest's
-scales, multiplied, and the result rounded to BF16. Both are compared with its own fp32 model. No
-code of an engine takes part, so that what it measures is what the arithmetic costs a sound engine.
+transformers computes the validation's texts in BF16, and in BF16 with FP8 matmuls: the input and
+weights of every FP8 group of the bundle are rounded to E4M3 with the manifest's scales and
+multiplied, and the result is rounded to BF16. Both are compared with its own fp32 model. No engine
+takes part: what is measured is what the arithmetic costs a sound one.
 
     python benchmarks/fp8_limits.py CHECKPOINT FP8_BUNDLE
 """
@@ -33,7 +33,7 @@ def fake_fp8(x: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 def simulate_fp8(model: Any, bundle: Bundle, quantization: Quantization) -> int:
-    """Make the model's linear layers of FP8 groups multiply in simulated FP8; how many there are."""
+    """Make the linear layers of FP8 groups multiply in simulated FP8; how many there are."""
     modules = dict(model.named_modules())
     count = 0
     for group, weights in groups(bundle.config):

@@ -133,7 +133,7 @@ class _Build:
     def _plan(self, path: Path, profiles: tuple[str, ...]) -> PlanFile:
         log = Log(self.compiler.toolkit, keep=READ_LINES, write=self.write_log)
         try:
-            num_bytes, sha256 = self.compiler.compile(path, profiles, log)
+            num_bytes, digest = self.compiler.compile(path, profiles, log)
         except BuildError:
             if any("is_decomposable" in error for error in log.errors):
                 raise explain_unfused(self.bundle, self.compiler, profiles) from None
@@ -148,7 +148,7 @@ class _Build:
         return PlanFile(
             file=path.name,
             num_bytes=num_bytes,
-            sha256=sha256,
+            digest=digest,
             profiles=profiles,
             kernels={profile: per_layer(found, layers) for profile, found in kernels.items()},
             launches_per_layer={

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from nemo_trt.bundle import Bundle
-from nemo_trt.digest import sha256_file
+from nemo_trt.digest import file_digest
 from nemo_trt.errors import BuildError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RECORD_FILE = "engine.json"
 LOWERING_VERSION = 1
 """Counts changes of how graphs are lowered: an engine of another number is built anew."""
@@ -52,6 +52,7 @@ class PlanFile:
     """One plan.
 
     Attributes:
+        digest: see `nemo_trt.digest.file_digest`.
         profiles: names of its optimisation profiles, in order: "prefill", "decode".
         kernels: profile -> kernel -> launches a layer.
         launches_per_layer: profile -> launches that each layer adds.
@@ -60,7 +61,7 @@ class PlanFile:
 
     file: str
     num_bytes: int
-    sha256: str
+    digest: str
     profiles: tuple[str, ...]
     kernels: dict[str, dict[str, float]]
     launches_per_layer: dict[str, float]
@@ -93,7 +94,7 @@ class EngineRecord:
     @property
     def engine_id(self) -> str:
         """Identity of the plans' bytes, to which a verdict is bound."""
-        return hashlib.sha256("\n".join(plan.sha256 for plan in self.plans).encode()).hexdigest()
+        return hashlib.sha256("\n".join(plan.digest for plan in self.plans).encode()).hexdigest()
 
     def rebuild_command(self, bundle: Bundle) -> str:
         """The command that builds this engine again."""
@@ -166,7 +167,7 @@ def read_record(bundle: Bundle, name: str, *, verify: bool = True) -> EngineReco
                 f"{path} must have {plan.num_bytes} bytes; it is missing or cut short. "
                 f"Build it again: {record.rebuild_command(bundle)}."
             )
-        if verify and sha256_file(path) != plan.sha256:
+        if verify and file_digest(path) != plan.digest:
             raise BuildError(
                 f"{path} was altered after it was built. "
                 f"Build it again: {record.rebuild_command(bundle)}."

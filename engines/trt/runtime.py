@@ -1,9 +1,12 @@
 """The border to TensorRT's runtime: a plan on the device, and contexts that run its profiles."""
 
+import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from nemo_trt.errors import MachineError
+from nemo_trt.errors import BuildError, MachineError
 
 from .toolkit import Log, Toolkit
 
@@ -39,14 +42,23 @@ class Plan(Protocol):
 
 
 class TensorRtPlan:
-    """A `Plan` that TensorRT has loaded."""
+    """A `Plan` that TensorRT has loaded.
 
-    def __init__(self, toolkit: Toolkit, path: Path) -> None:
+    Args:
+        path: the file, read once: TensorRT loads the very mapping that was digested.
+        digest: that it must have.
+
+    Raises:
+        BuildError: the file was altered.
+        MachineError: TensorRT does not load it.
+    """
+
+    def __init__(self, toolkit: Toolkit, path: Path, digest: str) -> None:
         self._api: Any = toolkit.api
         self._log = Log(toolkit)
         self._runtime: Any = self._api.Runtime(self._log.logger)
-        data = path.read_bytes()
-        self._engine: Any = self._runtime.deserialize_cuda_engine(data)
+        with map_verified(path, digest) as data:
+            self._engine: Any = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
             raise MachineError(f"{path} does not load: {self._last_error()}")
 
@@ -72,6 +84,30 @@ class TensorRtPlan:
 
     def _last_error(self) -> str:
         return self._log.errors[-1] if self._log.errors else "TensorRT gave no reason."
+
+
+@contextmanager
+def map_verified(path: Path, digest: str) -> Iterator[mmap.mmap]:
+    """Map a plan that has the digest of its record.
+
+    Raises:
+        BuildError: it has another, or is not there.
+    """
+    import blake3
+
+    try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise BuildError(f"{path} cannot be read: {error}. Build the engine again.") from error
+    with data:
+        found = blake3.blake3(data, max_threads=blake3.blake3.AUTO).hexdigest()
+        if found != digest:
+            raise BuildError(
+                f"{path} must have the digest {digest[:12]} of its record, got {found[:12]}: it "
+                "was altered after it was built. Build the engine again."
+            )
+        yield data
 
 
 class TensorRtContext:

@@ -1,4 +1,4 @@
-"""FP8 scales: the graph's are the manifest's record and fit the weights; each fault passed before."""
+"""FP8 scales: the graph's are the manifest's record and fit the weights."""
 
 from collections.abc import Callable
 from pathlib import Path

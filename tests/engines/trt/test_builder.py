@@ -352,7 +352,7 @@ def test_engine_json_is_readable_and_damage_is_seen(small: dict[str, Path]) -> N
     text = record.to_json()
     assert EngineRecord.from_json(text) == record
     data = json.loads(text)
-    data["plans"][0]["sha256"] = "0"
+    data["plans"][0]["digest"] = "0"
     for damaged in ("{", "{}", json.dumps(data), text.replace("engine.plan", "../engine.plan")):
         with pytest.raises(BuildError):
             EngineRecord.from_json(damaged)

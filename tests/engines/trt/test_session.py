@@ -48,7 +48,7 @@ def device() -> FakeDevice:
 
 def record_of(bundle: Path, profiles: tuple[tuple[str, ...], ...]) -> EngineRecord:
     plan = PlanFile(
-        file="", num_bytes=0, sha256="", profiles=(), kernels={}, launches_per_layer={},
+        file="", num_bytes=0, digest="", profiles=(), kernels={}, launches_per_layer={},
         scratch_bytes={},
     )  # fmt: skip
     return EngineRecord(
