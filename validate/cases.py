@@ -12,18 +12,17 @@ from nemo_trt.engines.session import CacheBlock, Logits, Session
 from .context import Context
 from .sequences import (
     DECODE_STEPS,
-    EDGE_STEPS,
     LONG_STEPS,
     Sequences,
     TokenSequence,
-    edge_start,
 )
 
 CHUNK = 7
 POISON = 1e4  # finite in every compute precision
 MAX_ROWS = 8
 _JOINT_STEPS, _PART_STEPS = 4, 2
-_RUNNER_CHUNK = 16
+_RUNNER_CHUNK = 9
+_LEAST_SPLIT = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +38,6 @@ def whole_prefill(session: Session, sequences: Sequences) -> Iterator[Observatio
     """Each text in one step."""
     for sequence in sequences.texts:
         yield Observation(sequence, 0, _run(session, sequence))
-
-
-def growing_cache(session: Session, sequences: Sequences) -> Iterator[Observation]:
-    """A prefill that nearly fills the cache, then steps during which it grows: it must run before
-    a case that needs more."""
-    sequence = sequences.long
-    start = edge_start(len(sequence.tokens))
-    session.bind(start)
-    tokens = np.array([sequence.tokens[:start]], np.int64)
-    logits = session.step(tokens, np.zeros(1, np.int64), np.array([[start - 1]]))
-    yield Observation(sequence, start - 1, logits[0].copy())
-    for index in range(start, start + EDGE_STEPS):
-        yield Observation(sequence, index, _run(session, sequence, index, index + 1))
 
 
 def long_prefill(session: Session, sequences: Sequences) -> Iterator[Observation]:
@@ -162,7 +148,7 @@ def rewound_rows(session: Session, sequences: Sequences) -> Iterator[Observation
     yield from judged(0, half, half + count)
     if last:
         shared = half - 2
-        write(last, other.tokens)
+        write(last, other.tokens[: half + count + 2])
         rows.copy(0, last, shared)
         yield from judged(last, shared, half + count)
     yield from judged(0, half + count, half + count + 1)  # unharmed by the copy
@@ -188,6 +174,16 @@ def runner_rows(session: Session, sequences: Sequences) -> Iterator[Observation]
             where[slot] += 1
 
 
+def growing_cache(
+    session: Session, sequence: TokenSequence, context: Context
+) -> Iterator[Observation]:
+    """Tokens across the edge at which a cache grows, whose content must stay. It runs first, before
+    a case that needs more."""
+    session.bind(sequence.start)
+    _write_context(session, context, sequence.start)
+    yield from _through(session, sequence)
+
+
 def long_position(
     session: Session, far: tuple[TokenSequence, ...], context: Context
 ) -> Iterator[Observation]:
@@ -198,19 +194,13 @@ def long_position(
     """
     deepest = far[0]
     session.bind(deepest.start + len(deepest.tokens))
-    for layer in range(session.config.num_layers):
-        for kind in ("key", "value"):
-            session.write_cache(layer, kind, 0, 0, context.repeated(layer, kind, deepest.start))
+    _write_context(session, context, deepest.start)
     for sequence in far:
-        half = len(sequence.tokens) // 2
-        yield Observation(sequence, 0, _run(session, sequence, 0, half))
-        for index in range(half, len(sequence.tokens)):
-            yield Observation(sequence, index, _run(session, sequence, index, index + 1))
+        yield from _through(session, sequence)
 
 
 CASES: dict[str, Callable[[Session, Sequences], Iterator[Observation]]] = {
     "whole prefill": whole_prefill,
-    "growing cache": growing_cache,
     "long prefill": long_prefill,
     "chunked prefill": chunked_prefill,
     "stepwise decode": stepwise_decode,
@@ -220,7 +210,33 @@ CASES: dict[str, Callable[[Session, Sequences], Iterator[Observation]]] = {
     "rewound rows": rewound_rows,
     "runner": runner_rows,
 }
-LONG_POSITION = "long position"
+GROWING_CACHE, LONG_POSITION = "growing cache", "long position"
+NUM_CASES = len(CASES) + 2
+
+
+def every_case(
+    session: Session, sequences: Sequences, context: Context
+) -> Iterator[tuple[str, Iterator[Observation]]]:
+    """Every case by name, in the order in which they must run; whole prefill first."""
+    for name, case in CASES.items():
+        yield name, case(session, sequences)
+        if case is whole_prefill:
+            yield GROWING_CACHE, growing_cache(session, sequences.edge, context)
+    yield LONG_POSITION, long_position(session, sequences.far, context)
+
+
+def _write_context(session: Session, context: Context, length: int) -> None:
+    for layer in range(session.config.num_layers):
+        for kind in ("key", "value"):
+            session.write_cache(layer, kind, 0, 0, context.repeated(layer, kind, length))
+
+
+def _through(session: Session, sequence: TokenSequence) -> Iterator[Observation]:
+    """Half of the tokens in one step, the rest one by one."""
+    half = len(sequence.tokens) // 2
+    yield Observation(sequence, 0, _run(session, sequence, 0, half))
+    for index in range(half, len(sequence.tokens)):
+        yield Observation(sequence, index, _run(session, sequence, index, index + 1))
 
 
 def _ragged(texts: tuple[TokenSequence, ...], count: int) -> tuple[list[TokenSequence], list[int]]:
@@ -230,7 +246,10 @@ def _ragged(texts: tuple[TokenSequence, ...], count: int) -> tuple[list[TokenSeq
     chosen = [ordered[index * len(ordered) // count] for index in range(min(count, len(ordered)))]
     chosen = [*chosen[1::2], *chosen[::2]]
     left = _JOINT_STEPS + _PART_STEPS + 1
-    splits = [max(1, len(one.tokens) - left) for one in chosen]
+    splits = [
+        max(1, min(len(one.tokens) - left, _LEAST_SPLIT + 3 * index))
+        for index, one in enumerate(chosen)
+    ]
     if len(splits) > 1:
         splits[0] = splits[-1] = min(splits[0], splits[-1])
     return chosen, splits

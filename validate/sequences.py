@@ -18,8 +18,6 @@ LONG_STEPS = 8
 """Tokens of the long text that are decoded one by one behind its prefill."""
 EDGE = 256
 """Tokens by which a cache grows; kernels and masks have edges there too."""
-EDGE_STEPS = 10
-"""Tokens of the long text that are decoded one by one across that edge."""
 _BEYOND_CHUNK = 44
 _FAR_TOKENS, _DEPTH_TOKENS = 8, 4
 _DEPTHS = (300, 2000)
@@ -54,18 +52,20 @@ class Sequences:
 
     Attributes:
         texts: short ones, from position 0.
+        edge: a few tokens that begin just before the cache's first edge.
         long: longer than one prefill step of the session takes.
         far: a few tokens at several depths of the context, the deepest first.
     """
 
     texts: tuple[TokenSequence, ...]
+    edge: TokenSequence
     long: TokenSequence
     far: tuple[TokenSequence, ...]
 
     @property
     def every(self) -> tuple[TokenSequence, ...]:
         """All of them, a text first."""
-        return (*self.texts, self.long, *self.far)
+        return (*self.texts, self.long, *self.far, self.edge)
 
 
 def make_sequences(
@@ -104,23 +104,22 @@ def make_sequences(
             TokenSequence(name=f"text {index + 1}", tokens=tuple(tokens[:limit]))
             for index, tokens in enumerate(every)
         ),
+        edge=_edge(every[0], end),
         long=TokenSequence(name="long", tokens=tuple(long), wanted=_edges(num_long, chunk)),
         far=_far(every[0], end),
     )
 
 
-def edge_start(length: int) -> int:
-    """Of a long text, the first token that is decoded alone across the cache's edge."""
-    return min(EDGE - 6, length - EDGE_STEPS)
+def _edge(tokens: Sequence[int], end: int) -> TokenSequence:
+    some = tuple(tokens[:_FAR_TOKENS])
+    return TokenSequence(name="edge", tokens=some, start=min(EDGE - 4, end - len(some)))
 
 
 def _edges(length: int, chunk: int) -> tuple[int, ...]:
     """Indices of the long text's tokens where something may break: ends, 256, the chunk's edge."""
     split = length - LONG_STEPS
     found = {0, 1, EDGE // 2, split - 2, *range(split - 1, length)}
-    start = edge_start(length)
-    found |= set(range(start - 1, start + EDGE_STEPS))
-    found |= {chunk - 1, chunk, chunk + 1}
+    found |= {EDGE - 1, EDGE, EDGE + 1, chunk - 1, chunk, chunk + 1}
     return tuple(sorted(index for index in found if 0 <= index < length))
 
 

@@ -4,7 +4,6 @@ import math
 import platform
 from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import chain
 
 import numpy as np
 
@@ -56,13 +55,10 @@ def validate(
         )
     reference = reference or compute_reference(checkpoint, sequences.every, progress)
     limits = tolerance_of(session.compute_precision)
-    progress.phase("engine: cases", len(cases.CASES) + 1)
+    progress.phase("engine: cases", cases.NUM_CASES)
     reports = []
     likelihoods: list[tuple[np.ndarray, np.ndarray]] = []
-    for name, observations in chain(
-        ((name, case(session, sequences)) for name, case in cases.CASES.items()),
-        ((cases.LONG_POSITION, cases.long_position(session, sequences.far, reference.context)),),
-    ):
+    for name, observations in cases.every_case(session, sequences, reference.context):
         try:
             seen = list(observations)
         except MachineError as error:  # an engine that breaks in a case has failed it
