@@ -18,9 +18,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_trt.serve.load import LoadOptions, Summary, parse_lengths, run_load, summarise
+import numpy as np
+from client import Answer, Client
 
 
 @contextmanager
@@ -42,18 +44,35 @@ def served(bundle: Path, *options: str) -> Iterator[str]:
             process.wait()
 
 
-def measured(url: str, seed: int, given: argparse.Namespace, concurrency: int) -> Summary:
-    """One round."""
-    options = LoadOptions(
-        url=url,
-        concurrency=concurrency,
-        num_requests=given.requests,
-        num_warmup=concurrency,
-        prompt_tokens=parse_lengths(str(given.prompt)),
-        output_tokens=parse_lengths(str(given.output)),
-        seed=seed,
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """Medians of one round, and its rate."""
+
+    ttft_s: float
+    tpot_s: float
+    tokens_per_s: float
+
+
+def measured(url: str, seed: int, given: argparse.Namespace, clients: int) -> Round:
+    """One round, after an answer for each client that no figure contains."""
+    rng = np.random.default_rng(seed)
+    prompts = rng.integers(1000, 40_000, (clients + given.requests, given.prompt)).tolist()
+    requests = [{"prompt": prompt, "max_tokens": given.output} for prompt in prompts]
+
+    async def run() -> tuple[list[Answer], float]:
+        async with Client(url) as client:
+            await client.loop(iter(requests[:clients]), clients=clients)
+            start = time.perf_counter()
+            found = await client.loop(iter(requests[clients:]), clients=clients)
+            return found, time.perf_counter() - start
+
+    answers, seconds = asyncio.run(run())
+    assert all(answer.outcome == "ok" for answer in answers)
+    return Round(
+        ttft_s=statistics.median(answer.ttft_s for answer in answers),
+        tpot_s=statistics.median(answer.tpot_s for answer in answers),
+        tokens_per_s=sum(answer.tokens for answer in answers) / seconds,
     )
-    return summarise(asyncio.run(run_load(options)))
 
 
 def main() -> None:
@@ -79,15 +98,13 @@ def main() -> None:
                 order = (alone, behind) if number % 2 else (behind, alone)
                 found = {url: measured(url, number, given, clients) for url in order}
                 without, with_ray = found[alone], found[behind]
-                assert without.ttft_s and with_ray.ttft_s and without.itl_s and with_ray.itl_s
-                assert not without.num_failed and not with_ray.num_failed
-                added_ms.append(1e3 * (with_ray.ttft_s.p50 - without.ttft_s.p50))
-                per_token_ms.append(1e3 * (with_ray.itl_s.p50 - without.itl_s.p50))
-                rates.append(with_ray.output_tokens_per_s / without.output_tokens_per_s)
+                added_ms.append(1e3 * (with_ray.ttft_s - without.ttft_s))
+                per_token_ms.append(1e3 * (with_ray.tpot_s - without.tpot_s))
+                rates.append(with_ray.tokens_per_s / without.tokens_per_s)
                 print(
-                    f"{clients} clients: first token p50 {1e3 * without.ttft_s.p50:.0f} ms alone, "
-                    f"{1e3 * with_ray.ttft_s.p50:.0f} ms behind Ray; tokens/s "
-                    f"{without.output_tokens_per_s:.1f} and {with_ray.output_tokens_per_s:.1f}",
+                    f"{clients} clients: first token p50 {1e3 * without.ttft_s:.0f} ms alone, "
+                    f"{1e3 * with_ray.ttft_s:.0f} ms behind Ray; tokens/s "
+                    f"{without.tokens_per_s:.1f} and {with_ray.tokens_per_s:.1f}",
                     flush=True,
                 )
             print(

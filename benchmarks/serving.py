@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from client import Answer, Client
 from serving_process import ServerProcess, launch
 from serving_soak import soak
 
 from nemo_trt.engines.runner import Runner
 from nemo_trt.engines.sampling import SamplingParams
 from nemo_trt.serve import AsyncEngine
-from nemo_trt.serve.load import LoadOptions, Record
-from nemo_trt.serve.load.client import Client
 
 STREAMS, PROMPT = 8, 32
 
@@ -54,27 +53,14 @@ class Bench:
         return self.random.integers(1000, 40_000, (count, length)).tolist()
 
     def client(self) -> Client:
-        options = LoadOptions(
-            url=self.server.url, endpoint="completions", concurrency=1, num_requests=1
-        )
-        return Client(options)
+        return Client(self.server.url)
 
-    async def ask(self, client: Client, prompt: list[int], max_tokens: int) -> Record:
+    async def ask(self, client: Client, prompt: list[int], max_tokens: int) -> Answer:
         """One streamed answer of that many tokens."""
-        record = Record(index=0, intended_s=client.now(), planned_output_tokens=max_tokens)
-        body = {
-            "prompt": prompt,
-            "max_tokens": max_tokens,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "ignore_eos": True,
-            "speculate": False,
-            "temperature": 0,
-        }
-        await client.send(record, body)
-        if record.outcome != "ok" or record.tokens != max_tokens:
-            raise SystemExit(f"a request failed: {record.error or record}")
-        return record
+        answer = await client.ask(prompt, max_tokens)
+        if answer.outcome != "ok" or answer.tokens != max_tokens:
+            raise SystemExit(f"a request failed: {answer.error or answer}")
+        return answer
 
 
 async def throughput(bench: Bench) -> list[Figure]:
@@ -127,7 +113,7 @@ async def first_token(bench: Bench) -> list[Figure]:
             async for _ in engine.generate(prompt, SamplingParams(max_tokens=1)):
                 found = found or time.perf_counter() - start
             record = await bench.ask(client, prompt, 1)
-            if number >= 2 and found is not None and record.ttft_s is not None:
+            if number >= 2 and found is not None:
                 direct.append(1000 * found)
                 http.append(1000 * record.ttft_s)
     added = statistics.median(b - a for a, b in zip(direct, http, strict=True))
@@ -157,14 +143,14 @@ async def gaps(bench: Bench) -> list[Figure]:
             running = asyncio.create_task(
                 bench.ask(client, bench.prompts(1, PROMPT)[0], 2 * bench.answer)
             )
-            await asyncio.sleep((before.tpot_s or 0) * 4 + (before.ttft_s or 0))
+            await asyncio.sleep(before.tpot_s * 4 + before.ttft_s)
             admitted = await bench.ask(client, bench.prompts(1, long)[0], 1)
             during = await running
             if number:
                 alone.append(max(before.gaps_s))
                 beside.append(max(during.gaps_s))
-                chunk_s.append((one.ttft_s or 0) + (before.tpot_s or 0))
-                whole.append(admitted.ttft_s or 0)
+                chunk_s.append(one.ttft_s + before.tpot_s)
+                whole.append(admitted.ttft_s)
     ratio = statistics.median(a / b for a, b in zip(beside, chunk_s, strict=True))
     return [
         Figure(

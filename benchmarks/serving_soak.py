@@ -4,12 +4,14 @@ import asyncio
 import statistics
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from client import Answer, Client
 from serving_process import ServerProcess, launch
-
-from nemo_trt.serve.load import LoadOptions, LoadResult, parse_lengths, run_load, summarise
 
 CLIENTS, CANCELLED, SLOTS, QUEUE = 64, 0.3, 8, 48
 _WARM_UP_S = 60.0
@@ -22,9 +24,9 @@ async def soak(bundle: Path, seconds: float) -> list[dict[str, Any]]:
         await _load(server, min(_WARM_UP_S, seconds), seed=1)
         sizes: list[int] = []
         watching = asyncio.create_task(_watch(server, sizes))
-        result = await _load(server, seconds, seed=2)
+        answers = await _load(server, seconds, seed=2)
         watching.cancel()
-        summary = summarise(result)
+        outcomes = Counter(answer.outcome for answer in answers)
         left = await _left_behind(server)
         metrics = await server.metrics()
     edge = max(1, len(sizes) // 10)
@@ -33,17 +35,17 @@ async def soak(bundle: Path, seconds: float) -> list[dict[str, Any]]:
     details = {
         "clients": CLIENTS,
         "seconds": seconds,
-        "summary": summary.as_json(),
+        "outcomes": dict(outcomes),
         "ended": {k: v for k, v in metrics.items() if k.startswith("nemo_trt_requests_total")},
         "rss_bytes": [round(before), round(after), max(sizes)],
     }
     name = f"soak of {seconds / 60:g} minutes, {CLIENTS} clients:"
     return [
         {
-            "name": f"{name} errors but 429 ({len(result.records)} requests)",
+            "name": f"{name} errors but 429 ({len(answers)} requests)",
             "target": "0",
-            "measured": str(summary.num_failed),
-            "met": summary.num_failed == 0 and summary.outcomes.get("ok", 0) > 0,
+            "measured": str(outcomes["error"]),
+            "met": outcomes["error"] == 0 and outcomes["ok"] > 0,
             "details": details,
         },
         {
@@ -63,21 +65,24 @@ async def soak(bundle: Path, seconds: float) -> list[dict[str, Any]]:
     ]
 
 
-async def _load(server: ServerProcess, seconds: float, *, seed: int) -> LoadResult:
-    options = LoadOptions(
-        url=server.url,
-        concurrency=CLIENTS,
-        duration_s=seconds,
-        num_warmup=0,
-        prompt_tokens=parse_lengths("lognormal:64:0.8:600"),
-        output_tokens=parse_lengths("uniform:1:48"),
-        cancel_fraction=CANCELLED,
-        shared_prefix_tokens=24,
-        extra_body={"ignore_eos": True},
-        timeout_s=600.0,
-        seed=seed,
-    )
-    return await run_load(options)
+async def _load(server: ServerProcess, seconds: float, *, seed: int) -> list[Answer]:
+    async with Client(server.url) as client:
+        return await client.loop(_requests(seed), clients=CLIENTS, seconds=seconds)
+
+
+def _requests(seed: int) -> Iterator[dict[str, Any]]:
+    """Prompts that share a beginning, of many lengths; some are cut off in their answer."""
+    rng = np.random.default_rng(seed)
+    shared = rng.integers(1000, 40_000, 24).tolist()
+    while True:
+        length = min(600, max(1, int(rng.lognormal(np.log(64), 0.8))))
+        tokens = int(rng.integers(1, 49))
+        cancelled = rng.random() < CANCELLED
+        yield {
+            "prompt": [*shared, *rng.integers(1000, 40_000, length).tolist()],
+            "max_tokens": tokens,
+            "cancel_after": int(rng.integers(1, tokens + 1)) if cancelled else None,
+        }
 
 
 async def _watch(server: ServerProcess, sizes: list[int]) -> None:

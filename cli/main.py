@@ -29,7 +29,6 @@ COMMANDS = {
     "chat": "Talk with a bundle.",
     "serve": "Serve a bundle over HTTP, as OpenAI's API and a chat page.",
     "bench": "Measure a bundle on this machine.",
-    "bench-serve": "Put load on any server with OpenAI's API, and measure it.",
     "acceptance": "Prove a checkpoint for a GPU: all stages, one report.",
     "inspect": "Show what a checkpoint or bundle holds.",
     "doctor": "Tell what this machine can do.",

@@ -12,7 +12,7 @@ from .done import CannotHere, Done
 def run(*, report_folder: str, progress: Progress) -> Done:
     """Draw into `report_folder`/plots."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise CannotHere("matplotlib must be installed. Install: pip install 'nemo-trt[load]'.")
+        raise CannotHere("matplotlib must be installed. Install: pip install 'nemo-trt[plots]'.")
     from nemo_trt.acceptance.plots import draw
 
     progress.phase("draw the plots")

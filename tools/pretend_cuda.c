@@ -1,4 +1,4 @@
-/* A CUDA that computes nothing, for benchmarks/pretend_cuda.py: device memory is host memory, copies
+/* A CUDA that computes nothing, for tools/pretend_cuda.py: device memory is host memory, copies
  * are copies, products and graphs are only counted. It lets ONNX Runtime's CUDA provider be made on a
  * machine without a GPU, so that it says which nodes it takes, what it copies in a step, and whether
  * it can capture one. Loaded before the real libraries; types of the header as far as they matter. */

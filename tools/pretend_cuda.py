@@ -1,6 +1,6 @@
 """What ONNX Runtime's CUDA provider makes of a bundle, asked on a machine without a GPU.
 
-    python benchmarks/pretend_cuda.py BUNDLE --site-packages DIR [--include CUDA/include]
+    python tools/pretend_cuda.py BUNDLE --site-packages DIR [--include CUDA/include]
 
 DIR is of an environment with `pip install 'onnxruntime-gpu[cuda,cudnn]'` and this Python's version.
 A CUDA that computes nothing (pretend_cuda.c) is loaded before the real one. The real provider then
