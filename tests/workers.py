@@ -1,8 +1,8 @@
 """Which tests share a worker of pytest-xdist, and which never run beside each other.
 
 A test file runs on one worker, so that its module's fixtures are made once. The files of a group
-run on one worker, too: its Ray cluster or browser starts once, and two TensorRT compilations, 8 GB
-each, never run at a time, not even in two runs of the suite.
+run on one worker, too: one Ray cluster and one browser run at a time. Two TensorRT compilations,
+8 GB each, never do, not even in two runs of the suite.
 """
 
 import fcntl

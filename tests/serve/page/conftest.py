@@ -62,9 +62,12 @@ class Watch:
             self.wrong.append(f"request to {request.url}")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Debian's Chromium, or another one that has its name."""
+    """Debian's Chromium, or another one that has its name.
+
+    Of a module: while Playwright runs, the thread has an event loop and asyncio.run fails.
+    """
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")
