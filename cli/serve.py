@@ -135,10 +135,10 @@ def command(
             f"Warning: {host} may be reached by others, and no API key is asked for.", err=True
         )
 
-    def ready(name: str, address: str, verdict: str) -> None:
+    def ready(name: str, address: str, verdict: str, size: str = "") -> None:
         words = "" if verdict == PASS else f" NOT VALIDATED: {verdict}."
         seconds = time.perf_counter() - start
-        click.echo(f"Ready after {seconds:.1f} s: {name} at {address}.{words}", err=True)
+        click.echo(f"Ready after {seconds:.1f} s: {name} at {address}.{size}{words}", err=True)
 
     if ray:
         from nemo_trt.serve.cluster import ClusterOptions, serve_cluster_forever
@@ -171,7 +171,10 @@ def command(
     )
 
     def on_ready(address: str) -> None:
-        ready(app.state.service.model_name, address, app.state.service.verdict)
+        service = app.state.service
+        facts = service.describe()
+        size = f" {facts['slots']} slots of at most {facts['max_seq_len']} tokens."
+        ready(service.model_name, address, service.verdict, size)
 
     serve_forever(app, host=host, port=port, drain_timeout_s=drain_timeout, on_ready=on_ready)
 
