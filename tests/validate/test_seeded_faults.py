@@ -48,7 +48,14 @@ TINY = {
     **faults_of(head_dim=16),
     "head_dim = dim / heads": graph(partial(faults.head_dim_by_division, wrong=20, right=16)),
 }
-SAMPLE = faults_of(head_dim=64)  # there dim / heads is head_dim
+# What random weights hardly show, or show otherwise than a language model does.
+ON_LANGUAGE = (
+    "rope theta off by a factor 1.01",
+    "one weight tensor zeroed",
+    "norm eps 1e-3",
+    "causal mask off by one",
+)
+SAMPLE = {name: faults_of(head_dim=64)[name] for name in ON_LANGUAGE}
 
 
 @pytest.fixture(scope="module")
