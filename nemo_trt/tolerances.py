@@ -49,22 +49,22 @@ TOLERANCES = {
         max_perplexity_ratio=1.005,
     ),
     "bf16": Tolerance(
-        max_relative_l2=2.5e-1,
-        min_cosine=0.98,
-        max_kl=5e-2,
-        mean_kl=5e-3,
-        min_top1=0.93,
+        max_relative_l2=3.5e-1,
+        min_cosine=0.97,
+        max_kl=7e-2,
+        mean_kl=6e-3,
+        min_top1=0.94,
         min_top5=0.93,
         max_perplexity_ratio=1.02,
     ),
     "fp8": Tolerance(
-        max_relative_l2=5e-1,
-        min_cosine=0.95,
-        max_kl=1e-1,
-        mean_kl=1e-2,
-        min_top1=0.97,
-        min_top5=0.95,
-        max_perplexity_ratio=1.01,
+        max_relative_l2=7e-1,
+        min_cosine=0.91,
+        max_kl=1.6e-1,
+        mean_kl=1.2e-2,
+        min_top1=0.92,
+        min_top5=0.92,
+        max_perplexity_ratio=1.02,
     ),
 }
 
@@ -85,6 +85,7 @@ def tolerance_of(compute_precision: str) -> Tolerance:
 CASE_FIGURES = ("max_relative_l2", "min_cosine", "max_kl", "mean_kl", "top1", "top5")
 """What a case is judged by: each has a limit."""
 _SHARES = ("top1", "top5")
+_STANDARD_DEVIATIONS = 4
 
 
 def case_failures(
@@ -94,7 +95,7 @@ def case_failures(
 
     Args:
         figures: a number for each of `CASE_FIGURES`.
-        num_positions: compared tokens. Of few, a share of one is allowed to miss.
+        num_positions: compared tokens. Of few, more may miss by chance.
         limits: the fields of a `Tolerance`.
     """
     failures = []
@@ -102,11 +103,19 @@ def case_failures(
         value, least = figures[figure], figure in _SHARES or figure.startswith("min")
         limit = limits[f"min_{figure}" if figure in _SHARES else figure]
         if figure in _SHARES:
-            limit = math.floor(limit * num_positions) / max(num_positions, 1)
+            limit = _share_of(num_positions, limit)
         if not (value >= limit if least else value <= limit):
             words = "at least" if least else "at most"
             failures.append(f"{figure} must be {words} {limit:g}, got {value:.6g}")
     return tuple(failures)
+
+
+def _share_of(num_positions: int, limit: float) -> float:
+    """The share of so few positions that must agree where `limit` of many must: four standard
+    deviations of a binomial distribution lower, and a whole number of positions."""
+    spread = _STANDARD_DEVIATIONS * math.sqrt(num_positions * limit * (1 - limit))
+    misses = math.floor(num_positions * (1 - limit) + spread)
+    return 1 - misses / max(num_positions, 1)
 
 
 def perplexity_failures(

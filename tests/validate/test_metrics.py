@@ -2,12 +2,13 @@
 
 import itertools
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from nemo_trt.errors import RequestError
-from nemo_trt.tolerances import TOLERANCES, tolerance_of
+from nemo_trt.tolerances import TOLERANCES, case_failures, tolerance_of
 from nemo_trt.validate.metrics import compare, negative_log_likelihood
 
 pytestmark = pytest.mark.unit
@@ -71,8 +72,30 @@ def test_nothing_is_judged_by_a_guess() -> None:
 
 
 def test_a_looser_precision_has_looser_limits() -> None:
-    order = [TOLERANCES[name] for name in ("fp32", "fp16", "bf16")]
+    order = [TOLERANCES[name] for name in ("fp32", "fp16", "bf16", "fp8")]
     for tight, loose in itertools.pairwise(order):
         assert tight.max_relative_l2 < loose.max_relative_l2
         assert tight.max_kl < loose.max_kl and tight.mean_kl < loose.mean_kl
-        assert tight.min_top1 >= loose.min_top1
+        assert tight.min_top1 >= loose.min_top1 and tight.min_top5 >= loose.min_top5
+        assert tight.min_cosine > loose.min_cosine
+        assert tight.max_perplexity_ratio <= loose.max_perplexity_ratio
+
+
+def figures_of(top1: float) -> dict[str, float]:
+    exact = {"max_relative_l2": 0.0, "min_cosine": 1.0, "max_kl": 0.0, "mean_kl": 0.0, "top5": 1.0}
+    return {**exact, "top1": top1}
+
+
+@pytest.mark.parametrize(
+    ("precision", "num_positions", "misses"),
+    [("fp32", 12, 0), ("fp32", 1300, 0), ("bf16", 24, 6), ("fp8", 24, 7), ("bf16", 1300, 112)],
+)
+def test_of_few_positions_more_may_miss_by_chance(
+    precision: str, num_positions: int, misses: int
+) -> None:
+    """transformers' own BF16 model misses 4 of 24 neighbours somewhere, with FP8 matmuls 6."""
+    limits = asdict(tolerance_of(precision))
+    most = figures_of(1 - misses / num_positions)
+    assert case_failures(most, num_positions, limits) == ()
+    (words,) = case_failures(figures_of(1 - (misses + 1) / num_positions), num_positions, limits)
+    assert "top1" in words
