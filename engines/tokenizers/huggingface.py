@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from nemo_trt.errors import BundleError, RequestError
 
 from .tokenizer import Message
+from .turns import merge_turns
 
 CONFIG = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
@@ -67,9 +68,18 @@ class HuggingFaceTokenizer:
         return b"" if piece is None else self._bytes_of(piece)
 
     def chat(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, object]] | None = None
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, object]] | None = None,
+        *,
+        continue_final: bool = False,
+        variables: Mapping[str, object] | None = None,
     ) -> list[int]:
-        """See `Tokenizer.chat`; rendered by the checkpoint's own template, in a sandbox."""
+        """See `Tokenizer.chat`; rendered by the checkpoint's own template, in a sandbox.
+
+        Where the template refuses late system messages or two turns of one role in a row, it is
+        given them moved to the front and joined.
+        """
         if self._template is None:
             raise RequestError(
                 "This bundle's tokenizer has no chat template. Use `run`, or add the template to "
@@ -77,18 +87,46 @@ class HuggingFaceTokenizer:
             )
         if not messages:
             raise RequestError("messages must hold at least one message.")
+        given = [dict(message) for message in messages]
+        merged = merge_turns(given)
+        try:
+            text = self._render(given, tools, continue_final, variables or {})
+        except RequestError:
+            if merged == given:
+                raise
+            text = self._render(merged, tools, continue_final, variables or {})
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _render(
+        self,
+        turns: list[dict[str, Any]],
+        tools: Sequence[Mapping[str, object]] | None,
+        continue_final: bool,
+        variables: Mapping[str, object],
+    ) -> str:
         import jinja2
 
         try:
-            text = self._template.render(
-                messages=[dict(message) for message in messages],
-                tools=[dict(tool) for tool in tools] if tools else None,
-                add_generation_prompt=True,
-                **self._named,
+            text = str(
+                self._template.render(
+                    **{
+                        **variables,
+                        "messages": turns,
+                        "tools": [dict(tool) for tool in tools] if tools else None,
+                        "add_generation_prompt": not continue_final,
+                        **self._named,
+                    }
+                )
             )
         except (jinja2.TemplateError, TypeError, KeyError) as error:
             raise RequestError(f"The chat template refuses the conversation: {error}") from error
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        if not continue_final:
+            return text
+        final = str(turns[-1].get("content") or "").strip()
+        end = text.rfind(final)
+        if end < 0:
+            raise RequestError("The chat template does not show the last turn as it is.")
+        return text[: end + len(final)] if final else text
 
     def _id(self, name: str) -> int | None:
         token = self._named.get(name)

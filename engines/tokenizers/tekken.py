@@ -6,7 +6,9 @@ from typing import Any
 
 from nemo_trt.errors import BundleError, RequestError
 
+from .mistral_turns import simplify
 from .tokenizer import Message
+from .turns import merge_turns
 
 
 class TekkenTokenizer:
@@ -42,19 +44,40 @@ class TekkenTokenizer:
         return bytes(self._tekken.id_to_byte_piece(token_id, self._leave_out))
 
     def chat(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, object]] | None = None
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, object]] | None = None,
+        *,
+        continue_final: bool = False,
+        variables: Mapping[str, object] | None = None,
     ) -> list[int]:
-        """See `Tokenizer.chat`; messages and tools have OpenAI's form."""
+        """See `Tokenizer.chat`; messages and tools have OpenAI's form.
+
+        An assistant's turn at the end is always continued: the format has no mark that would begin
+        another one.
+        """
         from mistral_common.exceptions import MistralCommonException
         from mistral_common.protocol.instruct.request import ChatCompletionRequest
 
-        turns: list[Any] = [dict(message) for message in messages]
+        if variables:
+            raise RequestError(
+                f"chat_template_kwargs must be empty, got {', '.join(variables)}: this model's "
+                "format is no template."
+            )
         offered: list[Any] | None = [dict(tool) for tool in tools] if tools else None
+        turns = merge_turns(messages)
         try:
-            request: Any = ChatCompletionRequest.from_openai(messages=turns, tools=offered)
-            return list(self._mistral.encode_chat_completion(request).tokens)
+            plain, restored = simplify(turns)
+            request: Any = ChatCompletionRequest.from_openai(messages=plain, tools=offered)
+            if plain and plain[-1]["role"] == "assistant" and not plain[-1].get("tool_calls"):
+                request.messages[-1].prefix = True
+            tokens = list(self._mistral.encode_chat_completion(request).tokens)
         except (MistralCommonException, ValueError, KeyError, TypeError) as error:
             raise RequestError(f"The conversation must follow Mistral's format: {error}") from error
+        return restored(tokens, self._tekken.eos_id, self.tool_calls_id, self._encode_text)
+
+    def _encode_text(self, text: str) -> list[int]:
+        return self.encode(text, bos=False)
 
 
 def _special(tekken: Any, name: str) -> int | None:

@@ -30,9 +30,18 @@ class Tokenizer(Protocol):
         """The bytes that a token adds to a text; none for a special token."""
 
     def chat(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, object]] | None = None
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, object]] | None = None,
+        *,
+        continue_final: bool = False,
+        variables: Mapping[str, object] | None = None,
     ) -> list[int]:
         """Tokens of a conversation in the model's own format, ready for the answer.
+
+        Args:
+            continue_final: the last turn is the assistant's, and the answer goes on with it.
+            variables: more variables of the chat template, where there is one.
 
         Raises:
             RequestError: the conversation is not one that the format allows.
