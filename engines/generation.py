@@ -70,16 +70,16 @@ class Generation:
         self._sampler = Sampler(params, config.vocab_size, prompt)
         self._detokenizer = Detokenizer(tokenizer) if tokenizer else None
         self._stop = StopStrings(params.stop)
-        ends = set(params.stop_token_ids)
-        if not params.ignore_eos:
-            ends.update(config.eos_token_ids)
-            ends.update(tokenizer.eos_ids if tokenizer else ())
-        self._ends = frozenset(ends)
+        own = {*config.eos_token_ids, *(tokenizer.eos_ids if tokenizer else ())}
+        self._all_ends = frozenset({*params.stop_token_ids, *own})
+        self._ends = frozenset(params.stop_token_ids) if params.ignore_eos else self._all_ends
         self._count = 0
 
     def next(self, logits: Logits, *, last: bool) -> TokenEvent:
         """Sample from (V,) logits; `last` says that the row has no room for another token."""
         allowed = self._constraint.allowed() if self._constraint else None
+        if self._count < self._params.min_tokens:
+            allowed = self._without_ends(allowed, len(logits))
         sampled = self._sampler.sample(logits, allowed)
         self._count += 1
         ended = sampled.token_id in self._ends
@@ -106,3 +106,11 @@ class Generation:
             top_logprobs=sampled.top_logprobs,
             finish_reason=reason,
         )
+
+    def _without_ends(
+        self, allowed: NDArray[np.bool_] | None, vocab_size: int
+    ) -> NDArray[np.bool_] | None:
+        """(V,) what may come but end tokens; where nothing is left, what may come."""
+        mask = np.ones(vocab_size, np.bool_) if allowed is None else allowed.copy()
+        mask[[token for token in self._all_ends if token < vocab_size]] = False
+        return mask if mask.any() else allowed

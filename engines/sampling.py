@@ -23,6 +23,7 @@ class SamplingParams:
 
     Attributes:
         max_tokens: tokens to generate at most.
+        min_tokens: tokens before which no end token is chosen.
         temperature: 0 takes the likeliest token (of equals the lowest id).
         top_k: keep the tokens whose logit is at least the k-th largest; 0 keeps all.
         top_p: keep the likeliest tokens until their probability reaches this; tokens as likely as
@@ -41,6 +42,7 @@ class SamplingParams:
     """
 
     max_tokens: int = 256
+    min_tokens: int = 0
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -58,6 +60,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name, holds, condition in (
             ("max_tokens", self.max_tokens >= 1, "be at least 1"),
+            ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, "be 0 to max_tokens"),
             ("temperature", 0 <= self.temperature <= _LARGEST, "be 0 to 1e6"),
             ("top_k", self.top_k >= 0, "be 0 or more"),
             ("top_p", 0 < self.top_p <= 1, "be above 0 and at most 1"),

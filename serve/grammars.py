@@ -13,6 +13,7 @@ from nemo_trt.errors import RequestError
 # A space, or a new line with its indentation: with white space unbounded, a model can fall into
 # writing nothing else. What a schema asks for and the library cannot enforce is an error.
 _JSON = {"whitespace_pattern": r"( |\n[ \t]{0,16})?", "lenient": False}
+_LONGEST_MESSAGE = 500
 
 
 class GrammarConstraint:
@@ -70,17 +71,22 @@ class Grammars:
         """Any JSON object."""
         return self.json_schema({"type": "object"})
 
-    def json_schema(self, schema: Mapping[str, Any]) -> GrammarConstraint:
+    def json_schema(self, schema: Mapping[str, Any], *, lenient: bool = False) -> GrammarConstraint:
         """JSON that a schema allows.
+
+        Args:
+            lenient: what llguidance does not enforce is left out, not an error.
 
         Raises:
             RequestError: the schema is wrong, or uses what llguidance does not enforce.
         """
+        overrides = {**_JSON, "lenient": lenient}
         try:
-            text = json.dumps(schema)
+            grammar = self._matcher.grammar_from_json_schema(
+                json.dumps(schema), overrides=overrides
+            )
         except (TypeError, ValueError) as error:
-            raise RequestError(f"The schema must be JSON: {error}.") from error
-        grammar = self._matcher.grammar_from_json_schema(text, overrides=_JSON)
+            raise RequestError(f"The schema must be JSON that UTF-8 can hold: {error}.") from error
         return self._start(grammar, "JSON schema")
 
     def regex(self, pattern: str) -> GrammarConstraint:
@@ -102,8 +108,10 @@ class Grammars:
     def _start(self, grammar: str, kind: str) -> GrammarConstraint:
         matcher = self._matcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
-            message = str(matcher.get_error()).strip().splitlines()[0]
-            raise RequestError(f"The {kind} must be one that can be enforced: {message}")
+            message = " ".join(str(matcher.get_error()).split())
+            raise RequestError(
+                f"The {kind} must be one that can be enforced: {message[:_LONGEST_MESSAGE]}"
+            )
         return GrammarConstraint(matcher, self._vocab_size)
 
 

@@ -1,11 +1,6 @@
 """Tools in Mistral's format: [TOOL_CALLS] and a JSON list of calls behind it."""
 
-import json
-import re
-import secrets
-import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -14,18 +9,7 @@ from numpy.typing import NDArray
 from nemo_trt.engines.generation import Constraint
 from nemo_trt.errors import RequestError
 
-_ID = re.compile("[a-zA-Z0-9]{9}")
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
-_ALPHABET = string.ascii_letters + string.digits
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One call of a function; `arguments` is JSON, `id` has nine letters and digits."""
-
-    id: str
-    name: str
-    arguments: str
 
 
 def calls_schema(functions: Mapping[str, Mapping[str, Any]], *, several: bool) -> dict[str, Any]:
@@ -46,7 +30,6 @@ def calls_schema(functions: Mapping[str, Mapping[str, Any]], *, several: bool) -
             "properties": {
                 "name": {"const": name},
                 "arguments": {"$ref": f"#/$defs/tool{at}"},
-                "id": {"type": "string", "pattern": f"^{_ID.pattern}$"},
             },
             "required": ["name", "arguments"],
             "additionalProperties": False,
@@ -61,26 +44,6 @@ def calls_schema(functions: Mapping[str, Mapping[str, Any]], *, several: bool) -
         "items": {"anyOf": items},
         "$defs": definitions,
     }
-
-
-def parse_calls(text: str) -> list[Call] | None:
-    """The calls in what stands behind [TOOL_CALLS]; None where it is not a whole list of calls.
-
-    A call without an id, or with one that Mistral's format would refuse, gets one.
-    """
-    try:
-        found = json.loads(text)
-        calls = [
-            Call(
-                id=_valid_id(call.get("id")),
-                name=str(call["name"]),
-                arguments=_json(call["arguments"]),
-            )
-            for call in found
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return calls or None
 
 
 class ToolConstraint:
@@ -152,22 +115,6 @@ def require_tools(trigger: int | None, functions: Sequence[str]) -> int:
             "[TOOL_CALLS] token."
         )
     return trigger
-
-
-def _json(arguments: Any) -> str:
-    """JSON that UTF-8 can hold: half a surrogate pair, which JSON may escape, stays an escape."""
-    text = json.dumps(arguments, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(arguments)
-    return text
-
-
-def _valid_id(found: object) -> str:
-    if isinstance(found, str) and _ID.fullmatch(found):
-        return found
-    return "".join(secrets.choice(_ALPHABET) for _ in range(9))
 
 
 def _moved(schema: Any, place: str) -> Any:

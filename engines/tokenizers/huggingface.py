@@ -95,7 +95,7 @@ class HuggingFaceTokenizer:
             if merged == given:
                 raise
             text = self._render(merged, tools, continue_final, variables or {})
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(self._tokenizer.encode(_utf8(text), add_special_tokens=False).ids)
 
     def _render(
         self,
@@ -132,6 +132,14 @@ class HuggingFaceTokenizer:
         token = self._named.get(name)
         found: int | None = None if token is None else self._tokenizer.token_to_id(token)
         return found
+
+
+def _utf8(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"messages must be text that UTF-8 can hold: {error}.") from error
+    return text
 
 
 def _content(token: Any) -> str:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from nemo_trt.serve.http.errors import ApiError, error_body
-from nemo_trt.serve.http.middleware import note, passed_on
+from nemo_trt.serve.http.request_log import note, passed_on
 
 from .call import Call, is_event_stream, is_last
 

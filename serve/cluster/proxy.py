@@ -12,7 +12,8 @@ from starlette.responses import JSONResponse, Response
 
 from nemo_trt.serve.http import errors
 from nemo_trt.serve.http.errors import ApiError
-from nemo_trt.serve.http.middleware import RequestMiddleware, request_id
+from nemo_trt.serve.http.middleware import RequestMiddleware
+from nemo_trt.serve.http.request_log import request_id
 from nemo_trt.serve.metrics import CONTENT_TYPE, Metrics
 from nemo_trt.serve.options import ServeOptions
 

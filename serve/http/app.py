@@ -16,6 +16,7 @@ from nemo_trt.serve.options import ServeOptions
 from nemo_trt.where import CPU, Where
 
 from . import chat, completions, errors, routes
+from .head import HeadAsGet
 from .middleware import RequestMiddleware
 from .page import mount_page
 from .service import Service
@@ -102,5 +103,6 @@ def create_app(
         app.include_router(part.router)
     mount_page(app)
     errors.install(app)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(RequestMiddleware, options=options, metrics=service.metrics)
     return app

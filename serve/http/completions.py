@@ -16,8 +16,8 @@ from nemo_trt.serve.engine import Answer
 from .constraints import format_constraint
 from .errors import RESPONSES
 from .logprobs import TextLogprobs
-from .middleware import note
 from .prompts import answer_limit
+from .request_log import note
 from .schema import CompletionRequest
 from .service import Service
 from .streaming import Chunk, EventStream, accepted, cancel, merged, unless_gone, usage
@@ -31,15 +31,17 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     engine = service.require(body.model)
     note(user=body.user)
-    prompts = await asyncio.to_thread(_prompts, engine.tokenizer, body.prompt)
+    prompts = await asyncio.to_thread(
+        _prompts, engine.tokenizer, body.prompt, bos=body.add_special_tokens
+    )
     for prompt in prompts:
         answer_limit(engine, len(prompt), body.max_tokens, "prompt")
-    grammars = await service.grammars() if body.response_format else None
+    grammars = await service.grammars() if body.format else None
     answers = [
         engine.generate(
             prompt,
             body.params(index, max_tokens=body.max_tokens, logprobs=body.logprobs),
-            constraint=format_constraint(body.response_format, grammars) if grammars else None,
+            constraint=format_constraint(body.format, grammars) if grammars else None,
             timeout_s=service.options.request_timeout_s,
             speculate=body.speculate,
         )
@@ -87,14 +89,14 @@ class _Choice:
 
 
 def _prompts(
-    tokenizer: Tokenizer, given: str | list[int] | list[str] | list[list[int]]
+    tokenizer: Tokenizer, given: str | list[int] | list[str] | list[list[int]], *, bos: bool
 ) -> list[list[int]]:
     """Token ids of each prompt; texts get the start token, ids stay as they are."""
     if isinstance(given, str):
-        return [tokenizer.encode(given, bos=True)]
+        return [tokenizer.encode(given, bos=bos)]
     texts = [item for item in given if isinstance(item, str)]
     if texts:
-        return [tokenizer.encode(text, bos=True) for text in texts]
+        return [tokenizer.encode(text, bos=bos) for text in texts]
     lists = [item for item in given if isinstance(item, list)]
     return lists or [[item for item in given if isinstance(item, int)]]
 

@@ -1,10 +1,10 @@
-"""`response_format` as a constraint on the answer."""
+"""`response_format`, or vLLM's names for it, as a constraint on the answer."""
 
 from nemo_trt.engines.generation import Constraint
 from nemo_trt.serve.grammars import Grammars
 
 from .errors import naming
-from .schema import (
+from .format_schema import (
     GrammarFormat,
     JsonObjectFormat,
     JsonSchemaFormat,
@@ -13,20 +13,28 @@ from .schema import (
 )
 
 
-def format_constraint(wanted: ResponseFormat | None, grammars: Grammars) -> Constraint | None:
+def format_constraint(
+    wanted: tuple[str, ResponseFormat] | None, grammars: Grammars
+) -> Constraint | None:
     """The constraint of one answer; None where the text is free.
+
+    Args:
+        wanted: the field that says it, and what it says.
 
     Raises:
         ApiError: a schema, expression or grammar is wrong or cannot be enforced.
     """
-    with naming("response_format"):
-        match wanted:
+    if wanted is None:
+        return None
+    param, form = wanted
+    with naming(param):
+        match form:
             case JsonObjectFormat():
                 return grammars.json_object()
             case JsonSchemaFormat():
-                return grammars.json_schema(wanted.json_schema.schema_)
+                return grammars.json_schema(form.json_schema.schema_)
             case RegexFormat():
-                return grammars.regex(wanted.regex)
+                return grammars.regex(form.regex)
             case GrammarFormat():
-                return grammars.lark(wanted.grammar)
+                return grammars.lark(form.grammar)
     return None

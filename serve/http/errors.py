@@ -1,6 +1,6 @@
 """Errors in OpenAI's form: {"error": {"message", "type", "param", "code"}}."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,8 @@ from nemo_trt.errors import (
     StateError,
 )
 
-from .refused import REFUSED
+from .request_log import note
+from .validation import explain
 
 _TYPES = {
     400: "invalid_request_error",
@@ -119,70 +120,29 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def _api(_: Request, error: ApiError) -> JSONResponse:
-        return JSONResponse(error.body, error.status, error.headers)
+        return _response(error)
 
     @app.exception_handler(NemoTrtError)
     async def _ours(_: Request, error: NemoTrtError) -> JSONResponse:
-        found = as_api_error(error)
-        return JSONResponse(found.body, found.status, found.headers)
+        return _response(as_api_error(error))
 
     @app.exception_handler(RequestValidationError)
     async def _field(_: Request, error: RequestValidationError) -> JSONResponse:
-        deepest = max(error.errors(), key=lambda found: len(found["loc"]))
-        message, param = _explain(deepest, error.body)
-        return JSONResponse(error_body(400, message, param=param), 400)
+        message, param = explain(error.errors(), error.body)
+        return _response(ApiError(400, message, param=param))
 
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> JSONResponse:
-        body = error_body(error.status_code, str(error.detail))
-        return JSONResponse(body, error.status_code, error.headers)
+        return _response(ApiError(error.status_code, str(error.detail), headers=error.headers))
 
 
-def _explain(error: Mapping[str, Any], body: Any) -> tuple[str, str | None]:
-    """One sentence on a field that did not pass, and the field's path."""
-    param = _path(error["loc"], body)
-    if error["type"] == "json_invalid":
-        return f"The body must be JSON: {error.get('ctx', {}).get('error', error['msg'])}.", None
-    if isinstance(body, bytes | str):
-        return "The body must be JSON, sent with Content-Type: application/json.", None
-    if error["type"].startswith("union_tag"):
-        field = str(error["ctx"]["discriminator"]).strip("'")
-        allowed = error["ctx"].get("expected_tags")
-        words = f"must be one of {allowed}" if allowed else "must be given"
-        return f"{param}.{field} {words}.", f"{param}.{field}"
-    if error["type"] == "missing":
-        return f"{param or 'The body'} must be given.", param
-    name = (param or "").split(".")[0].split("[")[0]
-    if name in REFUSED:
-        return f"{param} {REFUSED[name]}", param
-    if error["type"] == "extra_forbidden":
-        return f"{param} is not a field that this server knows; nothing is ignored.", param
-    if error["type"] in ("value_error", "assertion_error"):
-        message = str(error["msg"]).removeprefix("Value error, ")
-        return message, param or _first_word(message)
-    got = repr(error.get("input"))
-    shown = got if len(got) <= 80 else f"{got[:77]}..."
-    return f"{param or 'The body'}: {error['msg']}, got {shown}.", param
+def _response(error: ApiError) -> JSONResponse:
+    found = error.body["error"]
+    note(**{name: found[name] for name in ("param", "code") if found[name] is not None})
+    return JSONResponse(error.body, error.status, error.headers)
 
 
 def _first_word(message: str) -> str | None:
     """The field that a sentence begins with, as ours do."""
     word = message.split(" ")[0]
     return word if word.isidentifier() and word.islower() else None
-
-
-def _path(location: Sequence[int | str], body: Any) -> str | None:
-    """("body", "messages", 0, "user", "content") -> "messages[0].content".
-
-    A location also names the members of unions that were tried; what the body holds tells them
-    from fields.
-    """
-    path = ""
-    for at, part in enumerate(location[1:], 2):
-        if isinstance(part, int):
-            path += f"[{part}]"
-            body = body[part] if isinstance(body, list) and part < len(body) else None
-        elif isinstance(body, dict) and (part in body or at == len(location)):
-            path += f".{part}" if path else part
-            body = body.get(part)
-    return path or None

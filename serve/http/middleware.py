@@ -6,7 +6,6 @@ import re
 import sys
 import time
 import uuid
-from contextvars import ContextVar
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -18,37 +17,20 @@ from nemo_trt.serve.metrics import Metrics
 from nemo_trt.serve.options import ServeOptions
 
 from .errors import error_body
+from .request_log import begin, end
 
 LOG = logging.getLogger("nemo_trt.serve")
 """One JSON object a request, level INFO."""
 
 _OPEN = ("/health/", "/page/")
-_OPEN_PATHS = ("/", "/metrics")
+_OPEN_PATHS = ("/", "/metrics", "/health", "/ping", "/version")
 _PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_notes: ContextVar[dict[str, Any]] = ContextVar("notes")
 
 
 def log_to_stderr() -> None:
     """Have this process write a line a request to stderr."""
     LOG.addHandler(logging.StreamHandler(sys.stderr))
     LOG.setLevel(logging.INFO)
-
-
-def note(**fields: Any) -> None:
-    """Add fields to the request's line in the log."""
-    notes = _notes.get(None)
-    if notes is not None:
-        notes.update(fields)
-
-
-def passed_on() -> None:
-    """The request is answered by a server behind this one, which logs and counts it."""
-    note(passed_on=True)
-
-
-def request_id() -> str:
-    """The present request's id."""
-    return str(_notes.get({}).get("request_id", ""))
 
 
 class RequestMiddleware:
@@ -72,7 +54,7 @@ class RequestMiddleware:
         number = given if _PLAIN_ID.fullmatch(given) else uuid.uuid4().hex
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
         notes: dict[str, Any] = {"request_id": number, "method": scope["method"], "path": path}
-        token = _notes.set(notes)
+        token = begin(notes)
         start = time.perf_counter()
         status = 0
         finished = False
@@ -105,7 +87,7 @@ class RequestMiddleware:
             body = error_body(500, f"The server failed: {type(error).__name__}.")
             await JSONResponse(body, 500)(scope, receive, answer)
         finally:
-            _notes.reset(token)
+            end(token)
             finish()
 
     def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:

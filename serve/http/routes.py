@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from nemo_trt import __version__
 from nemo_trt.serve.metrics import CONTENT_TYPE
 
 from .errors import RESPONSES, ApiError
@@ -22,7 +23,7 @@ async def models(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": [_model(request.app.state.service)]}
 
 
-@router.get("/v1/models/{name}", responses=RESPONSES)
+@router.get("/v1/models/{name:path}", responses=RESPONSES)
 async def model(name: str, request: Request) -> dict[str, Any]:
     """The model of this name."""
     service: Service = request.app.state.service
@@ -41,7 +42,9 @@ async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
     """Tokens of a text, or of a conversation in the model's own format."""
     engine = request.app.state.service.require(body.model)
     if body.messages is not None:
-        tokens = await conversation(engine.tokenizer, body.messages)
+        tokens = await conversation(
+            engine.tokenizer, body.messages, body.tools, continue_final=body.continue_final_message
+        )
     else:
         bos = body.add_special_tokens
         tokens = await asyncio.to_thread(engine.tokenizer.encode, body.prompt or "", bos=bos)
@@ -70,6 +73,20 @@ async def ready(request: Request) -> Response:
     """Whether requests are taken, and what would answer them."""
     service: Service = request.app.state.service
     return JSONResponse(service.describe(), 200 if service.state == "ready" else 503)
+
+
+@router.get("/health", responses={503: {"description": "Not ready."}})
+@router.get("/ping", responses={503: {"description": "Not ready."}})
+async def ping(request: Request) -> Response:
+    """Whether requests are taken, for load balancers: 200 or 503."""
+    state = request.app.state.service.state
+    return JSONResponse({"status": state}, 200 if state == "ready" else 503)
+
+
+@router.get("/version")
+async def version() -> dict[str, str]:
+    """The version of nemo-trt."""
+    return {"version": __version__}
 
 
 @router.get("/metrics", response_class=Response)

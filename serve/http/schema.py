@@ -2,170 +2,22 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from nemo_trt.engines.sampling import SamplingParams
+
+from .format_schema import GuidedFields
+from .message_schema import AssistantMessage, ChosenTool, Content, Message, Strict, Text, Tool
 
 _SEEDS = 2**64
 
 
-class Strict(BaseModel):
-    """Nothing is ignored or converted: an unknown field is an error, null is absence."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            return {name: value for name, value in values.items() if value is not None}
-        return values
-
-
-class TextPart(Strict):
-    """A piece of a message."""
-
-    type: Literal["text"]
-    text: str
-
-
-Content = Annotated[str | list[TextPart], Field(description="Text, or pieces of text.")]
-
-
-class SystemMessage(Strict):
-    """What the model is told beforehand."""
-
-    role: Literal["system", "developer"]
-    content: Content
-
-
-class UserMessage(Strict):
-    """What the user says."""
-
-    role: Literal["user"]
-    content: Content
-
-
-class FunctionCall(Strict):
-    """A function's name and its arguments, which are JSON in a string."""
-
-    name: str
-    arguments: str
-
-
-class ToolCall(Strict):
-    """A call that the model made."""
-
-    id: str
-    type: Literal["function"] = "function"
-    function: FunctionCall
-
-
-class AssistantMessage(Strict):
-    """What the model said before. What a client sends back of an answer may hold empty fields."""
-
-    role: Literal["assistant"]
-    content: Content | None = None
-    tool_calls: list[ToolCall] | None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-
-
-class ToolMessage(Strict):
-    """What a tool answered."""
-
-    role: Literal["tool"]
-    content: Content
-    tool_call_id: str
-    name: str | None = None
-
-
-Message = Annotated[
-    SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
-]
-
-
-class Function(Strict):
-    """A function that the model may call; `parameters` is a JSON schema."""
-
-    name: Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
-    description: str = ""
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    strict: bool = False
-
-
-class Tool(Strict):
-    """A tool; functions are the only kind."""
-
-    type: Literal["function"]
-    function: Function
-
-
-class ChosenName(Strict):
-    """The name of a function."""
-
-    name: str
-
-
-class ChosenTool(Strict):
-    """The function that must be called."""
-
-    type: Literal["function"]
-    function: ChosenName
-
-
 class StreamOptions(Strict):
-    """How a stream ends."""
+    """What a stream tells besides the answer."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
     include_obfuscation: Literal[False] = False
-
-
-class TextFormat(Strict):
-    """Free text."""
-
-    type: Literal["text"]
-
-
-class JsonObjectFormat(Strict):
-    """Any JSON object."""
-
-    type: Literal["json_object"]
-
-
-class JsonSchema(Strict):
-    """A schema with its name. It is enforced, whether `strict` or not."""
-
-    name: str = ""
-    description: str = ""
-    schema_: dict[str, Any] = Field(alias="schema")
-    strict: bool = True
-
-
-class JsonSchemaFormat(Strict):
-    """JSON that follows a schema."""
-
-    type: Literal["json_schema"]
-    json_schema: JsonSchema
-
-
-class RegexFormat(Strict):
-    """Text that a regular expression matches."""
-
-    type: Literal["regex"]
-    regex: str
-
-
-class GrammarFormat(Strict):
-    """Text of a context-free grammar in Lark's form."""
-
-    type: Literal["grammar"]
-    grammar: str
-
-
-ResponseFormat = Annotated[
-    TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexFormat | GrammarFormat,
-    Field(discriminator="type"),
-]
 
 
 class Prediction(Strict):
@@ -175,7 +27,23 @@ class Prediction(Strict):
     content: Content
 
 
-class SamplingFields(Strict):
+class HintFields(Strict):
+    """Fields that change no token, and those that are accepted with their default value alone."""
+
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    metadata: Annotated[dict[str, str], Field(max_length=0)] | None = None
+    priority: Literal[0] | None = None
+    skip_special_tokens: Literal[True] | None = None
+    spaces_between_special_tokens: bool | None = None
+    use_beam_search: Literal[False] | None = None
+    best_of: int | None = None
+
+
+class SamplingFields(GuidedFields, HintFields):
     """What chat and plain completions have in common."""
 
     model: str | None = None
@@ -184,29 +52,31 @@ class SamplingFields(Strict):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: Annotated[int, Field(ge=-1)] = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    min_tokens: Annotated[int, Field(ge=0)] = 0
     logit_bias: dict[
         Annotated[str, Field(pattern="^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]
     ] = Field(default_factory=dict, max_length=1024)
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: (
-        Annotated[str, Field(min_length=1)]
-        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
-    ) = Field(default_factory=list)
+    stop: Text | Annotated[list[Annotated[Text, Field(min_length=1)]], Field(max_length=16)] = ""
     stop_token_ids: Annotated[list[int], Field(max_length=64)] = Field(default_factory=list)
     ignore_eos: bool = False
     n: Annotated[int, Field(ge=1, le=32)] = 1
     stream: bool = False
     stream_options: StreamOptions | None = None
     speculate: bool = True
-    response_format: ResponseFormat | None = None
-    user: str | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     @model_validator(mode="after")
-    def _stream_options_need_a_stream(self) -> "SamplingFields":
+    def _common_fields_fit_each_other(self) -> "SamplingFields":
         if self.stream_options and not self.stream:
             raise ValueError("stream_options must come with stream: true.")
+        if self.best_of not in (None, self.n):
+            raise ValueError("best_of must be absent or equal to n: answers are not ranked.")
+        if self.prompt_logprobs is not None and self.stream:
+            raise ValueError("prompt_logprobs must come without stream: true.")
+        _ = self.format
         return self
 
     @property
@@ -214,12 +84,21 @@ class SamplingFields(Strict):
         """Whether a stream ends with its usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether every chunk of a stream tells the usage so far."""
+        return self.include_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
+
     def params(self, index: int, *, max_tokens: int, logprobs: int | None) -> SamplingParams:
         """The sampling of the `index`-th of n answers; with a seed, each has one of its own."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
         return SamplingParams(
             max_tokens=max_tokens,
+            min_tokens=self.min_tokens,
             temperature=self.temperature,
-            top_k=self.top_k,
+            top_k=max(self.top_k, 0),
             top_p=self.top_p,
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
@@ -227,7 +106,7 @@ class SamplingFields(Strict):
             frequency_penalty=self.frequency_penalty,
             logit_bias={int(token): bias for token, bias in self.logit_bias.items()},
             seed=None if self.seed is None else (self.seed + index) % _SEEDS,
-            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
+            stop=tuple(text for text in stop if text),
             stop_token_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
             logprobs=logprobs,
@@ -246,32 +125,51 @@ class ChatRequest(SamplingFields):
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool = True
     prediction: Prediction | None = None
+    continue_final_message: bool = False
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=64)
+    echo: Literal[False] | None = None
     modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
     reasoning_effort: Literal["none"] | None = None
-    safety_identifier: str | None = None
     service_tier: Literal["auto", "default"] | None = None
     store: Literal[False] | None = None
     verbosity: Literal["medium"] | None = None
 
     @model_validator(mode="after")
     def _fields_fit_each_other(self) -> "ChatRequest":
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs must come with logprobs: true.")
-        if self.tool_choice not in (None, "none") and not self.tools:
+        names = [tool.function.name for tool in self.tools]
+        if self.tool_choice == "required" and not names:
             raise ValueError("tool_choice must come with tools.")
         if isinstance(self.tool_choice, ChosenTool):
             wanted = self.tool_choice.function.name
-            if wanted not in (tool.function.name for tool in self.tools):
+            if wanted not in names:
                 raise ValueError(f"tool_choice must name one of the tools, got {wanted!r}.")
-        if len({tool.function.name for tool in self.tools}) < len(self.tools):
+        if len(set(names)) < len(names):
             raise ValueError("tools must have names that differ.")
         if self.max_tokens and self.max_completion_tokens not in (None, self.max_tokens):
             raise ValueError("max_tokens and max_completion_tokens must not differ.")
+        last = self.messages[-1]
+        if self.continue_final_message and not isinstance(last, AssistantMessage):
+            raise ValueError("continue_final_message must come with an assistant's message last.")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise ValueError(
+                "add_generation_prompt must be absent or false with continue_final_message."
+            )
+        if self.add_generation_prompt is False and not self.continues:
+            raise ValueError("add_generation_prompt must be true or absent, got false.")
         return self
 
     @property
+    def continues(self) -> bool:
+        """Whether the answer goes on with the last message."""
+        last = self.messages[-1]
+        return self.continue_final_message or (isinstance(last, AssistantMessage) and last.prefix)
+
+    @property
     def token_limit(self) -> int | None:
-        """Tokens of the answer at most, where the request says so."""
+        """Maximum tokens of the answer, where the request has one."""
         return self.max_completion_tokens or self.max_tokens
 
 
@@ -279,32 +177,34 @@ class CompletionRequest(SamplingFields):
     """The body of POST /v1/completions."""
 
     prompt: (
-        str
+        Text
         | Annotated[list[int], Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1, max_length=32)]
+        | Annotated[list[Text], Field(min_length=1, max_length=32)]
         | Annotated[list[list[int]], Field(min_length=1, max_length=32)]
     )
-    max_tokens: Annotated[int, Field(ge=1)] = 16
+    max_tokens: Annotated[int, Field(ge=0)] = 16
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False
-    best_of: int | None = None
+    add_special_tokens: bool = True
 
-    @model_validator(mode="after")
-    def _fields_fit_each_other(self) -> "CompletionRequest":
-        if self.best_of not in (None, self.n):
-            raise ValueError("best_of must be absent or equal to n: answers are not ranked.")
-        if self.echo and self.logprobs is not None:
-            raise ValueError("echo must come without logprobs: the prompt's are not computed.")
-        return self
+    @property
+    def scored(self) -> int | None:
+        """Alternatives to report for each token of the prompt; None where it is not scored."""
+        if self.prompt_logprobs is not None:
+            return max(self.prompt_logprobs, (self.logprobs or 0) if self.echo else 0)
+        return self.logprobs if self.echo else None
 
 
 class TokenizeRequest(Strict):
     """The body of POST /tokenize: a text, or a conversation."""
 
     model: str | None = None
-    prompt: str | None = None
+    prompt: Text | None = None
     messages: list[Message] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] = Field(default_factory=list)
     add_special_tokens: bool = True
+    continue_final_message: bool = False
+    add_generation_prompt: Literal[True] | None = None
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "TokenizeRequest":

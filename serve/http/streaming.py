@@ -1,7 +1,7 @@
 """Runs the answers of one HTTP request: n side by side, whole or streamed, while one listens."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -15,10 +15,12 @@ from nemo_trt.serve.engine import Answer
 from nemo_trt.serve.scheduler import Usage
 
 from .errors import as_api_error
-from .middleware import note
+from .request_log import note
 
 Result = TypeVar("Result")
 Chunk = dict[str, Any]
+KEEP_ALIVE_S = 15.0
+"""Seconds of silence after which a stream gets a comment."""
 
 
 async def accepted(answers: Sequence[Answer]) -> None:
@@ -116,15 +118,38 @@ async def unless_gone(request: Request, work: Awaitable[Result]) -> Result | Non
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
+def usage_so_far(prompt_tokens: int, completion_tokens: int) -> Chunk:
+    """OpenAI's usage object in the middle of a stream."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
 class EventStream(StreamingResponse):
     """Server-sent events of chunks that come from running answers.
 
-    Starlette stops asking for them when the client hangs up; then the answers are cancelled.
+    Starlette stops asking for them when the client hangs up; then the answers are cancelled. A
+    comment is sent when nothing else was for a while, because proxies close silent connections.
+
+    Args:
+        named: events bear the chunk's "type" as their name and nothing follows the last one, as in
+            the Responses API; else the stream ends with [DONE].
     """
 
-    def __init__(self, answers: Sequence[Answer], chunks: AsyncIterator[Chunk]) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(_events(chunks), media_type="text/event-stream", headers=headers)
+    def __init__(
+        self,
+        answers: Sequence[Answer],
+        chunks: AsyncIterator[Chunk],
+        headers: Mapping[str, str] | None = None,
+        *,
+        named: bool = False,
+    ) -> None:
+        every = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})}
+        super().__init__(
+            _kept_alive(_events(chunks, named)), media_type="text/event-stream", headers=every
+        )
         self._answers = answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,19 +160,47 @@ class EventStream(StreamingResponse):
             cancel(self._answers)
 
 
-async def _events(chunks: AsyncIterator[Chunk]) -> AsyncIterator[bytes]:
+async def _events(chunks: AsyncIterator[Chunk], named: bool) -> AsyncIterator[bytes]:
     try:
         async for chunk in chunks:
-            yield _event(chunk)
-        yield b"data: [DONE]\n\n"
+            yield _event(chunk, named)
+        if not named:
+            yield b"data: [DONE]\n\n"
     except NemoTrtError as error:  # the status is on its way already: the stream says it
         found = as_api_error(error)
         note(error_status=found.status, error=str(error))
-        yield _event(found.body)
+        body = {"type": "error", **found.body["error"]} if named else found.body
+        yield _event(body, named)
 
 
-def _event(chunk: Chunk) -> bytes:
-    return b"data: " + to_json(chunk) + b"\n\n"  # a fifth of json.dumps's time, for every token
+def _event(chunk: Chunk, named: bool) -> bytes:
+    name = f"event: {chunk['type']}\n".encode() if named else b""
+    return name + b"data: " + to_json(chunk) + b"\n\n"  # a fifth of json.dumps's time, per token
+
+
+async def _kept_alive(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The events, and a comment after every `KEEP_ALIVE_S` without one."""
+    following: asyncio.Task[bytes] | None = None
+    try:
+        while True:
+            following = following or asyncio.ensure_future(_next(events))
+            done, _ = await asyncio.wait({following}, timeout=KEEP_ALIVE_S)
+            if not done:
+                yield b": waiting\n\n"
+                continue
+            event, following = following.result(), None
+            if not event:
+                return
+            yield event
+    finally:
+        if following:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+
+async def _next(events: AsyncIterator[bytes]) -> bytes:
+    """The next event; none at the end."""
+    return await anext(events, b"")
 
 
 async def _gone(request: Request) -> None:

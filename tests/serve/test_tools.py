@@ -1,6 +1,5 @@
 """Calls of tools in Mistral's format."""
 
-import json
 from typing import Any
 
 import jsonschema
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 
 from nemo_trt.errors import RequestError
-from nemo_trt.serve.tools import ToolConstraint, calls_schema, parse_calls, require_tools
+from nemo_trt.serve.tools import ToolConstraint, calls_schema, require_tools
 
 pytestmark = pytest.mark.unit
 
@@ -80,12 +79,11 @@ def test_a_formatted_answer_may_be_calls_instead_but_not_both() -> None:
     ("calls", "right"),
     [
         ([{"name": "weather", "arguments": {"city": "Oslo", "unit": "C"}}], True),
-        ([{"name": "weather", "arguments": {"city": "Oslo"}, "id": "abc123XYZ"}], True),
         ([{"name": "time", "arguments": {"unit": 5}}], True),  # a definition of the same name
         ([{"name": "weather", "arguments": {"city": "Oslo", "unit": "K"}}], False),
         ([{"name": "weather", "arguments": {}}], False),
         ([{"name": "other", "arguments": {}}], False),
-        ([{"name": "weather", "arguments": {"city": "Oslo"}, "id": "short"}], False),
+        ([{"name": "weather", "arguments": {"city": "Oslo"}, "id": "abc123XYZ"}], False),
         ([], False),
     ],
 )
@@ -101,32 +99,7 @@ def test_one_call_alone_where_only_one_may_be() -> None:
         assert jsonschema.Draft202012Validator(schema).is_valid([call, call]) == several
 
 
-def test_calls_are_read_and_ids_kept_where_they_are_mistrals() -> None:
-    written = [
-        {"name": "weather", "arguments": {"city": "Århus"}, "id": "abc123XYZ"},
-        {"name": "time", "arguments": {}, "id": "no"},
-        {"name": "time", "arguments": {}},
-    ]
-    calls = parse_calls(json.dumps(written))
-    assert calls
-    assert [call.name for call in calls] == ["weather", "time", "time"]
-    assert calls[0].id == "abc123XYZ" and json.loads(calls[0].arguments) == {"city": "Århus"}
-    assert "Århus" in calls[0].arguments
-    assert all(len(call.id) == 9 and call.id.isalnum() for call in calls)
-    assert len({call.id for call in calls}) == 3
-
-
-@pytest.mark.parametrize("text", ["", "[", "[]", "{}", "3", '["x"]', '[{"name": "f"}]', "null"])
-def test_what_is_no_list_of_calls_is_none(text: str) -> None:
-    assert parse_calls(text) is None
-
-
 def test_a_model_without_the_token_has_no_tools() -> None:
     assert require_tools(9, ["f"]) == 9
     with pytest.raises(RequestError, match="tools must be absent, got f, g"):
         require_tools(None, ["f", "g"])
-
-
-def test_half_a_surrogate_pair_in_the_arguments_can_be_sent() -> None:
-    calls = parse_calls('[{"name": "f", "arguments": {"a": "é\\ud800"}}]')
-    assert calls and json.loads(calls[0].arguments.encode()) == {"a": "é\ud800"}

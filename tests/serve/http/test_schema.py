@@ -23,6 +23,7 @@ SAMPLING: dict[str, tuple[Any, str, Any]] = {
     "temperature": (0.3, "temperature", 0.3),
     "top_p": (0.9, "top_p", 0.9),
     "top_k": (40, "top_k", 40),
+    "min_tokens": (2, "min_tokens", 2),
     "min_p": (0.05, "min_p", 0.05),
     "logit_bias": ({"7": -100, "8": 2.5}, "logit_bias", {7: -100, 8: 2.5}),
     "seed": (5, "seed", 5),
@@ -34,10 +35,28 @@ HONOURED_ELSEWHERE = {
     *("messages", "model", "n", "stream", "stream_options", "response_format", "speculate"),
     *("max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "prediction"),
     *("tools", "tool_choice", "parallel_tool_calls", "user", "safety_identifier"),
-    *("prompt", "echo"),
+    *("prompt", "echo", "add_special_tokens", "prompt_logprobs"),
+    *("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+    *("continue_final_message", "add_generation_prompt", "chat_template_kwargs"),
+}
+# Hints that change no token.
+HINTS = {
+    *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"),
+    *("guided_decoding_backend", "spaces_between_special_tokens"),
 }
 # Fields whose only accepted values say what is so anyway.
-MOOT = {"modalities", "reasoning_effort", "service_tier", "store", "verbosity", "best_of"}
+MOOT = {
+    *(
+        "modalities",
+        "reasoning_effort",
+        "service_tier",
+        "store",
+        "verbosity",
+        "best_of",
+        "metadata",
+    ),
+    *("priority", "skip_special_tokens", "use_beam_search"),
+}
 
 
 def openai_fields(module: Any) -> set[str]:
@@ -49,7 +68,7 @@ def openai_fields(module: Any) -> set[str]:
 def test_openais_fields_are_known_one_by_one(module: Any, request_: Any) -> None:
     known = set(request_.model_fields)
     assert openai_fields(module) - known <= set(REFUSED)
-    assert known <= {*SAMPLING, *HONOURED_ELSEWHERE, *MOOT}
+    assert known <= {*SAMPLING, *HONOURED_ELSEWHERE, *HINTS, *MOOT}
     assert not known & set(REFUSED) - MOOT
 
 
@@ -97,16 +116,23 @@ def test_null_is_absence() -> None:
         {"store": True},
         {"service_tier": "priority"},
         {"modalities": ["audio"]},
-        {"tool_choice": "auto"},
+        {"tool_choice": "required"},
+        {"top_k": -2},
+        {"metadata": {"a": "b"}},
+        {"skip_special_tokens": False},
+        {"guided_regex": "a", "response_format": {"type": "text"}},
+        {"guided_json": "no JSON"},
+        {"continue_final_message": True},
+        {"add_generation_prompt": False},
         {"tools": [{"type": "function", "function": {"name": "f"}}] * 2},
         {"tools": [{"type": "custom", "custom": {"name": "f"}}]},
         {
             "tools": [{"type": "function", "function": {"name": "f"}}],
             "tool_choice": {"type": "function", "function": {"name": "g"}},
         },
-        {"messages": [{"role": "user", "content": "x", "colour": "red"}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        {"messages": [{"role": "user", "content": "a\ud83d"}]},
         {"messages": [{"role": "tool", "content": "x"}]},
-        {"messages": [{"role": "assistant", "content": "x", "refusal": "no"}]},
         {"messages": "x"},
     ],
 )
@@ -117,8 +143,58 @@ def test_what_cannot_be_honoured_is_no_request(wrong: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"best_of": 2}, {"echo": True, "logprobs": 1}, {"suffix": "x"}, {"prompt": []}, {"prompt": 3}],
+    [
+        {"best_of": 2},
+        {"prompt_logprobs": 1, "stream": True},
+        {"suffix": "x"},
+        {"prompt": []},
+        {"prompt": 3},
+    ],
 )
 def test_nor_of_plain_completions(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         CompletionRequest.model_validate({"prompt": "x", **wrong})
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"refusal": None, "annotations": [], "audio": None, "function_call": None},
+        {"parsed": None, "provider_specific_fields": {"refusal": None}, "reasoning_content": "hm"},
+        {"name": "anna"},
+        {"tool_calls": []},
+    ],
+)
+def test_what_clients_leave_inside_messages_is_dropped(left: dict[str, Any]) -> None:
+    message = {"role": "assistant", "content": "x"}
+    request = {"messages": [*USER["messages"], message | left, *USER["messages"]]}
+    found = ChatRequest.model_validate(request).messages[1].model_dump(exclude_none=True)
+    assert found == message | {"prefix": False} | (
+        {"tool_calls": []} if "tool_calls" in left else {}
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "kind"),
+    [
+        ({"guided_json": {"type": "object"}}, "guided_json", "json_schema"),
+        ({"guided_json": '{"type": "object"}'}, "guided_json", "json_schema"),
+        ({"guided_choice": ["a", 'b"']}, "guided_choice", "grammar"),
+        ({"structured_outputs": {"regex": "a"}}, "structured_outputs.regex", "regex"),
+        (
+            {"structured_outputs": {"json_object": True}},
+            "structured_outputs.json_object",
+            "json_object",
+        ),
+        ({"response_format": {"type": "text"}}, "response_format", "text"),
+    ],
+)
+def test_the_format_has_several_names(given: dict[str, Any], field: str, kind: str) -> None:
+    found = ChatRequest.model_validate({**USER, **given}).format
+    assert found is not None and found[0] == field and found[1].type == kind
+
+
+@pytest.mark.parametrize("stop", ["", [], None])
+def test_an_empty_stop_stops_nothing(stop: Any) -> None:
+    request = ChatRequest.model_validate({**USER, "stop": stop})
+    assert request.params(0, max_tokens=1, logprobs=None).stop == ()

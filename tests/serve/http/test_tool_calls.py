@@ -1,6 +1,7 @@
 """Tools over HTTP, by the official client, on real Tekken: the tiny model is made to call."""
 
 import json
+import re
 from typing import Any
 
 import openai
@@ -48,7 +49,12 @@ def test_a_chosen_function_is_called_with_arguments_that_fit(
         chunks = list(answer)
         calls = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or []]
         reason = chunks[-1].choices[0].finish_reason
-        assert [call.index for call in calls] == [0]
+        assert len(calls) > 2 and {call.index for call in calls} == {0}
+        whole, *pieces = calls
+        for piece in pieces:
+            assert piece.id is None
+            whole.function.arguments += piece.function.arguments
+        calls = [whole]
         assert not any(chunk.choices[0].delta.content for chunk in chunks)
     else:
         calls, reason = answer.choices[0].message.tool_calls, answer.choices[0].finish_reason
@@ -91,13 +97,28 @@ def test_without_tools_or_with_none_wanted_there_are_no_calls(tekken: Any) -> No
     assert shown.usage.prompt_tokens > plain.usage.prompt_tokens + 30
 
 
-def test_calls_cut_off_are_shown_as_the_text_that_they_are(tekken: Any) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_is_cut_off_is_a_call_as_far_as_it_goes(tekken: Any, stream: bool) -> None:
     answer = tekken.client.chat.completions.create(
-        **(ASK | {"max_tokens": 4}), tool_choice="required", temperature=0
+        **(ASK | {"max_tokens": 12}),
+        tool_choice={"type": "function", "function": {"name": "weather"}},
+        temperature=0,
+        stream=stream,
     )
-    assert answer.choices[0].finish_reason == "length"
-    assert answer.choices[0].message.content.startswith("[")
-    assert answer.choices[0].message.tool_calls is None
+    if stream:
+        chunks = list(answer)
+        calls = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or []]
+        content = [chunk.choices[0].delta.content for chunk in chunks]
+        reason = chunks[-1].choices[0].finish_reason
+        assert not any(content)
+    else:
+        calls, reason = answer.choices[0].message.tool_calls, answer.choices[0].finish_reason
+        assert answer.choices[0].message.content is None
+    assert reason == "length" and calls[0].function.name == "weather"
+    arguments = "".join(call.function.arguments for call in calls)
+    assert arguments.startswith("{")
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(arguments)
 
 
 def test_a_conversation_goes_on_with_the_tools_answer(tekken: Any) -> None:
@@ -124,22 +145,54 @@ def test_a_conversation_goes_on_with_the_tools_answer(tekken: Any) -> None:
     assert answer.usage.completion_tokens == 2
 
 
-def test_an_id_that_mistral_does_not_know_is_refused(tekken: Any) -> None:
-    call = {"id": "call_0123456789", "type": "function"}
-    call |= {"function": {"name": "now", "arguments": "{}"}}
+@pytest.mark.parametrize("name", ["call_0123456789", "toolu_01A09q90", "1", "", "é"])
+def test_any_id_is_one_that_mistral_knows_the_same_for_call_and_result(
+    tekken: Any, name: str
+) -> None:
+    call = {"id": name, "type": "function", "function": {"name": "now", "arguments": "{}"}}
     turns = [
         *QUESTION,
         {"role": "assistant", "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": call["id"], "content": "12:00"},
+        {"role": "tool", "tool_call_id": name, "content": "12:00"},
     ]
-    with pytest.raises(openai.BadRequestError, match="Tool call id"):
-        tekken.client.chat.completions.create(model="model", messages=turns)
+    body = {"model": "model", "messages": turns}
+    found = tekken.client.post("../tokenize", body=body, cast_to=object)
+    again = tekken.client.post("../tokenize", body=body, cast_to=object)
+    assert found == again  # the prefix in the cache stays the same
+    text = tekken.client.post("../detokenize", body={"tokens": found["tokens"]}, cast_to=object)[
+        "prompt"
+    ]
+    (called,) = re.findall(r'"id": "([a-zA-Z0-9]{9})"', text)
+    (answered,) = re.findall(r'"call_id": "([a-zA-Z0-9]{9})"', text)
+    assert called == answered
+    answer = tekken.client.chat.completions.create(model="model", messages=turns, max_tokens=2)
+    assert answer.usage.completion_tokens == 2
 
 
-def test_a_schema_that_cannot_be_enforced_names_tools(tekken: Any) -> None:
-    wrong = {"name": "f", "parameters": {"type": "object", "not": {}}}
-    with pytest.raises(openai.BadRequestError, match="enforced") as caught:
-        tekken.client.chat.completions.create(
-            model="model", messages=QUESTION, tools=[{"type": "function", "function": wrong}]
-        )
-    assert caught.value.param == "tools"
+UNIQUE = {
+    "type": "object",
+    "properties": {"tags": {"type": "array", "items": {"enum": ["a"]}, "uniqueItems": True}},
+    "required": ["tags"],
+    "additionalProperties": False,
+}
+
+
+def test_a_strict_schema_that_cannot_be_enforced_is_named(tekken: Any) -> None:
+    wrong = {"name": "tag", "parameters": UNIQUE, "strict": True}
+    tools = [*TOOLS, {"type": "function", "function": wrong}]
+    with pytest.raises(openai.BadRequestError, match="uniqueItems") as caught:
+        tekken.client.chat.completions.create(**(ASK | {"tools": tools}))
+    assert caught.value.param == "tools[2].function.parameters"
+
+
+def test_of_a_schema_that_is_not_strict_the_rest_is_enforced_and_said(tekken: Any) -> None:
+    loose = {"type": "function", "function": {"name": "tag", "parameters": UNIQUE}}
+    answer = tekken.client.chat.completions.with_raw_response.create(
+        **(ASK | {"tools": [*TOOLS, loose]}),
+        tool_choice={"type": "function", "function": {"name": "tag"}},
+        logit_bias={"1093": 5},  # "]", so that lists end
+        seed=2,
+    )
+    assert answer.headers["x-relaxed-schemas"] == "tools[2].function.parameters"
+    choice = answer.parse().choices[0]
+    assert choice.message.tool_calls[0].function.arguments.lstrip("{ \n").startswith('"tags"')

@@ -1,0 +1,62 @@
+"""The grammar of calls: as strict as each tool's schema can be enforced."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nemo_trt.engines.generation import Constraint
+from nemo_trt.errors import RequestError
+from nemo_trt.serve.grammars import Grammars
+from nemo_trt.serve.tools import calls_schema
+
+from .errors import ApiError, naming
+from .message_schema import Tool
+
+_ANY_OBJECT = {"type": "object"}
+
+
+def calls_grammar(
+    tools: Sequence[Tool], chosen: str | None, grammars: Grammars, *, several: bool
+) -> tuple[Constraint, list[str]]:
+    """What calls of these tools may be, and the fields whose schemas are enforced in part only.
+
+    A schema may use what no grammar can enforce ("uniqueItems"). Of a tool that is not strict, the
+    rest of its schema is enforced.
+
+    Args:
+        chosen: the one function that may be called; None: any.
+
+    Raises:
+        ApiError: a strict tool's schema cannot be enforced whole.
+    """
+    offered = {
+        f"tools[{at}].function.parameters": tool.function
+        for at, tool in enumerate(tools)
+        if chosen in (None, tool.function.name)
+    }
+    schemas: dict[str, Mapping[str, Any]] = {f.name: f.parameters for f in offered.values()}
+    try:
+        return grammars.json_schema(calls_schema(schemas, several=several)), []
+    except RequestError:
+        relaxed = []
+    for field, function in offered.items():
+        alone = calls_schema({function.name: function.parameters}, several=False)
+        try:
+            grammars.json_schema(alone)
+        except RequestError as error:
+            if function.strict:
+                raise ApiError(400, f"{field}: {error}", param=field) from error
+            relaxed.append(field)
+            if not _is_sound(alone, grammars):
+                schemas[function.name] = _ANY_OBJECT
+    with naming("tools"):
+        wanted = calls_schema(schemas, several=several)
+        return grammars.json_schema(wanted, lenient=True), relaxed
+
+
+def _is_sound(schema: Mapping[str, Any], grammars: Grammars) -> bool:
+    """Whether something of it can be enforced."""
+    try:
+        grammars.json_schema(schema, lenient=True)
+    except RequestError:
+        return False
+    return True
