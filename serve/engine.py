@@ -21,6 +21,7 @@ from nemo_trt.where import CPU, Where
 
 from .metrics import Metrics
 from .scheduler import Ended, Output, Request, Scheduler, Usage
+from .scoring import PromptScores
 
 
 class Answer:
@@ -165,12 +166,14 @@ class AsyncEngine:
         timeout_s: float | None = None,
         speculate: bool = True,
         prediction: Sequence[int] = (),
+        scores: PromptScores | None = None,
+        score_only: bool = False,
     ) -> Answer:
         """Continue a prompt: text (BOS is put before it), or token ids as they are.
 
         Args:
             timeout_s: seconds from now after which `DeadlineError` is raised.
-            constraint, speculate, prediction: see `Request`.
+            constraint, speculate, prediction, scores, score_only: see `Request`.
         """
         tokens = self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else prompt
         return Answer(
@@ -182,6 +185,8 @@ class AsyncEngine:
                 speculate=speculate,
                 constraint=constraint,
                 prediction=prediction,
+                scores=scores,
+                score_only=score_only,
             ),
         )
 

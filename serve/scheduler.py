@@ -21,6 +21,7 @@ from nemo_trt.errors import (
 )
 
 from .drafts import PromptLookup, draft_length
+from .scoring import SCORED_TOKENS, PromptScores
 
 Reason = Literal["stop", "length", "cancelled", "deadline", "error"]
 _LOG = logging.getLogger("nemo_trt.serve")
@@ -38,6 +39,9 @@ class Request:
         speculate: draft from the request's own tokens; the answer is the same.
         constraint: what the answer may consist of; each request has its own.
         prediction: tokens that the answer may resemble, to draft from.
+        scores: collects the log-probabilities of the prompt's tokens, before the first token of
+            the answer comes.
+        score_only: the request ends, with "length", when its prompt has been run.
     """
 
     prompt: Sequence[int]
@@ -46,6 +50,8 @@ class Request:
     speculate: bool = True
     constraint: Constraint | None = None
     prediction: Sequence[int] = ()
+    scores: PromptScores | None = None
+    score_only: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -224,11 +230,19 @@ class Scheduler:
         if prefilling:
             chosen = prefilling[: self._prefill_tokens]
             chunk = self._prefill_tokens // len(chosen)
-            self._run({live.row: live.pending[:chunk] for live in chosen}, outputs)
+            plain = [live for live in chosen if live.request.scores is None]
+            if plain:
+                self._run({live.row: live.pending[:chunk] for live in plain}, outputs)
+            scored = min(chunk, SCORED_TOKENS)
+            for live in chosen:
+                if live.request.scores is not None:  # logits at every position: one row at a time
+                    self._run({live.row: live.pending[:scored]}, outputs)
         return outputs
 
     def _admit(self, live: _Live) -> None:
         row, source, length = self._place(live.prompt)
+        if live.request.scores is not None:  # what the cache holds has no logits any more
+            source, length = row, 0
         if row == source:
             self._rows.rewind(row, length)
         else:
@@ -269,7 +283,8 @@ class Scheduler:
     def _run(self, work: dict[int, list[int]], outputs: list[Output]) -> None:
         """Append tokens to rows, and sample where a row's tokens are all there."""
         decoding = all(self._running[row].decoding for row in work)
-        num_logits = max(map(len, work.values())) if decoding else 1
+        scoring = any(self._running[row].request.scores is not None for row in work)
+        num_logits = max(map(len, work.values())) if decoding or scoring else 1
         try:
             for row, logits in self._rows.append(work, num_logits=num_logits):
                 live = self._running[row]
@@ -277,10 +292,7 @@ class Scheduler:
                     if live.decoding:
                         self._verify(live, work[row], logits, outputs)
                     else:
-                        live.pending = live.pending[len(work[row]) :]
-                        if not live.pending:
-                            live.decoding = True
-                            self._verify(live, work[row][-1:], logits, outputs)
+                        self._prefilled(live, work[row], logits, outputs)
                 except NemoTrtError as error:
                     outputs.append(self._finish(live, "error", error))
                 except Exception as error:  # one request's; its neighbours must not pay for it
@@ -288,6 +300,21 @@ class Scheduler:
         except NemoTrtError as error:  # the session: what the rows hold now is unknown
             hit = [self._running[row] for row in work if row in self._running]
             outputs.extend(self._finish(live, "error", error) for live in hit)
+
+    def _prefilled(
+        self, live: _Live, tokens: list[int], logits: Logits, outputs: list[Output]
+    ) -> None:
+        """A piece of the prompt has been run: score it, and sample behind the last one."""
+        live.pending = live.pending[len(tokens) :]
+        if live.request.scores is not None:
+            live.request.scores.push(logits, [*tokens[1:], *live.pending[:1]])
+        if live.pending:
+            return
+        if live.request.score_only:
+            outputs.append(self._finish(live, "length"))
+            return
+        live.decoding = True
+        self._verify(live, tokens[-1:], logits[-1:], outputs)
 
     def _verify(
         self, live: _Live, tokens: list[int], logits: Logits, outputs: list[Output]

@@ -15,7 +15,7 @@ from nemo_trt.serve.approval import require_verdict
 from nemo_trt.serve.options import ServeOptions
 from nemo_trt.where import CPU, Where
 
-from . import chat, completions, errors, routes
+from . import chat, completions, errors, responses, routes
 from .head import HeadAsGet
 from .middleware import RequestMiddleware
 from .page import mount_page
@@ -99,7 +99,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.service = service
-    for part in (chat, completions, routes):
+    for part in (chat, completions, responses, routes):
         app.include_router(part.router)
     mount_page(app)
     errors.install(app)

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from .chat_run import CallPiece, ChatRun, start
 from .errors import RESPONSES
+from .logprobs import prompt_entries
 from .schema import ChatRequest
 from .service import Service
 from .streaming import Chunk, EventStream, cancel, unless_gone, usage, usage_so_far
@@ -43,9 +44,18 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
             "object": "chat.completion",
             "choices": found,
             "usage": usage(run.answers, predicted=body.prediction is not None),
+            **_scores(run, service),
         },
         headers=run.headers,
     )
+
+
+def _scores(run: ChatRun, service: Service) -> Chunk:
+    """vLLM's `prompt_logprobs`, where they were asked for."""
+    if run.scores is None:
+        return {}
+    tokenizer = service.require().tokenizer
+    return {"prompt_logprobs": prompt_entries(tokenizer, run.scores.scores)}
 
 
 async def whole(run: ChatRun) -> list[Chunk]:

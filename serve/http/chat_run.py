@@ -10,6 +10,7 @@ from nemo_trt.engines.tokenizers import Detokenizer, Tokenizer
 from nemo_trt.serve.call_parser import CallParser
 from nemo_trt.serve.engine import Answer, AsyncEngine
 from nemo_trt.serve.grammars import Grammars
+from nemo_trt.serve.scoring import PromptScores
 from nemo_trt.serve.tools import ToolConstraint, require_tools
 
 from .call_ids import new_id
@@ -67,12 +68,14 @@ class ChatRun:
     Attributes:
         headers: to be sent with the response.
         prompt_tokens: of the prompt, which all answers share.
+        scores: of the prompt's tokens, where they were asked for.
     """
 
     answers: Sequence[Answer]
     choices: Sequence["Choice"]
     headers: dict[str, str]
     prompt_tokens: int
+    scores: PromptScores | None
 
     async def deltas(self) -> AsyncIterator[Delta]:
         """News of all answers as they come."""
@@ -114,6 +117,7 @@ async def start(body: ChatRequest, service: Service) -> ChatRun:
             _constraints, body, engine, grammars, trigger
         )
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    scores = None if body.prompt_logprobs is None else PromptScores(body.prompt_logprobs)
     answers = [
         engine.generate(
             prompt,
@@ -122,6 +126,7 @@ async def start(body: ChatRequest, service: Service) -> ChatRun:
             timeout_s=service.options.request_timeout_s,
             speculate=body.speculate,
             prediction=prediction,
+            scores=scores if index == 0 else None,
         )
         for index, constraint in enumerate(constraints)
     ]
@@ -133,7 +138,9 @@ async def start(body: ChatRequest, service: Service) -> ChatRun:
         note(relaxed_schemas=relaxed)
         headers["X-Relaxed-Schemas"] = ", ".join(relaxed)
     await accepted(answers)
-    return ChatRun(answers=answers, choices=choices, headers=headers, prompt_tokens=len(prompt))
+    return ChatRun(
+        answers=answers, choices=choices, headers=headers, prompt_tokens=len(prompt), scores=scores
+    )
 
 
 def _constraints(

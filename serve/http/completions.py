@@ -12,15 +12,25 @@ from starlette.responses import JSONResponse, Response
 from nemo_trt.engines.generation import TokenEvent
 from nemo_trt.engines.tokenizers import Tokenizer
 from nemo_trt.serve.engine import Answer
+from nemo_trt.serve.scoring import PromptScores
 
 from .constraints import format_constraint
 from .errors import RESPONSES
-from .logprobs import TextLogprobs
+from .logprobs import TextLogprobs, prompt_entries
 from .prompts import answer_limit
 from .request_log import note
 from .schema import CompletionRequest
 from .service import Service
-from .streaming import Chunk, EventStream, accepted, cancel, merged, unless_gone, usage
+from .streaming import (
+    Chunk,
+    EventStream,
+    accepted,
+    cancel,
+    merged,
+    unless_gone,
+    usage,
+    usage_so_far,
+)
 
 router = APIRouter()
 
@@ -37,15 +47,22 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     for prompt in prompts:
         answer_limit(engine, len(prompt), body.max_tokens, "prompt")
     grammars = await service.grammars() if body.format else None
+    only = body.max_tokens == 0
+    scores = [
+        None if body.scored is None else PromptScores(body.scored)
+        for _ in range(len(prompts) * body.n)
+    ]
     answers = [
         engine.generate(
             prompt,
-            body.params(index, max_tokens=body.max_tokens, logprobs=body.logprobs),
+            body.params(index, max_tokens=body.max_tokens or 1, logprobs=body.logprobs),
             constraint=format_constraint(body.format, grammars) if grammars else None,
             timeout_s=service.options.request_timeout_s,
             speculate=body.speculate,
+            scores=scores[at * body.n + index],
+            score_only=only,
         )
-        for prompt in prompts
+        for at, prompt in enumerate(prompts)
         for index in range(body.n)
     ]
     frame = {
@@ -59,9 +76,8 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         note(prompt=[engine.tokenizer.decode(prompt) for prompt in prompts])
     await accepted(answers)
     choices = [
-        _Choice(engine.tokenizer, engine.tokenizer.decode(prompt) if body.echo else "")
-        for prompt in prompts
-        for _ in range(body.n)
+        _Choice(engine.tokenizer, answer.prompt, scored, body)
+        for answer, scored in zip(answers, scores, strict=True)
     ]
     if body.stream:
         return EventStream(answers, _chunks(frame, body, choices, answers))
@@ -77,15 +93,45 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
 
 
 class _Choice:
-    """One continuation, behind its echoed prompt."""
+    """One continuation, after its echoed prompt."""
 
-    def __init__(self, tokenizer: Tokenizer, echo: str) -> None:
-        self._echo, self._logprobs = echo, TextLogprobs(tokenizer)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        scores: PromptScores | None,
+        body: CompletionRequest,
+    ) -> None:
+        self._tokenizer, self._prompt, self._scores = tokenizer, prompt, scores
+        self._echo, self._asked = body.echo, body
+        self._logprobs = TextLogprobs(tokenizer)
 
     def push(self, event: TokenEvent) -> tuple[str, Chunk | None]:
         """Take a token; return the text that may be shown now, and its log-probabilities."""
-        text, self._echo = self._echo + event.text, ""
-        return text, self._logprobs.push(event)
+        echo, lists = self.prompt()
+        return echo + event.text, _joined(lists, self._logprobs.push(event))
+
+    def prompt(self) -> tuple[str, Chunk | None]:
+        """The prompt and its log-probabilities, the first time and where they were asked for."""
+        if not self._echo:
+            return "", None
+        self._echo = False
+        text = self._tokenizer.decode(self._prompt)
+        if self._asked.logprobs is None or self._scores is None:
+            return text, None
+        return text, self._logprobs.prompt(self._prompt, self._scores.scores)
+
+    def extra(self) -> Chunk:
+        """vLLM's `prompt_logprobs`, where they were asked for."""
+        if self._asked.prompt_logprobs is None or self._scores is None:
+            return {}
+        return {"prompt_logprobs": prompt_entries(self._tokenizer, self._scores.scores)}
+
+
+def _joined(first: Chunk | None, second: Chunk | None) -> Chunk | None:
+    if first is None or second is None:
+        return first or second
+    return {name: values + second[name] for name, values in first.items()}
 
 
 def _prompts(
@@ -103,7 +149,7 @@ def _prompts(
 
 async def _whole(choices: Sequence[_Choice], answers: Sequence[Answer]) -> list[Chunk]:
     found: list[dict[str, Any]] = [
-        {"index": index, "text": "", "logprobs": None, "finish_reason": None}
+        {"index": index, "text": "", "logprobs": None, "finish_reason": "length"}
         for index in range(len(choices))
     ]
     async for index, event in merged(answers):
@@ -116,6 +162,11 @@ async def _whole(choices: Sequence[_Choice], answers: Sequence[Answer]) -> list[
         elif logprobs:
             for name, values in logprobs.items():
                 one["logprobs"][name] += values
+    for one, choice in zip(found, choices, strict=True):
+        text, logprobs = choice.prompt()  # where not one token was asked for
+        one["text"] += text
+        one["logprobs"] = one["logprobs"] or logprobs
+        one.update(choice.extra())
     note(end=[choice["finish_reason"] for choice in found])
     return found
 
@@ -124,18 +175,26 @@ async def _chunks(
     frame: Chunk, body: CompletionRequest, choices: Sequence[_Choice], answers: Sequence[Answer]
 ) -> AsyncIterator[Chunk]:
     base = {**frame, "usage": None} if body.include_usage else frame
+    prompt_tokens = sum(len(answer.prompt) for answer in answers[:: body.n])
+    completion_tokens = 0
+
+    def chunk(index: int, text: str, logprobs: Chunk | None, reason: str | None) -> Chunk:
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        told = {}
+        if body.continuous_usage:
+            told["usage"] = usage_so_far(prompt_tokens, completion_tokens)
+        return {**base, "choices": [choice], **told}
+
     async for index, event in merged(answers):
+        completion_tokens += 1
         text, logprobs = choices[index].push(event)
         if text or logprobs or event.finish_reason:
-            choice = {
-                "index": index,
-                "text": text,
-                "logprobs": logprobs,
-                "finish_reason": event.finish_reason,
-            }
-            yield {**base, "choices": [choice]}
+            yield chunk(index, text, logprobs, event.finish_reason)
         if event.finish_reason:
             note(end=event.finish_reason)
+    if body.max_tokens == 0:
+        for index, choice in enumerate(choices):
+            yield chunk(index, *choice.prompt(), "length")
     counted = usage(answers)
     if body.include_usage:
         yield {**base, "choices": [], "usage": counted}

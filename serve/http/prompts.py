@@ -21,7 +21,7 @@ from .message_schema import (
 )
 from .schema import Prediction
 
-_BETWEEN = "\n\n"
+BETWEEN = "\n\n"
 """Between the pieces of a message, as Mistral's own format has it."""
 _NAME = re.compile("[a-zA-Z0-9_-]{1,64}")
 
@@ -30,7 +30,7 @@ def text_of(content: str | Sequence[TextPart | RefusalPart] | None) -> str:
     """The text of a message."""
     if content is None or isinstance(content, str):
         return content or ""
-    return _BETWEEN.join(part.text for part in content)
+    return BETWEEN.join(part.text for part in content)
 
 
 async def conversation(

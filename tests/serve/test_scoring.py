@@ -1,0 +1,75 @@
+"""Scores of a prompt's tokens are those of one pass over it, however it is cut and whoever runs."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nemo_trt.engines.rows import Rows
+from nemo_trt.engines.runner import Runner
+from nemo_trt.engines.sampling import SamplingParams
+from nemo_trt.serve.scheduler import Request, Scheduler
+from nemo_trt.serve.scoring import SCORED_TOKENS, PromptScores
+
+pytestmark = pytest.mark.model
+
+PROMPT = [(7 * at + at**2) % 500 for at in range(2 * SCORED_TOKENS + 9)]
+
+
+@pytest.fixture(scope="module")
+def runner(tiny: Any) -> Iterator[Runner]:
+    with Runner.open(tiny.bundle, max_batch=2, max_seq_len=256) as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def expected(runner: Runner) -> Any:
+    """(S, V) natural logarithms, from one pass."""
+    rows = Rows(runner.session)
+    ((_, logits),) = rows.append({0: PROMPT}, num_logits=len(PROMPT))
+    wide = np.array(logits, np.float64)
+    return wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
+
+
+def test_scores_are_those_of_one_pass_beside_a_row_that_decodes(
+    runner: Runner, expected: Any
+) -> None:
+    scheduler = Scheduler(runner.session, runner.tokenizer)
+    neighbour = scheduler.submit(
+        Request(prompt=PROMPT[:20], params=SamplingParams(max_tokens=30), speculate=False)
+    )
+    scores = PromptScores(3)
+    scored = scheduler.submit(
+        Request(prompt=PROMPT, params=SamplingParams(max_tokens=2), scores=scores)
+    )
+    tokens: dict[int, int] = {neighbour: 0, scored: 0}
+    while not scheduler.idle:
+        for output in scheduler.step():
+            tokens[output.request_id] += output.event is not None
+    assert tokens == {neighbour: 30, scored: 2}
+    assert [score.token_id for score in scores.scores] == PROMPT[1:]
+    for at, score in enumerate(scores.scores):
+        row = expected[at]
+        assert score.logprob == pytest.approx(row[score.token_id], abs=1e-4)
+        assert score.top[0][1] == pytest.approx(row.max(), abs=1e-4)
+        assert len(score.top) == 3
+        assert (score.rank == 1) == (score.top[0][0] == score.token_id)
+
+
+def test_a_prompt_that_is_cached_is_scored_again_and_may_be_all_there_is(
+    runner: Runner, expected: Any
+) -> None:
+    scheduler = Scheduler(runner.session, runner.tokenizer)
+    for _ in range(2):
+        scores = PromptScores(0)
+        scheduler.submit(Request(prompt=PROMPT, scores=scores, score_only=True))
+        ended = []
+        while not scheduler.idle:
+            ended += [output for output in scheduler.step() if output.ended]
+        assert [output.event for output in ended] == [None]
+        assert ended[0].ended.reason == "length"
+        assert ended[0].ended.usage.completion_tokens == 0
+        logprobs = [score.logprob for score in scores.scores]
+        right = [expected[at][token] for at, token in enumerate(PROMPT[1:])]
+        assert logprobs == pytest.approx(right, abs=1e-4)
