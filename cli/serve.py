@@ -76,6 +76,13 @@ _DEFAULTS = {field.name: field.default for field in fields(ServeOptions)}
     type=click.Path(path_type=Path, dir_okay=False),
     help=f"File with an API key a line; so may {KEYS_VARIABLE}, with commas.",
 )
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Origin whose web pages may use the API, https://chat.example; may be repeated.",
+)
 @click.option("--allow-unvalidated", is_flag=True, help="Serve without a passing verdict.")
 @click.option(
     "--verify-key",
@@ -101,6 +108,7 @@ def command(
     drain_timeout: float,
     max_body_bytes: int,
     api_key_file: Path | None,
+    cors_origins: tuple[str, ...],
     allow_unvalidated: bool,
     verify_key: Path | None,
     ray: bool,
@@ -128,6 +136,7 @@ def command(
         request_timeout_s=request_timeout,
         allow_unvalidated=allow_unvalidated,
         verify_key=verify_key,
+        cors_origins=cors_origins,
         log_text=log_text,
     )
     if not options.api_keys and not _is_loopback(host):

@@ -1,10 +1,13 @@
 """How a server behaves, whatever the engine behind it."""
 
 import hmac
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_trt.errors import RequestError
+
+_ORIGIN = re.compile(r"https?://[^/*\s]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +23,7 @@ class ServeOptions:
         request_timeout_s: time of a request, waiting included; then it ends with an error.
         allow_unvalidated: serve what has no passing verdict, and say so.
         verify_key: PEM file of the Ed25519 public key whose signature the verdict must bear.
+        cors_origins: origins whose pages may use the API, "https://chat.example"; none by default.
         log_text: write prompts and answers to the log.
     """
 
@@ -31,6 +35,7 @@ class ServeOptions:
     request_timeout_s: float = 600.0
     allow_unvalidated: bool = False
     verify_key: Path | None = None
+    cors_origins: tuple[str, ...] = ()
     log_text: bool = False
 
     def __post_init__(self) -> None:
@@ -39,6 +44,11 @@ class ServeOptions:
                 raise RequestError(f"{name} must be above 0, got {getattr(self, name)}.")
         if not all(self.api_keys):
             raise RequestError("An API key must hold at least one character.")
+        for origin in self.cors_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise RequestError(
+                    f"cors_origins must be origins such as https://chat.example, got {origin!r}."
+                )
 
     def __repr__(self) -> str:
         """Without the keys: this may end in a log."""

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from nemo_trt.serve.http import errors
+from nemo_trt.serve.http.cors import allow_origins
 from nemo_trt.serve.http.errors import ApiError
 from nemo_trt.serve.http.middleware import RequestMiddleware
 from nemo_trt.serve.http.request_log import request_id
@@ -81,6 +82,7 @@ def create_proxy(replicas: DeploymentHandle, options: ServeOptions) -> FastAPI:
     app.include_router(router)
     errors.install(app)
     app.add_middleware(RequestMiddleware, options=options, metrics=proxy.metrics)
+    allow_origins(app, options)
     return app
 
 

@@ -16,6 +16,7 @@ from nemo_trt.serve.options import ServeOptions
 from nemo_trt.where import CPU, Where
 
 from . import chat, completions, errors, responses, routes
+from .cors import allow_origins
 from .head import HeadAsGet
 from .middleware import RequestMiddleware
 from .page import mount_page
@@ -105,4 +106,5 @@ def create_app(
     errors.install(app)
     app.add_middleware(HeadAsGet)
     app.add_middleware(RequestMiddleware, options=options, metrics=service.metrics)
+    allow_origins(app, options)
     return app

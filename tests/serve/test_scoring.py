@@ -35,7 +35,7 @@ def expected(runner: Runner) -> Any:
 def test_scores_are_those_of_one_pass_beside_a_row_that_decodes(
     runner: Runner, expected: Any
 ) -> None:
-    scheduler = Scheduler(runner.session, runner.tokenizer)
+    scheduler = Scheduler(runner.session)
     neighbour = scheduler.submit(
         Request(prompt=PROMPT[:20], params=SamplingParams(max_tokens=30), speculate=False)
     )
@@ -60,7 +60,7 @@ def test_scores_are_those_of_one_pass_beside_a_row_that_decodes(
 def test_a_prompt_that_is_cached_is_scored_again_and_may_be_all_there_is(
     runner: Runner, expected: Any
 ) -> None:
-    scheduler = Scheduler(runner.session, runner.tokenizer)
+    scheduler = Scheduler(runner.session)
     for _ in range(2):
         scores = PromptScores(0)
         scheduler.submit(Request(prompt=PROMPT, scores=scores, score_only=True))
