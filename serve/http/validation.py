@@ -76,6 +76,8 @@ def _expected(error: Mapping[str, Any]) -> str:
 
 def _explain_tag(error: Mapping[str, Any], param: str | None) -> tuple[str, str | None]:
     field = str(error["ctx"]["discriminator"]).strip("'")
+    if field.endswith("()"):  # a function that reads the type
+        field = "type"
     path = f"{param}.{field}" if param else field
     allowed = error["ctx"].get("expected_tags")
     if not allowed:
