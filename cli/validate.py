@@ -38,6 +38,11 @@ EXIT_FAIL = 1
     type=click.IntRange(64),
     help="Context to test up to; by default the model's, as far as memory allows.",
 )
+@click.option(
+    "--random-weights",
+    is_flag=True,
+    help="Do not require the perplexity of a language model.",
+)
 @where_options
 @click.option("--threads", type=click.IntRange(1), help="Compute threads.")
 @click.option(
@@ -59,6 +64,7 @@ def command(
     prompts: Path | None,
     max_batch: int | None,
     max_seq_len: int | None,
+    random_weights: bool,
     where: Where,
     threads: int | None,
     json_file: Path | None,
@@ -94,6 +100,7 @@ def command(
             max_seq_len=max_seq_len,
             where=where,
             threads=threads,
+            random_weights=random_weights,
             private_key=private_key,
             progress=bar,
         )
@@ -151,6 +158,17 @@ def show(report: "Report") -> None:
         f"computed in {report.engine['compute_precision']}, reference in "
         f"{report.reference['dtype']} (own noise {report.reference['noise']:.1g})"
     )
+    OUT.print(f"Reference weights read by {report.reference['reader']}.")
+    if not report.reference["independent_reader"]:
+        OUT.print("No other package reads this format: a fault in reading may go unseen.")
+    tokens = report.settings["tokenizer"]
+    OUT.print(
+        f"Tokenizer compared with {tokens['judge']}."
+        if tokens["judge"]
+        else f"The tokenizer is not judged: {tokens['unjudged']}."
+    )
+    if reason := report.settings["perplexity_not_judged"]:
+        OUT.print(f"Perplexity is not judged: {reason}.")
     for case in report.cases:
         for failure in case.failures:
             OUT.print(f"[red]{case.name}: {escaped(failure)}[/]")

@@ -1,7 +1,8 @@
-"""Reference logits: transformers' own modules, fed layer by layer through our readers.
+"""Reference logits: transformers' own modules, fed layer by layer with weights that others read.
 
-The model class, its RoPE and (for Hugging Face checkpoints) the reading of config.json are theirs,
-so that a fault of ours cannot cancel out. Memory: one layer, and the embedding in blocks of rows.
+The model class, its RoPE, the reading of weights (`validate.reading`) and, for Hugging Face
+checkpoints, of config.json are not ours, so that a fault of ours cannot cancel out. Memory: one
+layer, and the embedding in blocks of rows.
 """
 
 from collections.abc import Sequence
@@ -17,11 +18,10 @@ from torch import Tensor
 from nemo_trt.config import ModelConfig
 from nemo_trt.errors import CheckpointError
 from nemo_trt.export.checkpoints import Checkpoint
-from nemo_trt.export.tensors import load
 from nemo_trt.progress import Progress, Silent
-from nemo_trt.tensors import LazyTensor
 
 from .context import Context
+from .reading import WeightSource, open_weights
 from .sequences import TokenSequence
 
 _PROBE_TOKENS = 16
@@ -36,12 +36,15 @@ class Reference:
         logits: sequence name -> (n, V) float32, of the tokens that the sequence wants.
         noise: largest difference, on a probe, between these and the same in float64.
         context: keys and values of the first sequence, before which others may stand.
+        reader: who read the weights, and whether that is not this project.
         dtype: in which they were computed.
     """
 
     logits: dict[str, NDArray[np.float32]]
     noise: float
     context: Context
+    reader: str
+    independent: bool
     dtype: str = "float32"
     transformers_version: str = field(default_factory=lambda: str(transformers.__version__))
 
@@ -69,18 +72,19 @@ def compute_reference(
     progress = progress or Silent()
     config = checkpoint.config
     model = _empty_model(checkpoint)
+    weights = open_weights(checkpoint, model)
     first = sequences[0]
     probe = TokenSequence(name="", tokens=first.tokens[:_PROBE_TOKENS])
-    runs = [_Run(one, model, checkpoint, dtype, device) for one in sequences]
+    runs = [_Run(one, model, weights, dtype, device) for one in sequences]
     blocks: dict[tuple[int, str], NDArray[np.float32]] = {}
     context = Context(blocks, config.rope_theta)
-    double = _Run(probe, model, checkpoint, torch.float64, device)
+    double = _Run(probe, model, weights, torch.float64, device)
     progress.phase("reference: layers", config.num_layers)
     for index, layer in enumerate(model.model.layers):
         prefix = f"model.layers.{index}."
         state = {
-            name.removeprefix(prefix): load(ref).to(device, dtype)
-            for name, ref in checkpoint.tensors.items()
+            name.removeprefix(prefix): weights.weight(name).to(device, dtype)
+            for name, _ in config.tensors()
             if name.startswith(prefix)
         }
         layer.load_state_dict(state, assign=True)
@@ -94,11 +98,12 @@ def compute_reference(
     progress.phase("reference: head")
     norm = model.model.norm
     norm.load_state_dict(
-        {"weight": load(checkpoint.tensors["model.norm.weight"]).to(device, dtype)}, assign=True
+        {"weight": weights.weight("model.norm.weight").to(device, dtype)}, assign=True
     )
     head = "model.embed_tokens.weight" if config.tied_head else "lm_head.weight"
-    logits = _head([norm(run.wanted()) for run in runs], checkpoint.tensors[head])
-    exact = _head([norm.double()(double.hidden[0])], checkpoint.tensors[head])[0]
+    size = config.vocab_size
+    logits = _head([norm(run.wanted()) for run in runs], weights, head, size)
+    exact = _head([norm.double()(double.hidden[0])], weights, head, size)[0]
     compared = logits[0][: len(probe.tokens)].double()
     return Reference(
         logits={
@@ -107,6 +112,8 @@ def compute_reference(
         },
         noise=float((compared - exact).abs().max()),
         context=context,
+        reader=weights.reader,
+        independent=weights.independent,
         dtype=str(dtype).removeprefix("torch."),
     )
 
@@ -118,13 +125,13 @@ class _Run:
         self,
         sequence: TokenSequence,
         model: Any,
-        checkpoint: Checkpoint,
+        weights: WeightSource,
         dtype: torch.dtype,
         device: str,
     ) -> None:
         self.sequence, self.dtype = sequence, dtype
-        table = checkpoint.tensors["model.embed_tokens.weight"]
-        self.hidden = load(table, rows=sequence.tokens).to(device, dtype)[None]
+        rows = weights.rows("model.embed_tokens.weight", sequence.tokens)
+        self.hidden = rows.to(device, dtype)[None]
         end = sequence.start + len(sequence.tokens)
         positions = torch.arange(sequence.start, end, device=device)
         rotary = type(model.model.rotary_emb)(config=model.config).to(device)  # ours has data
@@ -203,11 +210,11 @@ def _config(config: ModelConfig) -> Any:
     )
 
 
-def _head(hidden: list[Tensor], ref: LazyTensor) -> list[Tensor]:
+def _head(hidden: list[Tensor], weights: WeightSource, name: str, size: int) -> list[Tensor]:
     """Logits (S, V) of each (S, C), the head read in blocks of rows."""
     joined = torch.cat(hidden)  # (sum of S, C)
-    logits = torch.empty(len(joined), ref.shape[0], dtype=joined.dtype, device=joined.device)
-    for start in range(0, ref.shape[0], _HEAD_ROWS):
-        rows = load(ref, rows=range(start, min(start + _HEAD_ROWS, ref.shape[0])))
+    logits = torch.empty(len(joined), size, dtype=joined.dtype, device=joined.device)
+    for start in range(0, size, _HEAD_ROWS):
+        rows = weights.rows(name, range(start, min(start + _HEAD_ROWS, size)))
         logits[:, start : start + _HEAD_ROWS] = joined @ rows.to(joined.device, joined.dtype).t()
     return list(torch.split(logits, [len(one) for one in hidden]))

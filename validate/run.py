@@ -1,7 +1,7 @@
 """Validates a bundle or one of its engines on this machine, and writes the verdict beside it."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from nemo_trt import atomic, signature
@@ -23,6 +23,7 @@ from nemo_trt.where import CPU, Where
 from .cases import MAX_ROWS
 from .report import Report
 from .sequences import make_sequences
+from .tokens import judge_tokenizer
 from .validator import validate
 
 _CACHE_SHARE = 0.25  # of memory: the cache of the far case is the largest thing
@@ -38,6 +39,7 @@ def validate_bundle(
     where: Where | str = CPU,
     threads: int | None = None,
     private_key: bytes | None = None,
+    random_weights: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Compare a bundle on ONNX Runtime, or an engine, with transformers, and write the verdict.
@@ -54,6 +56,7 @@ def validate_bundle(
         max_seq_len: context to test up to, by default the model's as far as memory allows.
         where: what runs the bundle: "cpu", "cuda", or the name of one of its engines.
         threads: compute threads, on the CPU alone.
+        random_weights: the weights are random, so do not judge perplexity.
         private_key: PEM of an Ed25519 key that signs the verdict.
 
     Raises:
@@ -67,6 +70,8 @@ def validate_bundle(
         signature.require_private_key(private_key)
     digests = _digests(bundle, where)
     checkpoint = _reference(bundle.manifest, reference)
+    if random_weights:
+        checkpoint = replace(checkpoint, random_weights=True)
     folder = bundle.tokenizer_folder
     tokenizer = open_tokenizer(folder) if folder else None
     session = _open(bundle, where, max_batch, max_seq_len, threads)
@@ -88,7 +93,13 @@ def validate_bundle(
         )
     finally:
         session.close()
-    report = replace(report, coverage=coverage)
+    tokens = judge_tokenizer(tokenizer, checkpoint)
+    report = replace(
+        report,
+        coverage=coverage,
+        failures=(*report.failures, *tokens.failures),
+        settings={**report.settings, "tokenizer": asdict(tokens)},
+    )
     if _digests(bundle, where) != digests:
         altered = f"{bundle} was altered while it was judged. Validate again."
         return replace(report, unwritten=altered)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from nemo_trt.engines.tokenizers import Tokenizer
 from nemo_trt.errors import RequestError
 
 from .texts import HELD_OUT
+
+Origin = Literal["built-in", "given", "random"]
 
 MIN_PROMPT_TOKENS = 10
 MAX_PROMPT_TOKENS = 64
@@ -55,12 +58,14 @@ class Sequences:
         edge: a few tokens that begin just before the cache's first edge.
         long: longer than one prefill step of the session takes.
         far: a few tokens at several depths of the context, the deepest first.
+        origin: of the texts.
     """
 
     texts: tuple[TokenSequence, ...]
     edge: TokenSequence
     long: TokenSequence
     far: tuple[TokenSequence, ...]
+    origin: Origin
 
     @property
     def every(self) -> tuple[TokenSequence, ...]:
@@ -107,6 +112,7 @@ def make_sequences(
         edge=_edge(every[0], end),
         long=TokenSequence(name="long", tokens=tuple(long), wanted=_edges(num_long, chunk)),
         far=_far(every[0], end),
+        origin="random" if tokenizer is None else "given" if prompts else "built-in",
     )
 
 

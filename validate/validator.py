@@ -17,6 +17,7 @@ from nemo_trt.tolerances import Tolerance, case_failures, perplexity_failures, t
 
 from . import cases
 from .cases import Observation
+from .language import language_failures, unjudged
 from .metrics import Metrics, compare, negative_log_likelihood
 from .reference import Reference, compute_reference
 from .report import CaseReport, Report, broken_case
@@ -74,6 +75,7 @@ def validate(
         else math.inf
         for index, who in enumerate(("engine", "reference"))
     }
+    unjudged_language = unjudged(checkpoint, sequences)
     return Report(
         bundle_id=bundle_id,
         engine={**engine, "compute_precision": session.compute_precision},
@@ -82,12 +84,15 @@ def validate(
             "format": checkpoint.format,
             "dtype": reference.dtype,
             "noise": reference.noise,
+            "reader": reference.reader,
+            "independent_reader": reference.independent,
             "transformers": reference.transformers_version,
             "quick_digests": {p.name: quick_digest(p) for p in checkpoint.weight_files},
         },
         settings={
             "nemo-trt": __version__,
             "python": platform.python_version(),
+            "perplexity_not_judged": unjudged_language,
             "sequences": [
                 {"name": one.name, "tokens": len(one.tokens), "start": one.start}
                 for one in sequences.every
@@ -99,6 +104,7 @@ def validate(
         failures=(
             *perplexity_failures(perplexity, asdict(limits)),
             *scale_failures(session.bundle, checkpoint),
+            *(() if unjudged_language else language_failures(perplexity)),
         ),
     )
 

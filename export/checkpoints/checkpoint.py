@@ -29,6 +29,7 @@ class Checkpoint:
         fp8: what an FP8 checkpoint says of the scales of each FP8 weight; the weights are codes.
         fp8_kind: how that checkpoint names its quantisation.
         dequantised: whether FP8 weights were read as BF16 ones.
+        random_weights: the checkpoint itself says so, as seeded ones do.
         adapters: path, weight and sha256 of every LoRA adapter that is merged into `tensors`.
     """
 
@@ -41,6 +42,7 @@ class Checkpoint:
     fp8: Mapping[str, StoredScales] = field(default_factory=dict)
     fp8_kind: str = ""
     dequantised: bool = False
+    random_weights: bool = False
     adapters: tuple[Mapping[str, str | float], ...] = ()
 
     def __post_init__(self) -> None:

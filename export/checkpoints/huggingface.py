@@ -17,6 +17,8 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+RANDOM_WEIGHTS = "random_weights"
+"""Field of config.json: true in checkpoints that this project seeded."""
 # Buffers that old checkpoints carry and everybody computes anew.
 _IGNORED_SUFFIX = ".rotary_emb.inv_freq"
 
@@ -78,6 +80,7 @@ def read(path: Path, *, dequantise: bool = False, keep_fp8: bool = False) -> Che
         fp8_kind=quantization["described"] if quantization is not None else "",
         dequantised=quantization is not None and dequantise,
         tensors=weights,
+        random_weights=raw.get(RANDOM_WEIGHTS) is True,
         tokenizer_files=in_folder(path),
         weight_files=files,
     )

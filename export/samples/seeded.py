@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nemo_trt import atomic, bfloat16
 from nemo_trt.config import ModelConfig
+from nemo_trt.export.checkpoints.huggingface import RANDOM_WEIGHTS
 from nemo_trt.export.checkpoints.tokenizer_files import TEKKEN, tekken_of_mistral_common
 from nemo_trt.export.convert.huggingface import (
     hf_config,
@@ -101,7 +102,7 @@ def write_seeded(
             layout = [(name, DType.BF16, shape) for name, shape in tensors]
             write_stream(folder / file, layout, _pieces(tensors, config, seed, progress))
         write_index(files, num_bytes, folder)
-        write_json(folder / "config.json", hf_config(config))
+        write_json(folder / "config.json", hf_config(config) | {RANDOM_WEIGHTS: True})
         if config.vocab_size == _TEKKEN_VOCAB:
             (folder / TEKKEN).write_bytes(tekken_of_mistral_common().read_bytes())
 

@@ -1,0 +1,80 @@
+"""A tokenizer that gives other tokens than its makers' fails validation."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nemo_trt.engines.tokenizers import open_tokenizer
+from nemo_trt.export.checkpoints.tokenizer_files import in_folder, tekken_of_mistral_common
+from nemo_trt.validate.tokens import TokenizerVerdict, judge_tokenizer
+
+pytestmark = pytest.mark.model
+
+
+def judged(bundle: Path, source: Path) -> TokenizerVerdict:
+    checkpoint: Any = SimpleNamespace(tokenizer_files=in_folder(source))
+    return judge_tokenizer(open_tokenizer(bundle), checkpoint)
+
+
+def test_the_sample_models_tokenizer_is_transformers(sample_tokenizer: Path) -> None:
+    verdict = judged(sample_tokenizer, sample_tokenizer)
+    assert verdict.failures == () and str(verdict.judge).startswith("transformers")
+
+
+def test_tekken_is_mistral_commons(tmp_path: Path) -> None:
+    shutil.copyfile(tekken_of_mistral_common(), tmp_path / "tekken.json")
+    verdict = judged(tmp_path, tmp_path)
+    assert verdict.failures == () and str(verdict.judge).startswith("mistral-common")
+
+
+def exchange_two_tokens(folder: Path) -> None:
+    data = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = data["model"]["vocab"]
+    one, other = "ĠZealand", "ĠNorway"
+    assert one in vocabulary and other in vocabulary
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+
+
+def lower_case_first(folder: Path) -> None:
+    data = json.loads((folder / "tokenizer.json").read_text())
+    data["normalizer"] = {"type": "Lowercase"}
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+
+
+def other_template(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    data = json.loads(path.read_text())
+    assert "<|im_start|>assistant" in data["chat_template"]
+    template = data["chat_template"].replace("<|im_start|>assistant", "<|im_start|>user")
+    data["chat_template"] = template
+    path.write_text(json.dumps(data))
+
+
+FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "two tokens exchanged": (exchange_two_tokens, "got 2 with another"),
+    "another normalizer": (lower_case_first, "must have the tokens"),
+    "another chat template": (other_template, "a chat with one turn"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_an_altered_tokenizer_fails(name: str, sample_tokenizer: Path, tmp_path: Path) -> None:
+    plant, words = FAULTS[name]
+    shutil.copytree(sample_tokenizer, tmp_path / "bundle")
+    plant(tmp_path / "bundle")
+    failures = judged(tmp_path / "bundle", sample_tokenizer).failures
+    assert any(words in failure for failure in failures), failures
+
+
+def test_what_cannot_be_judged_is_said(sample_tokenizer: Path, tmp_path: Path) -> None:
+    nothing: Any = SimpleNamespace(tokenizer_files=())
+    assert "no tokenizer" in str(judge_tokenizer(None, nothing).unjudged)
+    assert "no tokenizer" in str(
+        judge_tokenizer(open_tokenizer(sample_tokenizer), nothing).unjudged
+    )
