@@ -69,7 +69,7 @@ def test_plan_shows_every_gpu_then_one(bundle: str, capsys: Output) -> None:
     assert "KV cache, 4 x 131072 tokens" in shown and "A decode step takes at least" in shown
     assert run(["plan", bundle, "--gpu", "l40s", "--max-seq-len", "4096", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["kv_bytes"] == 4096 * 2 * 2 * 2 * 64 * 2
+    assert facts["kv_bytes"] == 4096 * 2 * 2 * 2 * 128 * 2
     assert facts["target"]["sm"] == 89 and facts["free_bytes"] > 0
 
 
