@@ -120,6 +120,7 @@ def command(
     from .console import OUT, Bar, escaped, next_step, num_bytes
 
     _require_fp8(context, precision, fp8)
+    _say_removed(bundle, weights, force)
     with Bar() as bar:
         made = export_checkpoint(
             checkpoint,
@@ -158,6 +159,22 @@ def command(
             f"would cost KL {found.kl:.2g}, at most {found.max_kl:g} is allowed"
         )
     next_step("nemo-trt", "validate", bundle)
+
+
+def _say_removed(bundle: Path, weights: str, force: bool) -> None:
+    """Name the engines that --force removes with the bundle."""
+    from nemo_trt.export.target import require_target
+    from nemo_trt.manifest import ENGINES_FOLDER
+
+    from .console import ERR
+
+    if not force or weights == "in-place" or not bundle.is_dir():
+        return
+    require_target(bundle, "copy", force)
+    engines = bundle / ENGINES_FOLDER
+    names = sorted(path.name for path in engines.iterdir()) if engines.is_dir() else []
+    if names := [name for name in names if not name.startswith(".")]:
+        ERR.print(f"--force removes {bundle} and its engines: {', '.join(names)}.", markup=False)
 
 
 def _require_fp8(context: click.Context, precision: str | None, fp8: dict[str, Any]) -> None:

@@ -6,8 +6,10 @@ Exit codes: 0 done, 1 negative verdict, 2 usage or bad input, 3 something this m
 import importlib
 import io
 import os
+import signal
 import sys
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import click
@@ -34,6 +36,7 @@ COMMANDS = {
     "doctor": "Tell what this machine can do.",
 }
 EXIT_VERDICT, EXIT_INPUT, EXIT_MACHINE = 1, 2, 3
+EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 class LazyGroup(click.Group):
@@ -85,7 +88,17 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every encoding has every character
     arguments = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(arguments))
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came: what was begun is cleaned up as after Ctrl-C."""
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the cleaning short
+    raise _Terminated
 
 
 def run(arguments: list[str]) -> int:
@@ -97,9 +110,12 @@ def run(arguments: list[str]) -> int:
             prog_name="nemo-trt",
             standalone_mode=False,
         )
-    except click.exceptions.Abort:
+    except click.exceptions.Abort as error:  # click makes it of any KeyboardInterrupt
         click.echo("Stopped.", err=True)
-        return 130
+        return EXIT_TERMINATED if isinstance(error.__cause__, _Terminated) else 130
+    except _Terminated:
+        click.echo("Stopped.", err=True)
+        return EXIT_TERMINATED
     except KeyboardInterrupt:
         click.echo("Stopped.", err=True)
         return 130

@@ -29,6 +29,7 @@ from nemo_trt.safetensors import read_layout
 from nemo_trt.tensors import TensorRef
 
 from .checkpoints import Checkpoint, open_checkpoint
+from .finite import require_finite
 from .quantization.graph import set_scales
 from .quantization.weights import num_fp8_bytes, scales_of, write_fp8_weights
 from .target import WeightsMode, relative_to_bundle, require_target, weight_locations
@@ -88,24 +89,26 @@ def export_bundle(
     _require_quantization(chosen, quantization, checkpoint, weights)
     require_target(bundle, weights, force)
     require_free_disk(bundle, _GRAPH_BYTES + _new_bytes(checkpoint, weights, quantization))
+    if checkpoint.weight_files:  # others are checked as they are written
+        require_finite(_stored(checkpoint).values(), progress)
     progress.phase("trace the decoder")
     model = trace_decoder(
         checkpoint.config, chosen, numerics_of(checkpoint.config, chosen, quantization)
     )
     _describe(model, checkpoint)
     if quantization and not checkpoint.fp8:
-        return _write_fp8(model, checkpoint, quantization, bundle, sha256, progress)
+        return _write_fp8(model, checkpoint, quantization, bundle, force, sha256, progress)
     if quantization:
         set_scales(model.graph, scales_of(checkpoint, quantization))
     locations = weight_locations(checkpoint, bundle, weights)
     if not checkpoint.weight_files:
-        return _write_new(model, checkpoint, chosen, bundle, sha256, progress, quantization)
+        return _write_new(model, checkpoint, chosen, bundle, force, sha256, progress, quantization)
     attach_weights(model, _stored(checkpoint), locations)
     if weights == "in-place":
         return _write_in_place(
             model, checkpoint, chosen, bundle, locations, sha256, progress, quantization
         )
-    with atomic.new_directory(bundle) as folder:
+    with atomic.new_directory(bundle, replace=force) as folder:
         (folder / WEIGHTS_FOLDER).mkdir()
         progress.phase("copy the weights", checkpoint.num_file_bytes, "bytes")
         for path, location in locations.items():
@@ -125,13 +128,14 @@ def _write_new(
     checkpoint: Checkpoint,
     precision: DType,
     bundle: Path,
+    force: bool,
     sha256: bool,
     progress: Progress,
     quantization: Quantization | None,
 ) -> Manifest:
     """Write the weights to one file of their own, and point the graph at them."""
     location = PurePosixPath(WEIGHTS_FOLDER, _WEIGHTS_FILE)
-    with atomic.new_directory(bundle) as folder:
+    with atomic.new_directory(bundle, replace=force) as folder:
         path = folder / location
         path.parent.mkdir()
         write_weights(checkpoint, path, progress)
@@ -146,6 +150,7 @@ def _write_fp8(
     checkpoint: Checkpoint,
     quantization: Quantization,
     bundle: Path,
+    force: bool,
     sha256: bool,
     progress: Progress,
 ) -> Manifest:
@@ -153,7 +158,7 @@ def _write_fp8(
     location = PurePosixPath(WEIGHTS_FOLDER, _WEIGHTS_FILE)
     scales = scales_of(checkpoint, quantization)
     set_scales(model.graph, scales)
-    with atomic.new_directory(bundle) as folder:
+    with atomic.new_directory(bundle, replace=force) as folder:
         path = folder / location
         path.parent.mkdir()
         write_fp8_weights(checkpoint, quantization, scales, path, progress)
@@ -206,8 +211,7 @@ def _write_in_place(
     quantization: Quantization | None,
 ) -> Manifest:
     """Add graph and manifest to the folder that holds the weights already."""
-    graph = atomic.temporary_sibling(bundle / GRAPH_FILE)
-    try:
+    with atomic.new_file(bundle / GRAPH_FILE) as graph:
         progress.phase("write and check the graph")
         _save_graph(model, graph, checkpoint.config, precision)
         manifest = _manifest(
@@ -224,10 +228,8 @@ def _write_in_place(
             quantization=quantization,
         )
         atomic.write_text(bundle / NEXT_MANIFEST_FILE, manifest.to_json())
-        graph.replace(bundle / GRAPH_FILE)  # from here on the new bundle is the one that counts
-        (bundle / NEXT_MANIFEST_FILE).replace(bundle / MANIFEST_FILE)
-    finally:
-        graph.unlink(missing_ok=True)
+    # The graph has its name: from here on the new bundle is the one that counts.
+    (bundle / NEXT_MANIFEST_FILE).replace(bundle / MANIFEST_FILE)
     return manifest
 
 

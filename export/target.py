@@ -1,10 +1,12 @@
 """Where a bundle may be written, and where its weight files lie."""
 
+import json
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
+from nemo_trt import atomic
 from nemo_trt.errors import ExportError
-from nemo_trt.manifest import MANIFEST_FILE, WEIGHTS_FOLDER, Manifest, is_bundle
+from nemo_trt.manifest import MANIFEST_FILE, WEIGHTS_FOLDER, is_bundle
 
 from .checkpoints import Checkpoint
 
@@ -13,28 +15,42 @@ WeightsMode = Literal["copy", "in-place"]
 
 def require_target(bundle: Path, weights: WeightsMode, force: bool) -> None:
     """Raise an ExportError unless a bundle may be written there."""
+    atomic.require_writable(bundle / MANIFEST_FILE if weights == "in-place" else bundle)
     if weights == "in-place":
         if is_bundle(bundle) and not force:
             raise ExportError(f"{bundle} must not hold a bundle yet. Use --force to replace it.")
     elif bundle.exists() or bundle.is_symlink():
         if not force:
             raise ExportError(f"{bundle} must not exist yet. Use --force to replace it.")
-        if not is_bundle(bundle):
+        if bundle.exists() and not _is_ours(bundle):
             raise ExportError(
                 f"{bundle} must be a bundle for --force to replace it, got something else. "
                 "Choose another folder."
             )
-        if _is_in_place(bundle):
+        if bundle.exists() and _is_in_place(bundle):
             raise ExportError(
                 f"{bundle} holds a bundle made in place, beside its checkpoint. "
                 "Choose another folder, so that the checkpoint stays."
             )
 
 
+def _is_ours(bundle: Path) -> bool:
+    """Whether a folder is a bundle, of any version of nemo-trt."""
+    return is_bundle(bundle) and {"bundle_id", "weights_mode"} <= _manifest(bundle).keys()
+
+
 def _is_in_place(bundle: Path) -> bool:
     """Whether an existing bundle's weights are a checkpoint's own files."""
-    text = (bundle / MANIFEST_FILE).read_text(encoding="utf-8")
-    return Manifest.from_json(text).weights_mode == "in-place"
+    return bool(_manifest(bundle)["weights_mode"] != "copy")
+
+
+def _manifest(bundle: Path) -> dict[str, Any]:
+    """A manifest of any version; an empty one when there is none that can be read."""
+    try:
+        found = json.loads((bundle / MANIFEST_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def weight_locations(

@@ -19,6 +19,7 @@ from nemo_trt.safetensors import write_stream
 from nemo_trt.tensors import LazyTensor, TensorRef
 
 from .checkpoints import Checkpoint
+from .finite import finite_rows
 
 _COPY_BYTES = 64 * 2**20
 _PIECE_BYTES = 8 * 2**20
@@ -75,15 +76,20 @@ def write_weights(checkpoint: Checkpoint, target: Path, progress: Progress) -> N
     Memory: a few pieces of 8 MB.
     """
     progress.phase("write the weights", checkpoint.num_bytes, "bytes")
-    write_tensors(checkpoint.ordered_tensors, target, progress)
+    write_tensors(checkpoint.ordered_tensors, target, progress, rows=finite_rows)
 
 
-def write_tensors(tensors: Sequence[LazyTensor], target: Path, progress: Progress) -> None:
-    """Write tensors to a safetensors file, in their order."""
+def write_tensors(
+    tensors: Sequence[LazyTensor],
+    target: Path,
+    progress: Progress,
+    rows: Callable[[LazyTensor, int, int], NDArray[Any]] = lambda t, start, stop: t.rows(
+        start, stop
+    ),
+) -> None:
+    """Write tensors to a safetensors file, in their order; `rows` reads them."""
     layout = [(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors]
-    write_stream(
-        target, layout, pieces(tensors, lambda t, start, stop: t.rows(start, stop), progress)
-    )
+    write_stream(target, layout, pieces(tensors, rows, progress))
 
 
 def pieces(

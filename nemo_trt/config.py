@@ -1,6 +1,7 @@
 """The shape of a model, as its checkpoint states it."""
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
@@ -8,7 +9,16 @@ from typing import Any, Self
 from nemo_trt.errors import CheckpointError
 from nemo_trt.precision import DType
 
-_MOST = {"num_layers": 1024, "num_heads": 1024, "num_kv_heads": 1024, "head_dim": 1024}
+_MOST = {
+    "num_layers": 1024,
+    "num_heads": 1024,
+    "num_kv_heads": 1024,
+    "head_dim": 1024,
+    "hidden_size": 2**20,
+    "intermediate_size": 2**22,
+    "vocab_size": 2**24,
+    "max_position_embeddings": 2**31 - 1,
+}
 """What is counted out tensor by tensor or row by row: a damaged number must not take all memory."""
 
 
@@ -56,9 +66,10 @@ class ModelConfig:
                 raise CheckpointError(f"{name} must be a positive integer, got {value!r}.")
             if value > _MOST.get(name, value):
                 raise CheckpointError(
-                    f"{name} must be at most {_MOST[name]}, got {value}. No model of this family "
-                    "has more: it is damaged."
+                    f"{name} must be at most {_MOST[name]}, got {str(value)[:40]}. No model "
+                    "of this family has more: it is damaged."
                 )
+        limit = self.vocab_size
         if self.num_heads % self.num_kv_heads:
             raise CheckpointError(
                 f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and "
@@ -68,8 +79,21 @@ class ModelConfig:
             raise CheckpointError(f"head_dim must be even for RoPE, got {self.head_dim}.")
         for name in ("rms_norm_eps", "rope_theta"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+            if (
+                not isinstance(value, int | float)
+                or isinstance(value, bool)
+                or not 0 < value <= sys.float_info.max
+            ):
                 raise CheckpointError(f"{name} must be a positive number, got {value!r}.")
+        for name, ids in (
+            ("bos_token_id", () if self.bos_token_id is None else (self.bos_token_id,)),
+            ("eos_token_ids", self.eos_token_ids),
+        ):
+            for one in ids:
+                if not isinstance(one, int) or isinstance(one, bool) or not 0 <= one < limit:
+                    raise CheckpointError(
+                        f"{name} must be of the vocabulary, 0 to {limit - 1}, got {str(one)[:40]}."
+                    )
 
     @property
     def query_size(self) -> int:

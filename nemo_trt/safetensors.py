@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from nemo_trt.errors import CheckpointError
+from nemo_trt.lfs import require_content
 from nemo_trt.precision import SAFETENSORS_DTYPES, DType
+from nemo_trt.shown import shown
 from nemo_trt.tensors import TensorRef
 
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_HEADER_BYTES = 8 * 2**20  # the format allows 100 MB; a thousand layers take 1 MB
+_MAX_AXES = 8
 _CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
 
 
@@ -28,6 +31,7 @@ def read_layout(path: Path) -> dict[str, TensorRef]:
     """
     try:
         file_bytes = path.stat().st_size
+        require_content(path)
         with path.open("rb") as file:
             entries, data_start = _read_header(file, file_bytes, path)
     except OSError as error:
@@ -57,8 +61,8 @@ def _read_header(file: BinaryIO, file_bytes: int, path: Path) -> tuple[dict[str,
     (header_bytes,) = struct.unpack("<Q", prefix)
     if header_bytes > MAX_HEADER_BYTES or 8 + header_bytes > file_bytes:
         raise CheckpointError(
-            f"{path} states a header of {header_bytes} bytes, more than the file or the format "
-            "allows. It is truncated or no safetensors file."
+            f"{path} states a header of {header_bytes} bytes, more than the file holds or a "
+            f"model needs ({MAX_HEADER_BYTES}). It is truncated or no safetensors file."
         )
     try:
         entries = json.loads(file.read(header_bytes), object_pairs_hook=_no_duplicates)
@@ -78,24 +82,24 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def _tensor_ref(name: str, entry: object, data_start: int, path: Path) -> TensorRef:
-    where = f"Tensor {name} in {path}"
+    where = f"Tensor {name[:200]} in {path}"
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
         raise CheckpointError(f"{where} must state dtype, shape and data_offsets.")
     dtype = SAFETENSORS_DTYPES.get(str(entry["dtype"]))
     if dtype is None:
         raise CheckpointError(
-            f"{where} must be one of {', '.join(SAFETENSORS_DTYPES)}, got {entry['dtype']}. "
+            f"{where} must be one of {', '.join(SAFETENSORS_DTYPES)}, got {shown(entry['dtype'])}. "
             "Quantised checkpoints of this kind are not read; use the BF16 one."
         )
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if not isinstance(shape, list) or not all(map(_is_count, shape)):
-        raise CheckpointError(f"{where} must have a shape of counts, got {shape!r}.")
+    if not isinstance(shape, list) or len(shape) > _MAX_AXES or not all(map(_is_count, shape)):
+        raise CheckpointError(f"{where} must have a shape of counts, got {shown(shape)}.")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
-        raise CheckpointError(f"{where} must have two data_offsets, got {offsets!r}.")
+        raise CheckpointError(f"{where} must have two data_offsets, got {shown(offsets)}.")
     num_bytes = math.prod(shape) * dtype.itemsize
     if offsets[1] - offsets[0] != num_bytes:
         raise CheckpointError(

@@ -81,6 +81,7 @@ def build_plans(
         return known, False
     folder = bundle.engine_folder(name)
     _require_free_disk(bundle, budget)
+    atomic.require_writable(folder)
     started = time.monotonic()
     progress.phase("lower the graph")
     graph = lower(bundle.path, GRAPH_FILE, options.max_seq_len)
@@ -194,9 +195,11 @@ def _log_to(path: Path | None) -> Iterator[Callable[[str], object]]:
     if path is None:
         yield lambda line: None
         return
-    temporary = atomic.temporary_sibling(path)
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
+    failure: BaseException | None = None
+    with atomic.new_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        try:
             yield lambda line: file.write(f"{line}\n")
-    finally:
-        temporary.replace(path)
+        except BaseException as error:
+            failure = error  # raised when the file has its name
+    if failure is not None:
+        raise failure

@@ -118,9 +118,7 @@ class Compiler:
     def _keep_timings(self, config: Any) -> None:
         if self.timing_cache:
             data = bytes(config.get_timing_cache().serialize())
-            temporary = atomic.temporary_sibling(self.timing_cache)
-            temporary.write_bytes(data)
-            temporary.replace(self.timing_cache)
+            atomic.write_bytes(self.timing_cache, data)
 
 
 def _wait(compile_plan: Callable[[], object], stop: threading.Event) -> None:

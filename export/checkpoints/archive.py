@@ -1,9 +1,11 @@
 """The files of a folder or of a tar archive, which is read in place and never unpacked."""
 
+import io
 import os
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from nemo_trt.errors import CheckpointError
 
@@ -11,6 +13,8 @@ from .blob import Blob, FileBlob, GzipBlob, GzipStream
 
 _GZIP = b"\x1f\x8b"
 _TAR_MAGIC_AT = 257
+_MAX_MEMBERS = 65536
+_MAX_READ_BYTES = 2**20  # of a header: names and attributes, which tarfile reads whole
 
 
 def is_archive(path: Path) -> bool:
@@ -54,8 +58,13 @@ def _tar(path: Path) -> Mapping[str, Blob]:
     )
     found: dict[str, Blob] = {}
     try:
-        with whole.open() as source, tarfile.open(fileobj=source, mode="r:") as tar:
-            for member in tar:
+        with (
+            whole.open() as source,
+            tarfile.open(fileobj=_BoundedReads(source, path), mode="r:") as tar,
+        ):
+            for number, member in enumerate(tar):
+                if number >= _MAX_MEMBERS:
+                    raise CheckpointError(f"{path} must hold at most {_MAX_MEMBERS} files.")
                 if member.isdir():
                     continue
                 name = _safe_name(member, path)
@@ -68,13 +77,41 @@ def _tar(path: Path) -> Mapping[str, Blob]:
                     if stream
                     else FileBlob(path, part.offset, part.num_bytes, label)
                 )
-    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
+    except (
+        tarfile.TarError,
+        EOFError,
+        OSError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise CheckpointError(
             f"{path} must be an intact tar archive, got: {error}. Fetch it again."
         ) from error
     if not found:
         raise CheckpointError(f"{path} must be a tar archive with files in it, got none.")
     return found
+
+
+class _BoundedReads(io.RawIOBase):
+    """A file of which no part is read that is larger than a header can be."""
+
+    def __init__(self, source: BinaryIO, path: Path) -> None:
+        self._source, self._path = source, path
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._source.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._source.tell()
+
+    def read(self, count: int = -1) -> bytes:
+        if not 0 <= count <= _MAX_READ_BYTES:
+            raise CheckpointError(
+                f"{self._path} must have headers of at most {_MAX_READ_BYTES} bytes, got {count}. "
+                "It is corrupt or hostile."
+            )
+        return self._source.read(count)
 
 
 def _safe_name(member: tarfile.TarInfo, path: Path) -> str:

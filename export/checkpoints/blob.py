@@ -16,6 +16,7 @@ from nemo_trt.errors import CheckpointError, MachineError
 from nemo_trt.precision import DType
 from nemo_trt.tensors import LazyTensor, TensorRef
 
+_MAX_RATIO = 32
 _SPACING = 16 * 2**20  # bytes of a gzipped file between two points where reading can begin
 
 
@@ -130,10 +131,16 @@ class GzipStream(io.RawIOBase):
             ) from error
         self.path = path
         self._lock = threading.Lock()
+        self._most = max(_MAX_RATIO * path.stat().st_size, 2**26)
         self._file: Any = indexed_gzip.IndexedGzipFile(str(path), spacing=_SPACING)
 
     def read_at(self, offset: int, target: memoryview) -> int:
         """Fill `target` from a position of the unpacked bytes; how much there was."""
+        if offset > self._most:
+            raise CheckpointError(
+                f"{self.path} must not unpack to more than {_MAX_RATIO} times its size: weights do "
+                "not. It is hostile; if it is yours, unpack it with gunzip."
+            )
         with self._lock:
             try:
                 self._file.seek(offset)

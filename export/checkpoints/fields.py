@@ -5,17 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemo_trt.errors import CheckpointError
-
-_MOST_SHOWN = 200
-
-
-def shown(value: object) -> str:
-    """A value of a file as an error shows it: of bounded length, whatever the file holds."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an integer of more digits than Python prints
-        return f"a value of type {type(value).__name__}"
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+from nemo_trt.shown import shown
 
 
 class Fields:

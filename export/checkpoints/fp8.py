@@ -40,13 +40,19 @@ def quantization_of(raw: Mapping[str, Any], folder: Path) -> dict[str, Any] | No
     Raises:
         CheckpointError: it is none of the FP8 kinds.
     """
-    found = raw.get("quantization_config")
+    key = "quantization_config"
+    found = raw.get(key)
+    if found is None and raw.get("compression_config") is not None:  # early llm-compressor's name
+        key = "compression_config"
+        found = raw[key]
+        if isinstance(found, dict):
+            found = {"quant_method": "compressed-tensors", **found}
     if found is None and (folder / MODELOPT).is_file():
         found = read_json(folder / MODELOPT).get("quantization", {})
         found = {"quant_method": "modelopt", **found} if isinstance(found, dict) else found
     if found is None:
         return None
-    where = f"quantization_config of {folder}"
+    where = f"{key} of {folder}"
     if not isinstance(found, dict):
         raise CheckpointError(f"{where} must be an object, got {found!r}.")
     method = found.get("quant_method")
@@ -91,6 +97,21 @@ def refused(described: object, path: Path) -> CheckpointError:
         f"{path} holds FP8 weights (method {described!r}). Export them as they are with "
         "--precision fp8, or read them as BF16 with --dequantise."
     )
+
+
+def require_no_fp8(tensors: Mapping[str, LazyTensor], where: Path) -> None:
+    """Refuse FP8 weights that no config describes.
+
+    Raises:
+        CheckpointError: there are some.
+    """
+    found = [name for name, tensor in tensors.items() if tensor.dtype is DType.FP8]
+    if found:
+        raise CheckpointError(
+            f"{where} holds FP8 weights (such as {found[0]}) although its config.json has neither "
+            "quantization_config nor compression_config, so that their kind is unknown. Take "
+            "config.json from the checkpoint's own repository."
+        )
 
 
 def split_off_scales(

@@ -74,7 +74,14 @@ def _config(raw: dict[str, Any], tensors: dict[str, GgufTensor], path: Path) -> 
     fields.only("general.architecture", "llama", why="other models are not supported")
     fields.only("llama.expert_count", None, 0, why="experts are not supported")
     fields.only("llama.rope.scaling.type", None, "none", why="RoPE scaling is not supported")
-    fields.only("llama.attention.sliding_window", None, 0, why="a window is not supported")
+    if raw.get("llama.attention.sliding_window") not in (None, 0):
+        context = fields.integer("llama.context_length")
+        fields.no_window("llama.attention.sliding_window", context)
+    if raw.get("split.count") not in (None, 0, 1):
+        raise CheckpointError(
+            f"{path} must be one whole file, got part {raw.get('split.no', 0)} (counted from 0) of "
+            f"{raw['split.count']}. Join the parts: llama-gguf-split --merge FIRST_PART WHOLE."
+        )
     if "rope_freqs.weight" in tensors:
         raise CheckpointError(f"{path} holds rope_freqs.weight: RoPE scaling is not supported.")
     if "llama.rope.freq_base" not in raw:

@@ -29,6 +29,8 @@ _SCALARS = {
     12: "<d",
 }
 _STRING, _ARRAY = 8, 9
+# What a header may hold: its fields or tensors, items of all arrays together, bytes of a text.
+_MAX_ENTRIES, _MAX_ITEMS, _MAX_TEXT_BYTES = 65536, 2 * 2**20, 32 * 2**20
 # Number format -> its name, numbers a block, bytes a block (ggml.h).
 TYPES = {
     0: ("F32", 1, 4),
@@ -81,6 +83,7 @@ class _Reader:
 
     def __init__(self, data: mmap.mmap, path: Path) -> None:
         self.data, self.path, self.at = data, path, 0
+        self.items = _MAX_ITEMS
 
     def read(self) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
         magic = self.data[:4]
@@ -91,7 +94,7 @@ class _Reader:
                 f"{self.path} must be a little-endian GGUF file of version 2 or 3, got "
                 f"{magic!r} {version}."
             )
-        num_tensors, num_fields = self.count(), self.count()
+        num_tensors, num_fields = self.count(_MAX_ENTRIES), self.count(_MAX_ENTRIES)
         fields: dict[str, Any] = {}
         for _ in range(num_fields):
             key = self.string()
@@ -115,15 +118,17 @@ class _Reader:
         self.at += struct.calcsize(form)
         return value
 
-    def count(self) -> int:
+    def count(self, most: int) -> int:
         """A number of things, each of which takes a byte at least."""
         value = int(self.scalar("<Q"))
-        if value > len(self.data):
-            raise ValueError(f"a count of {value} in a file of {len(self.data)} bytes")
+        if value > min(most, len(self.data)):
+            raise ValueError(
+                f"a count of {value} in a file of {len(self.data)} bytes, where {most} are the most"
+            )
         return value
 
     def string(self) -> str:
-        length = self.count()
+        length = self.count(_MAX_TEXT_BYTES)
         data = self.data[self.at : self.at + length]
         if len(data) != length:
             raise ValueError("a text that ends behind the file")
@@ -134,7 +139,8 @@ class _Reader:
         if kind == _STRING:
             return self.string()
         if kind == _ARRAY and depth < 4:
-            inner, count = self.scalar("<I"), self.count()
+            inner, count = self.scalar("<I"), self.count(self.items)
+            self.items -= count
             if inner in _SCALARS:
                 form = f"<{count}{_SCALARS[inner][1]}"
                 values = list(struct.unpack_from(form, self.data, self.at))

@@ -94,9 +94,12 @@ def _rope_theta(fields: Fields) -> float:
             raise fields.error(name, "must be of type 'default': RoPE scaling is not supported")
     inner = fields.raw.get("rope_parameters") or {}
     found = {
-        float(value)
-        for value in (inner.get("rope_theta"), fields.raw.get("rope_theta"))
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        Fields(raw, where).number("rope_theta")
+        for raw, where in (
+            (inner, f"rope_parameters of {fields.where}"),
+            (fields.raw, fields.where),
+        )
+        if raw.get("rope_theta") is not None
     }
     if len(found) > 1:
         raise fields.error("rope_theta", f"must agree with rope_parameters, which says {inner}")

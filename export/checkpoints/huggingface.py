@@ -5,11 +5,20 @@ from typing import Any
 
 from nemo_trt.errors import CheckpointError
 from nemo_trt.safetensors import read_layout
-from nemo_trt.tensors import LazyTensor, TensorRef
+from nemo_trt.tensors import TensorRef
 
 from .checkpoint import Checkpoint
-from .fp8 import StoredScales, block_size, dequantised, quantization_of, refused, split_off_scales
+from .fp8 import (
+    StoredScales,
+    block_size,
+    dequantised,
+    quantization_of,
+    refused,
+    require_no_fp8,
+    split_off_scales,
+)
 from .hf_config import parse_config
+from .hf_names import without_prefixes, without_tied_head
 from .text_files import read_json
 from .tokenizer_files import in_folder
 
@@ -66,7 +75,12 @@ def read(path: Path, *, dequantise: bool = False, keep_fp8: bool = False) -> Che
         )
     kept = {n: ref for n, ref in tensors.items() if not n.endswith(_IGNORED_SUFFIX)}
     files = tuple(sorted({ref.path for ref in kept.values()}))
-    weights: dict[str, LazyTensor] = dict(kept)
+    weights = without_prefixes(dict(kept))
+    if weights.keys() != kept.keys():
+        files = ()  # their names are not those of a bundle: the weights are written anew
+    weights = without_tied_head(weights, config, path)
+    if quantization is None:
+        require_no_fp8(weights, path)
     scales: dict[str, StoredScales] = {}
     if quantization is not None and dequantise:
         weights, files = dequantised(weights, block_size(quantization), path), ()

@@ -20,7 +20,8 @@ from nemo_trt.tensors import LazyTensor, TensorRef, renamed
 from .checkpoint import Checkpoint
 from .derived import gathered, half_split_index
 from .fields import Fields
-from .fp8 import StoredScales, dequantised, refused, split_off_scales
+from .fp8 import StoredScales, dequantised, refused, require_no_fp8, split_off_scales
+from .hf_names import without_tied_head
 from .text_files import read_json
 from .tokenizer_files import TEKKEN, TEKKEN_BOS, TEKKEN_EOS, in_folder
 
@@ -79,7 +80,10 @@ def read(path: Path, *, dequantise: bool = False, keep_fp8: bool = False) -> Che
             stored, scales = split_off_scales(stored, path)
         else:
             raise refused(kind, path)
+    if quantization is None:
+        require_no_fp8(stored, path)
     config = parse_params(raw, path / PARAMS, tekken=any(f.name == TEKKEN for f in files))
+    tensors = without_tied_head(dict(_canonical(stored, config, path)), config, path)
     return Checkpoint(
         path=path,
         format="mistral",
@@ -87,7 +91,7 @@ def read(path: Path, *, dequantise: bool = False, keep_fp8: bool = False) -> Che
         fp8=_canonical_scales(scales, config),
         fp8_kind="fp8_e4m3" if quantization is not None else "",
         dequantised=quantization is not None and dequantise,
-        tensors=dict(_canonical(stored, config, path)),
+        tensors=tensors,
         tokenizer_files=files,
     )
 

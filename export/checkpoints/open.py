@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_trt.errors import CheckpointError
+from nemo_trt.lfs import require_content
 
 from .checkpoint import Checkpoint
 
@@ -62,6 +63,14 @@ def _format_of(path: Path, format: str | None) -> str:
         raise CheckpointError(f"{path} must exist, got nothing there. Check the spelling.")
     if format is not None and format not in FORMATS:
         raise CheckpointError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}.")
+    if path.is_file():
+        require_content(path)
+    if (path / "snapshots").is_dir() and (path / "refs").is_dir():
+        found = sorted(str(one) for one in (path / "snapshots").iterdir() if one.is_dir())
+        raise CheckpointError(
+            f"{path} must be a checkpoint, got a folder of the Hugging Face cache. Name the "
+            f"snapshot in it: {' or '.join(found[:3]) or 'it has none; fetch the model again'}."
+        )
     for name in [format] if format else FORMATS:
         if format or _reader(name).recognises(path):
             return name

@@ -5,13 +5,22 @@ from pathlib import Path
 from typing import Any
 
 from nemo_trt.errors import CheckpointError
+from nemo_trt.lfs import require_content
 
-_MAX_YAML_BYTES = 16 * 2**20
+_MAX_JSON_BYTES = 16 * 2**20
+_MAX_YAML_BYTES = 2**18
+_MAX_YAML_DEPTH = 50
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file; see `parse_json`."""
     try:
+        require_content(path)
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise CheckpointError(
+                f"{path} must be at most {_MAX_JSON_BYTES} bytes long, got {path.stat().st_size}. "
+                "It is corrupt or not what its name says."
+            )
         data = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
@@ -41,7 +50,7 @@ def parse_yaml(data: bytes, where: str) -> dict[str, Any]:
     """
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
         """The safe loader, which would let the second of two equal keys win."""
 
     def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -58,10 +67,17 @@ def parse_yaml(data: bytes, where: str) -> dict[str, Any]:
     try:
         if len(data) > _MAX_YAML_BYTES:
             raise ValueError(f"more than {_MAX_YAML_BYTES} bytes")
-        found = yaml.load(data.decode("utf-8"), Loader=Loader)  # a safe loader's subclass
+        text = data.decode("utf-8")
+        depth = 0
+        for event in yaml.parse(text, Loader=Loader):  # the composer recurses, in C without a limit
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_YAML_DEPTH:
+                raise ValueError(f"more than {_MAX_YAML_DEPTH} levels")
+        found = yaml.load(text, Loader=Loader)  # a safe loader's subclass
     except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
-        text = " ".join(str(error).split())
-        raise CheckpointError(f"{where} must be YAML in UTF-8: {text}.") from error
+        said = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{where} must be YAML in UTF-8: {said}.") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{where} must hold a mapping, got {type(found).__name__}.")
     return found

@@ -10,15 +10,16 @@ from dataclasses import replace
 from typing import Any
 
 from nemo_trt.errors import CheckpointError
+from nemo_trt.shown import shown
 from nemo_trt.tensors import LazyTensor
 
 from .blob import Blob
 from .derived import Tile, tiled
-from .torch_pickle import TORCH_DTYPES, Record, record_class, unpickle
+from .torch_pickle import TORCH_DTYPES, Record, record_class, size_of, unpickle
 from .torch_zip import read_torch_zip
 
 METADATA = ".metadata"
-_MAX_METADATA_BYTES = 256 * 2**20
+_MAX_METADATA_BYTES = 16 * 2**20
 _MAX_TILES = 8192
 _RECORDS = (
     "torch.distributed.checkpoint.metadata.Metadata",
@@ -49,7 +50,7 @@ class _Properties(Record):
 _NAMES: dict[str, Any] = {
     **{name: record_class(name) for name in _RECORDS},
     "torch.distributed.checkpoint.metadata.TensorProperties": _Properties,
-    "torch.Size": lambda size=(): tuple(size),
+    "torch.Size": size_of,
     **{f"torch.{name}": name for name in TORCH_DTYPES},
     **{
         f"torch.{name}": f"no weight: {name}"
@@ -84,7 +85,8 @@ def read_torch_dist(files: Mapping[str, Blob], folder: str) -> dict[str, LazyTen
         return {key: _tensor(key, value, wanted, files, folder) for key, value in described.items()}
     except (AttributeError, TypeError, KeyError) as error:
         raise CheckpointError(
-            f"{blob.label} lacks what describes a checkpoint: {error!r}."
+            f"{blob.label} lacks what describes a checkpoint: {type(error).__name__} "
+            f"{str(error)[:200]}."
         ) from error
 
 
@@ -101,7 +103,7 @@ def _tensor(
     if dtype is None:
         raise CheckpointError(
             f"{key} in {where} must be of {', '.join(TORCH_DTYPES)}, got "
-            f"{described.properties.state[0]!r}."
+            f"{shown(described.properties.state[0])}."
         )
     if len(described.chunks) > _MAX_TILES:
         raise CheckpointError(f"{key} in {where} has {len(described.chunks)} chunks.")
@@ -124,7 +126,7 @@ def _tensor(
 def _chunk(key: str, info: Any, files: Mapping[str, Blob], folder: str) -> LazyTensor:
     name = info.relative_path
     if not isinstance(name, str) or "/" in name or name in ("", ".", ".."):
-        raise CheckpointError(f"{key} must lie in a file of its own folder, got {name!r}.")
+        raise CheckpointError(f"{key} must lie in a file of its own folder, got {shown(name)}.")
     if getattr(info, "transform_descriptors", None):
         raise CheckpointError(f"{key} in {name} is packed, which is not read.")
     blob = files.get(f"{folder}{name}")
@@ -140,6 +142,6 @@ def _chunk(key: str, info: Any, files: Mapping[str, Blob], folder: str) -> LazyT
 
 def _counts(value: Any) -> tuple[int, ...]:
     counts = tuple(value) if value is not None else ()
-    if not all(isinstance(n, int) and n >= 0 for n in counts):
-        raise CheckpointError(f"A shape or an offset must be of counts, got {counts}.")
+    if len(counts) > 8 or not all(isinstance(n, int) and 0 <= n < 2**63 for n in counts):
+        raise CheckpointError(f"A shape or an offset must be of counts, got {shown(counts)}.")
     return counts

@@ -7,16 +7,18 @@ mapped. torch.load(weights_only=True) reads such a file too, but not from the mi
 import math
 import struct
 import zipfile
+import zlib
 from typing import Any
 
 from nemo_trt.errors import CheckpointError
 from nemo_trt.precision import DType
+from nemo_trt.shown import shown
 from nemo_trt.tensors import LazyTensor
 
 from .blob import Blob
-from .torch_pickle import TORCH_DTYPES, record_class, unpickle
+from .torch_pickle import TORCH_DTYPES, record_class, size_of, unpickle
 
-_MAX_PICKLE_BYTES = 64 * 2**20
+_MAX_PICKLE_BYTES = 4 * 2**20
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _STORAGES = {
     "torch.BFloat16Storage": DType.BF16,
@@ -49,11 +51,22 @@ def read_torch_zip(blob: Blob) -> Any:
                 )
             prefix = pickles[0].removesuffix("data.pkl")
             if entries[pickles[0]].file_size > _MAX_PICKLE_BYTES:
-                raise CheckpointError(f"{blob.label} has a pickle of more than 64 MB.")
-            if (order := entries.get(f"{prefix}byteorder")) and archive.read(order) != b"little":
+                raise CheckpointError(
+                    f"{blob.label} must have a pickle of at most {_MAX_PICKLE_BYTES} bytes, got "
+                    f"{entries[pickles[0]].file_size}."
+                )
+            order = entries.get(f"{prefix}byteorder")
+            if order and (order.file_size > 16 or archive.read(order) != b"little"):
                 raise CheckpointError(f"{blob.label} must be little-endian.")
             data = archive.read(pickles[0])
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        OSError,
+        EOFError,
+        ValueError,
+        RuntimeError,
+    ) as error:
         raise CheckpointError(
             f"{blob.label} must be a zip of torch.save, got: {error}. Old files without a zip are "
             "pickles throughout and are not read."
@@ -75,7 +88,7 @@ def read_torch_zip(blob: Blob) -> Any:
         **dict.fromkeys(_BYTES, Opaque),
         "torch._utils._rebuild_tensor_v2": lambda *args: _tensor(blob.label, *args),
         "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
-        "torch.Size": lambda size=(): tuple(size),
+        "torch.Size": size_of,
         "_io.BytesIO": record_class("BytesIO"),  # Transformer Engine's extra state, of
         "_codecs.encode": record_class("encode"),  # which nothing is needed
         **{f"torch.{name}": name for name in TORCH_DTYPES},
@@ -100,8 +113,10 @@ def _tensor(where: str, storage: Any, offset: Any, size: Any, stride: Any, *_: A
         return Opaque()
     dtype, blob = storage
     shape, steps = tuple(size), tuple(stride)
-    if not all(isinstance(n, int) and n >= 0 for n in (offset, *shape)):
-        raise CheckpointError(f"{where} holds a tensor of the impossible shape {shape}.")
+    if len(shape) > 8 or not all(
+        isinstance(n, int) and 0 <= n < 2**63 for n in (offset, *shape, *steps)
+    ):
+        raise CheckpointError(f"{where} holds a tensor of the impossible shape {shown(shape)}.")
     packed, step = [], 1
     for length in reversed(shape):
         packed.append(step)

@@ -79,7 +79,7 @@ def _array(key: str, zarray: Blob, files: Mapping[str, Blob], folder: str) -> La
 def _counts(fields: Fields, name: str) -> tuple[int, ...]:
     value = fields.raw.get(name)
     if not isinstance(value, list) or not all(
-        isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in value
+        isinstance(n, int) and not isinstance(n, bool) and 0 < n < 2**63 for n in value
     ):
         raise fields.error(name, "must be a list of positive integers")
     return tuple(value)

@@ -6,6 +6,7 @@ from nemo_trt import atomic
 from nemo_trt.errors import ExportError
 from nemo_trt.export.checkpoints import Checkpoint
 from nemo_trt.export.weights import require_free_disk
+from nemo_trt.export.written import mark, require_free_name
 from nemo_trt.progress import Progress, Silent
 
 from . import huggingface, mistral
@@ -27,7 +28,7 @@ def convert(
     Args:
         checkpoint: whatever `open_checkpoint` gave.
         dest: the folder to write, or for "nemo" the archive.
-        force: replace what is there, if it is of the same kind.
+        force: replace what is there, if nemo-trt wrote it.
 
     Raises:
         ExportError: `dest` exists, the disk has no room, or `to` is none of `CONTAINERS`.
@@ -36,37 +37,17 @@ def convert(
     progress = progress or Silent()
     if to not in CONTAINERS:
         raise ExportError(f"--to must be one of {', '.join(CONTAINERS)}, got {to!r}.")
-    _require_free_name(dest, to, force)
+    require_free_name(dest, force=force, archive=to == "nemo")
     require_free_disk(dest, checkpoint.num_bytes + 2**26)
     if to == "nemo":
         from . import nemo  # PyTorch's classes, which take their time to load
 
         dest.parent.mkdir(parents=True, exist_ok=True)
-        temporary = atomic.temporary_sibling(dest)
-        try:
+        with atomic.new_file(dest, replace=force) as temporary:
             nemo.write(checkpoint, temporary, progress)
-            temporary.replace(dest)
-        finally:
-            temporary.unlink(missing_ok=True)
         return
-    with atomic.new_directory(dest) as folder:
+    with atomic.new_directory(dest, replace=force) as folder:
+        mark(folder)
         (huggingface if to == "hf" else mistral).write(checkpoint, folder, progress)
         for file in checkpoint.tokenizer_files:
             (folder / file.name).write_bytes(file.contents())
-
-
-def _require_free_name(dest: Path, to: str, force: bool) -> None:
-    if not dest.exists() and not dest.is_symlink():
-        return
-    if not force:
-        raise ExportError(f"{dest} must not exist yet. Use --force to replace it.")
-    same = {
-        "hf": (dest / "config.json").is_file(),
-        "mistral": (dest / "params.json").is_file(),
-        "nemo": dest.is_file() and dest.suffix == ".nemo",
-    }
-    if not same[to]:
-        raise ExportError(
-            f"{dest} must be a checkpoint of the kind {to} for --force to replace it, got "
-            "something else. Choose another name."
-        )

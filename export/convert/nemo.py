@@ -31,6 +31,7 @@ from nemo_trt.export.checkpoints.derived import gathered, joined
 from nemo_trt.export.checkpoints.nemo_names import EMBEDDING, FC1, FC2, HEAD, PROJ, QKV, qkv_index
 from nemo_trt.export.checkpoints.tokenizer_files import TEKKEN
 from nemo_trt.export.weights import pieces
+from nemo_trt.export.written import MARK_LINE
 from nemo_trt.precision import DType
 from nemo_trt.progress import Progress
 from nemo_trt.tensors import LazyTensor
@@ -113,7 +114,7 @@ def _tokenizer(checkpoint: Checkpoint, config: dict[str, Any]) -> Iterator[tuple
 def _yaml(config: dict[str, Any]) -> bytes:
     import yaml
 
-    return yaml.safe_dump(config, sort_keys=False).encode()
+    return MARK_LINE + b"\n" + yaml.safe_dump(config, sort_keys=False).encode()
 
 
 def _stacks(checkpoint: Checkpoint) -> Iterator[tuple[str, list[LazyTensor] | LazyTensor]]:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from nemo_trt.errors import ExportError
 from nemo_trt.export.checkpoints import Checkpoint
+from nemo_trt.export.finite import finite_rows
 from nemo_trt.export.ops import to_e4m3
 from nemo_trt.export.weights import pieces, row_ranges
 from nemo_trt.precision import DType
@@ -92,9 +93,9 @@ def _piece(
     ref: LazyTensor, start: int, stop: int, scale: Scales | None, limit: float
 ) -> NDArray[np.uint8]:
     """The bytes of some rows, quantised if there is a scale."""
-    rows = ref.rows(start, stop)
     if scale is None:
-        return rows.view(np.uint8)
+        return finite_rows(ref, start, stop).view(np.uint8)
+    rows = ref.rows(start, stop)
     amax = _amax(ref, rows)
     if not amax <= limit:
         raise ExportError(

@@ -26,11 +26,10 @@ from nemo_trt.export.convert.huggingface import (
     write_json,
 )
 from nemo_trt.export.weights import require_free_disk
+from nemo_trt.export.written import mark, require_free_name
 from nemo_trt.precision import DType
 from nemo_trt.progress import Progress, Silent
 from nemo_trt.safetensors import write_stream
-
-from .smollm2 import require_free_name
 
 NEMO_12B = ModelConfig(
     architecture="MistralForCausalLM",
@@ -90,13 +89,14 @@ def write_seeded(
     """
     progress = progress or Silent()
     config = replace(shape, num_layers=num_layers or shape.num_layers)
-    require_free_name(dest, force)
+    require_free_name(dest, force=force)
     num_bytes = config.num_parameters * DType.BF16.itemsize
     require_free_disk(dest, num_bytes + 2**26)
     shapes = dict(config.tensors())
     files = shards(num_bytes_of(config, DType.BF16))
     progress.phase("write seeded weights", num_bytes, "bytes")
-    with atomic.new_directory(dest) as folder:
+    with atomic.new_directory(dest, replace=force) as folder:
+        mark(folder)
         for file, names in files.items():
             tensors = [(name, shapes[name]) for name in names]
             layout = [(name, DType.BF16, shape) for name, shape in tensors]

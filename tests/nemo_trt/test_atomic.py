@@ -50,18 +50,6 @@ def test_a_block_that_raises_leaves_the_old_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
-def test_what_a_dead_process_left_is_swept_and_what_a_living_one_writes_is_not(
-    tmp_path: Path,
-) -> None:
-    dead = int(Path("/proc/sys/kernel/pid_max").read_text())  # no process gets this number
-    (tmp_path / f".target.{dead}-00000000.partial").mkdir()
-    living = tmp_path / f".target.{os.getpid()}-00000000.partial"
-    living.mkdir()
-    with atomic.new_directory(tmp_path / "target"):
-        pass
-    assert {path.name for path in tmp_path.iterdir()} == {"target", living.name}
-
-
 def test_a_kernel_that_cannot_exchange_gets_two_renames(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,6 +104,13 @@ def write(
     return path
 
 
+def test_a_window_of_the_context_is_no_window(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    def window(fields: dict[str, Any]) -> None:
+        fields["llama.attention.sliding_window"] = fields["llama.context_length"]
+
+    open_checkpoint(write(tiny_checkpoint, tmp_path / "x.gguf", Kind.F16, change=window))
+
+
 @pytest.mark.parametrize("kind", [Kind.F32, Kind.F16, Kind.BF16])
 def test_plain_numbers_are_the_model(kind: Kind, tiny_checkpoint: Path, tmp_path: Path) -> None:
     ours = open_checkpoint(write(tiny_checkpoint, tmp_path / "x.gguf", kind))
@@ -251,6 +258,12 @@ DAMAGES: dict[str, tuple[dict[str, Any], str]] = {
         "general.architecture in .* must be 'llama': .* got 'gemma'",
     ),
     "theta": ({"change": drop("llama.rope.freq_base")}, "freq_base in .* must be stated"),
+    "window": (
+        {"change": put(llama__attention__sliding_window=4)},
+        "sliding_window .* must be null or at least max_position_embeddings",
+    ),
+    "part": ({"change": put(split__count=3)}, "got part 0 .* of 3. Join the parts"),
+    "end token": ({"change": put(tokenizer__ggml__eos_token_id=99999999)}, "of the vocabulary"),
     "experts": ({"change": put(llama__expert_count=8)}, "experts are not supported"),
     "scaling": ({"change": put(llama__rope__scaling__type="yarn")}, "RoPE scaling"),
     "head sizes": (

@@ -1,0 +1,79 @@
+"""SIGTERM and --force, as a user meets them."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nemo_trt.cli.main import run
+
+CHILD = """
+import sys
+from nemo_trt.cli.main import main
+from nemo_trt.export.samples import seeded
+
+def wait(*_):
+    print("writing", flush=True)
+    sys.stdin.read()
+
+seeded.write_stream = wait
+main(["sample", sys.argv[1], "--shape", "nemo-tiny"])
+"""
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_cleans_up_and_says_so(number: int, code: int, tmp_path: Path) -> None:
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tmp_path / "t")], text=True, **pipes
+    ) as child:
+        assert child.stdout is not None and child.stdout.readline() == "writing\n"
+        assert [path.name for path in tmp_path.iterdir()] == [".t.partial"]
+        child.send_signal(number)
+        _, said = child.communicate(timeout=100)
+    assert child.returncode == code
+    assert said.endswith("Stopped.\n") and "Traceback" not in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.model
+def test_force_replaces_only_what_nemo_trt_wrote(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("config.json", "params.json", "manifest.json"):
+        (mine / name).write_text(json.dumps({"name": "mine"}))
+    for command in (
+        ["sample", str(mine), "--shape", "nemo-tiny", "--force"],
+        ["convert", str(tiny_checkpoint), str(mine), "--to", "hf", "--force"],
+        ["convert", str(tiny_checkpoint), str(mine), "--to", "mistral", "--force"],
+        ["convert", str(tiny_checkpoint), str(mine), "--to", "nemo", "--force"],
+        ["export", str(tiny_checkpoint), str(mine), "--force"],
+    ):
+        assert run(command) == 2
+        assert "got something else" in capsys.readouterr().err
+    assert sorted(path.name for path in mine.iterdir()) == [
+        "config.json",
+        "manifest.json",
+        "params.json",
+    ]
+
+
+@pytest.mark.model
+def test_export_force_names_the_engines_that_go(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    link.symlink_to(real)
+    assert run(["export", str(tiny_checkpoint), str(real)]) == 0
+    (real / "engines" / "l4-bf16").mkdir(parents=True)
+    capsys.readouterr()
+    assert run(["export", str(tiny_checkpoint), str(link), "--force"]) == 0
+    assert "--force removes" in (said := capsys.readouterr().err) and "engines: l4-bf16." in said
+    assert link.is_symlink() and not (real / "engines").exists()
+    assert (real / "manifest.json").is_file()
