@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_trt.errors import MachineError
+from nemo_trt.errors import CheckpointError, MachineError
 
 from .text_files import parse_json
 
@@ -40,8 +40,22 @@ class TokenizerFile:
 
 
 def in_folder(folder: Path) -> tuple[TokenizerFile, ...]:
-    """The tokenizer's files of a folder."""
+    """The tokenizer's files of a folder.
+
+    Raises:
+        CheckpointError: one is a link that leaves the folder, or the Hugging Face cache around it:
+            a bundle would carry a file that is no part of the checkpoint.
+    """
     paths = [folder / name for name in _NAMES if (folder / name).is_file()]
+    root = folder.resolve()
+    if root.parent.name == "snapshots":  # models--ORG--NAME/snapshots/REVISION, links into blobs
+        root = root.parent.parent
+    for path in paths:
+        if not path.resolve().is_relative_to(root):
+            raise CheckpointError(
+                f"{path} must be a file of its own folder, got a link to {path.resolve()}. Replace "
+                "the link by the file."
+            )
     return tuple(on_disk(path) for path in paths)
 
 

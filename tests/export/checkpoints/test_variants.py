@@ -128,6 +128,27 @@ def test_a_folder_of_the_cache_names_its_snapshot(folder: Path, tmp_path: Path) 
     open_checkpoint(cache / "snapshots" / "0123abc")
 
 
+def test_a_tokenizer_that_is_a_link_out_of_the_folder_is_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text("{}")
+    (folder / "tokenizer.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json must be a file of its own folder"):
+        open_checkpoint(folder)
+
+
+def test_the_links_of_the_cache_are_followed(folder: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--ORG--NAME" / "snapshots" / "0123abc"
+    blobs = snapshot.parent.parent / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for file in [*folder.glob("*.*"), folder / "tokenizer.json"]:
+        (blobs / file.name).write_bytes(file.read_bytes() if file.exists() else b"{}")
+        (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
+    found = open_checkpoint(snapshot)
+    assert [file.name for file in found.tokenizer_files] == ["tokenizer.json"]
+
+
 INFINITE, HUGE = float("inf"), 10**400
 
 
