@@ -133,7 +133,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "safetensors: many tiny tensors": (
         lambda p: safetensors(
             p,
-            b'{"a":1' + b"".join(b',"%x":{}' % n for n in range(700_000)) + b"}",
+            b'{"z":1' + b"".join(b',"%x":{}' % n for n in range(700_000)) + b"}",
         ),
         "must state dtype|more than the file holds",
     ),
