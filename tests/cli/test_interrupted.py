@@ -10,6 +10,8 @@ import pytest
 
 from nemo_trt.cli.main import run
 
+pytestmark = pytest.mark.e2e
+
 CHILD = """
 import sys
 from nemo_trt.cli.main import main
@@ -24,7 +26,6 @@ main(["sample", sys.argv[1], "--shape", "nemo-tiny"])
 """
 
 
-@pytest.mark.e2e
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_cleans_up_and_says_so(number: int, code: int, tmp_path: Path) -> None:
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
@@ -40,7 +41,6 @@ def test_a_signal_cleans_up_and_says_so(number: int, code: int, tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.model
 def test_force_replaces_only_what_nemo_trt_wrote(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,7 +64,6 @@ def test_force_replaces_only_what_nemo_trt_wrote(
     ]
 
 
-@pytest.mark.model
 def test_export_force_names_the_engines_that_go(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
