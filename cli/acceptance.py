@@ -7,6 +7,8 @@ import click
 
 from nemo_trt.defaults import MAX_KL
 
+from .options import length_options
+
 if TYPE_CHECKING:
     from nemo_trt.acceptance import Summary
 
@@ -57,22 +59,7 @@ EXIT_CODES = {"pass": 0, "fail": 1, "incomplete": 3}
     type=click.IntRange(64),
     help="Context to validate the bundle up to; by default the model's, as far as memory allows.",
 )
-@click.option(
-    "--prefill",
-    multiple=True,
-    type=click.IntRange(1),
-    default=(128, 1024),
-    show_default=True,
-    help="Prompt length to measure; may be repeated.",
-)
-@click.option(
-    "--decode",
-    multiple=True,
-    type=click.IntRange(1),
-    default=(128, 1920),
-    show_default=True,
-    help="Cached length to decode at; may be repeated.",
-)
+@length_options
 @click.option(
     "--decode-steps", type=click.IntRange(3), default=32, show_default=True, help="Per length."
 )

@@ -8,27 +8,12 @@ import click
 
 from nemo_trt.where import Where
 
-from .options import where_options
+from .options import length_options, where_options
 
 
 @click.command(epilog="Example: nemo-trt bench ./bundle --prefill 128 --decode 128 --decode 4096")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--prefill",
-    multiple=True,
-    type=click.IntRange(1),
-    default=(128, 1024),
-    show_default=True,
-    help="Prompt length to measure; may be repeated.",
-)
-@click.option(
-    "--decode",
-    multiple=True,
-    type=click.IntRange(1),
-    default=(128, 1920),
-    show_default=True,
-    help="Cached length to decode at; may be repeated.",
-)
+@length_options
 @click.option("--steps", type=click.IntRange(2), default=32, show_default=True, help="Per length.")
 @click.option(
     "--max-batch",

@@ -28,6 +28,24 @@ _SESSION = (
     ),
     click.option("--threads", type=click.IntRange(1), help="Compute threads; CPU only."),
 )
+_LENGTHS = (
+    click.option(
+        "--prefill",
+        multiple=True,
+        type=click.IntRange(1),
+        default=(128, 1024),
+        show_default=True,
+        help="Prompt length to measure; may be repeated.",
+    ),
+    click.option(
+        "--decode",
+        multiple=True,
+        type=click.IntRange(1),
+        default=(128, 1920),
+        show_default=True,
+        help="Cached length to decode at; may be repeated.",
+    ),
+)
 _SAMPLING = (
     click.option(
         "--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Stop after."
@@ -66,6 +84,11 @@ def where_options(command: Command) -> Command:
 def session_options(command: Command) -> Command:
     """Add --engine, --backend, --max-seq-len and --threads."""
     return where_options(_add(command, _SESSION))
+
+
+def length_options(command: Command) -> Command:
+    """Add --prefill and --decode, the lengths to measure."""
+    return _add(command, _LENGTHS)
 
 
 def sampling_options(command: Command) -> Command:

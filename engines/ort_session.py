@@ -11,20 +11,20 @@ from numpy.typing import NDArray
 from nemo_trt import contract
 from nemo_trt.bundle import Bundle
 from nemo_trt.config import ModelConfig
-from nemo_trt.errors import BundleError, CapacityError, MachineError, RequestError, StateError
+from nemo_trt.errors import BundleError, MachineError, RequestError
 from nemo_trt.manifest import GRAPH_FILE
 from nemo_trt.precision import DType
 from nemo_trt.where import CPU, Where
 
+from .base_session import BaseSession
 from .ort_graph import session_options
 from .ort_lowering import lower
 from .session import CacheBlock, Logits, SessionInfo, Tokens
 
 _GROWTH_TOKENS = 256
-_TOKENS_PER_READ = 4  # measured: 8 rows decode 3.5 times as many tokens a second as one
 
 
-class OrtSession:
+class OrtSession(BaseSession):
     """Runs a bundle on the CPU. See `Session` for the meaning of its attributes and methods.
 
     BF16 bundles compute in fp32, so do fp32 ones; fp16 bundles compute in fp16; FP8 bundles round
@@ -33,25 +33,26 @@ class OrtSession:
     """
 
     where: Where = CPU
+    tokens_per_read = 4  # measured: 8 rows decode 3.5 times as many tokens a second as one
+    longer = "Open the session with a larger max_seq_len."
 
     def __init__(
         self, bundle: Bundle, *, max_batch: int, max_seq_len: int | None, threads: int | None
     ) -> None:
-        if max_batch < 1:
-            raise RequestError(f"max_batch must be at least 1, got {max_batch}.")
-        self.bundle, self.config = bundle, bundle.config
-        self.max_batch = max_batch
-        self.max_seq_len = max_seq_len or self.config.max_position_embeddings
-        self.capacity = 0
-        self.prefill_chunk: int | None = None
         compute = DType.FP16 if bundle.precision is DType.FP16 else DType.FP32
         fp8 = bundle.precision is DType.FP8  # rounds to FP8 where the graph says so
-        self.compute_precision: str = DType.FP8 if fp8 else compute
+        super().__init__(
+            bundle,
+            max_batch=max_batch,
+            max_seq_len=max_seq_len,
+            compute_precision=DType.FP8 if fp8 else compute,
+        )
         self._cache_dtype = np.dtype(compute.numpy_name)
         self._session: Any = _open(bundle.path, threads)
         self._caches: dict[str, NDArray[Any]] = {}  # past name -> (B, K, T, D)
         self._bindings: dict[tuple[int, int], Any] = {}  # (first row, rows) -> IO binding
         self._buffers: dict[tuple[str, tuple[int, ...]], tuple[NDArray[Any], Any]] = {}
+        self._closing.callback(self._free)
         self.bind(1)
 
     @classmethod
@@ -80,16 +81,7 @@ class OrtSession:
             Bundle.open(bundle), max_batch=max_batch, max_seq_len=max_seq_len, threads=threads
         )
 
-    def bind(self, capacity: int) -> None:
-        """Make the cache hold at least `capacity` tokens a row. See `Session.bind`."""
-        self._require_open()
-        if capacity > self.max_seq_len:
-            raise CapacityError(
-                f"The cache must hold at most {self.max_seq_len} tokens a row, got {capacity}. "
-                "Open the session with a larger max_seq_len."
-            )
-        if capacity <= self.capacity:
-            return
+    def _grow(self, capacity: int) -> None:
         wanted = max(capacity, self.capacity + self.capacity // 8)
         grown = min(-(-wanted // _GROWTH_TOKENS) * _GROWTH_TOKENS, self.max_seq_len)
         shape = (self.max_batch, self.config.num_kv_heads, grown, self.config.head_dim)
@@ -101,22 +93,10 @@ class OrtSession:
             self._caches[name] = cache
         self.capacity = grown
 
-    def step(
-        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int = 0
+    def _step(
+        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int
     ) -> Logits:
-        """Run B rows from `first_row` on. See `Session.step`."""
-        self._require_open()
-        rows, new_tokens = input_ids.shape
-        if first_row < 0 or first_row + rows > self.max_batch:
-            raise RequestError(
-                f"Rows must lie in 0 to {self.max_batch - 1}, got {first_row} to "
-                f"{first_row + rows - 1}."
-            )
-        if write_indices.min() < 0 or write_indices.max() + new_tokens > self.capacity:
-            raise CapacityError(
-                f"write_indices + S must be at most the bound {self.capacity} tokens, got "
-                f"{write_indices.max() + new_tokens}. Call bind first."
-            )
+        rows = len(input_ids)
         binding = self._binding(first_row, rows)
         for name, array in (
             (contract.INPUT_IDS, input_ids),
@@ -135,22 +115,12 @@ class OrtSession:
             raise MachineError(f"ONNX Runtime failed in a step: {error}") from error
         return logits
 
-    def step_cost(self, rows: int, new_tokens: int) -> float:
-        """A CPU computes few tokens in the time of reading the weights. See `Session.step_cost`."""
-        return 1 + rows * new_tokens / _TOKENS_PER_READ
-
-    def read_cache(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
-        """Copy a block out of the cache. See `Session.read_cache`."""
-        self._require_open()
+    def _read(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
         cache = self._caches[contract.past_name(layer, kind)]
         return cache[row, :, start:stop].astype(np.float32)
 
-    def write_cache(self, layer: int, kind: str, row: int, start: int, block: CacheBlock) -> None:
-        """Overwrite a block of the cache. See `Session.write_cache`."""
-        self._require_open()
+    def _write(self, layer: int, kind: str, row: int, start: int, block: CacheBlock) -> None:
         stop = start + block.shape[1]
-        if stop > self.capacity:
-            raise CapacityError(f"A block must end by token {self.capacity}, got {stop}.")
         self._caches[contract.past_name(layer, kind)][row, :, start:stop] = block
 
     def describe(self) -> SessionInfo:
@@ -161,23 +131,11 @@ class OrtSession:
             "version": ort.__version__,
         }
 
-    def close(self) -> None:
-        """Free session and cache; a second call does nothing."""
+    def _free(self) -> None:
         self._session = None
         self._bindings.clear()
         self._buffers.clear()
         self._caches.clear()
-        self.capacity = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _require_open(self) -> None:
-        if self._session is None:
-            raise StateError("Cannot use a session that has been closed.")
 
     def _binding(self, first_row: int, rows: int) -> Any:
         """The IO binding whose past and present are the same rows of the same memory."""

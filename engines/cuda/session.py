@@ -1,6 +1,5 @@
 """The `Session` on ONNX Runtime's CUDA provider: caches bound in place, decode steps as graphs."""
 
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -10,10 +9,11 @@ import onnxruntime as ort
 
 from nemo_trt import contract
 from nemo_trt.bundle import Bundle
+from nemo_trt.engines.base_session import BaseSession
 from nemo_trt.engines.device import CudaDevice, Device
 from nemo_trt.engines.device_cache import DeviceCache
-from nemo_trt.engines.session import CacheBlock, Logits, SessionInfo, Tokens
-from nemo_trt.errors import BundleError, CapacityError, MachineError, RequestError, StateError
+from nemo_trt.engines.session import Logits, SessionInfo, Tokens
+from nemo_trt.errors import BundleError, MachineError
 from nemo_trt.manifest import GRAPH_FILE
 from nemo_trt.precision import DType
 from nemo_trt.where import CUDA, Where
@@ -25,7 +25,6 @@ from .provider import CudaProvider, Provider
 PREFILL_TOKENS = 4096
 """Tokens of all rows together that one run computes; a longer step is cut. Bounds activations."""
 _CACHE_SHARE = 0.8  # of the memory that is free once the weights lie there
-_TOKENS_PER_READ = 64  # well below a data-centre GPU's BF16 operations per byte, about 200
 _NO_GRAPH = -1
 
 
@@ -39,7 +38,7 @@ class _Run:
     graph_id: int = _NO_GRAPH
 
 
-class CudaSession:
+class CudaSession(BaseSession):
     """Runs a bundle on CUDA. See `Session` for the meaning of its attributes and methods.
 
     BF16 bundles compute in BF16. FP8 bundles round where their graph says so and multiply in BF16:
@@ -49,6 +48,9 @@ class CudaSession:
     """
 
     where: Where = CUDA
+    _cache: DeviceCache
+    tokens_per_read = 64  # well below a data-centre GPU's BF16 operations per byte, about 200
+    longer = "Open the session with a larger max_seq_len."
 
     def __init__(
         self,
@@ -61,19 +63,19 @@ class CudaSession:
         use_graphs: bool = True,
         base: DType | None = None,
     ) -> None:
-        if max_batch < 1:
-            raise RequestError(f"max_batch must be at least 1, got {max_batch}.")
-        self.bundle = Bundle.open(bundle)
-        self.config, precision = self.bundle.config, self.bundle.precision
-        self.max_batch, self.capacity = max_batch, 0
-        self.prefill_chunk: int | None = PREFILL_TOKENS
-        self._base = base or precision.base
-        fp8 = precision is DType.FP8
-        self.compute_precision: str = DType.FP8 if fp8 else self._base
+        bundle = Bundle.open(bundle)
+        self._base = base or bundle.precision.base
+        fp8 = bundle.precision is DType.FP8
+        super().__init__(
+            bundle,
+            max_batch=max_batch,
+            max_seq_len=max_seq_len,
+            compute_precision=DType.FP8 if fp8 else self._base,
+            prefill_chunk=PREFILL_TOKENS,
+        )
         self._device, self._provider, self._use_graphs = device, provider, use_graphs
         self._runs: dict[tuple[int, int, int, int], _Run] = {}
         self._num_graphs = 0
-        self._closing = ExitStack()
         self._session: Any = None
         try:
             self._closing.callback(device.close)
@@ -120,31 +122,10 @@ class CudaSession:
             base=base,
         )
 
-    def bind(self, capacity: int) -> None:
-        """Nothing to do within `max_seq_len`: the cache is allocated whole."""
-        self._require_open()
-        if capacity > self.max_seq_len:
-            raise CapacityError(
-                f"The cache must hold at most {self.max_seq_len} tokens a row, got {capacity}. "
-                "Open the session with a larger max_seq_len."
-            )
-
-    def step(
-        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int = 0
+    def _step(
+        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int
     ) -> Logits:
-        """Run B rows from `first_row` on. See `Session.step`."""
-        self._require_open()
         rows, new_tokens = input_ids.shape
-        if first_row < 0 or first_row + rows > self.max_batch:
-            raise RequestError(
-                f"Rows must lie in 0 to {self.max_batch - 1}, got {first_row} to "
-                f"{first_row + rows - 1}."
-            )
-        if write_indices.min() < 0 or write_indices.max() + new_tokens > self.capacity:
-            raise CapacityError(
-                f"write_indices + S must be at most the bound {self.capacity} tokens, got "
-                f"{write_indices.max() + new_tokens}."
-            )
         if new_tokens == 1:
             return self._piece(input_ids, write_indices, logit_indices, first_row)
         length = max(1, PREFILL_TOKENS // rows)
@@ -162,20 +143,6 @@ class CudaSession:
                 logits[here] = found[here]
         return logits
 
-    def step_cost(self, rows: int, new_tokens: int) -> float:
-        """See `Session.step_cost`."""
-        return 1 + rows * new_tokens / _TOKENS_PER_READ
-
-    def read_cache(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
-        """Copy a block out of the cache. See `Session.read_cache`."""
-        self._require_open()
-        return self._cache.read(layer, kind, row, start, stop)
-
-    def write_cache(self, layer: int, kind: str, row: int, start: int, block: CacheBlock) -> None:
-        """Overwrite a block of the cache. See `Session.write_cache`."""
-        self._require_open()
-        self._cache.write(layer, kind, row, start, block)
-
     def describe(self) -> SessionInfo:
         """See `Session.describe`."""
         return {
@@ -185,21 +152,10 @@ class CudaSession:
         }
 
     def close(self) -> None:
-        """Free everything; a second call does nothing."""
+        """Free everything, ONNX Runtime's session first; a second call does nothing."""
         self._runs.clear()
-        self._session = None  # before its stream
-        self.capacity = 0
-        self._closing.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _require_open(self) -> None:
-        if self._session is None:
-            raise StateError("Cannot use a session that has been closed.")
+        self._session = None  # its graphs hold addresses of the memory, and it uses the stream
+        super().close()
 
     def _open(self) -> Any:
         graph = lower(self.bundle.path, GRAPH_FILE, self._base)

@@ -1,7 +1,6 @@
 """The `Session` on a TensorRT engine: caches bound in place, decode replayed as CUDA graphs."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -9,10 +8,11 @@ import numpy as np
 
 from nemo_trt import contract
 from nemo_trt.bundle import Bundle
+from nemo_trt.engines.base_session import BaseSession
 from nemo_trt.engines.device import CudaDevice, Device
 from nemo_trt.engines.device_cache import DeviceCache
-from nemo_trt.engines.session import CacheBlock, Logits, SessionInfo, Tokens
-from nemo_trt.errors import BuildError, CapacityError, MachineError, RequestError, StateError
+from nemo_trt.engines.session import Logits, SessionInfo, Tokens
+from nemo_trt.errors import BuildError, MachineError
 from nemo_trt.where import Where
 
 from .network import LENGTHS, step_inputs
@@ -22,12 +22,9 @@ from .toolkit import load_toolkit
 
 OpenPlan = Callable[[Path], Plan]
 _CAPTURE_AFTER = 1  # runs of a decode shape before it is captured: TensorRT allocates in the first
-_TOKENS_PER_READ = (
-    64  # well below a data-centre GPU's BF16 operations per byte of bandwidth, about 200
-)
 
 
-class TensorRtSession:
+class TensorRtSession(BaseSession):
     """Runs an engine. See `Session` for the meaning of its attributes and methods.
 
     One stream, one context for prefill and one for each decode shape (first row, rows), all in one
@@ -38,6 +35,10 @@ class TensorRtSession:
     Device memory is allocated at open and nowhere else.
     """
 
+    tokens_per_read = 64  # well below a data-centre GPU's BF16 operations per byte, about 200
+    _cache: DeviceCache
+    longer = "Build the engine with a larger --max-seq-len."
+
     def __init__(
         self,
         bundle: Bundle | Path,
@@ -47,20 +48,20 @@ class TensorRtSession:
         open_plan: OpenPlan,
         use_graphs: bool = True,
     ) -> None:
-        options = record.options
-        self.bundle, self.record = Bundle.open(bundle), record
-        self.where = Where("engine", record.name)
-        self.config = self.bundle.config
-        self.compute_precision: str = self.bundle.precision
-        self.max_batch, self.max_seq_len = options.max_batch, options.max_seq_len
+        options, bundle = record.options, Bundle.open(bundle)
+        super().__init__(
+            bundle,
+            max_batch=options.max_batch,
+            max_seq_len=options.max_seq_len,
+            compute_precision=bundle.precision,
+            prefill_chunk=options.prefill_chunk,
+        )
+        self.record, self.where = record, Where("engine", record.name)
         self.capacity = options.max_seq_len
-        self.prefill_chunk: int | None = options.prefill_chunk
-        self._dtype = self.bundle.precision.base
+        self._dtype = bundle.precision.base
         self._device, self._use_graphs = device, use_graphs
         self._graphs: dict[tuple[int, int], object] = {}
         self._decoders: dict[tuple[int, int], tuple[Context, list[int]]] = {}
-        self._closing = ExitStack()
-        self._open = True
         try:
             self._closing.callback(device.close)
             if device.sm != options.sm:
@@ -69,6 +70,7 @@ class TensorRtSession:
                     f"Build one for it: nemo-trt build {self.bundle} --gpu NAME."
                 )
             self._allocate(open_plan, self.bundle.engine_folder(record.name))
+            self._closing.callback(self._forget)
         except BaseException:
             self.close()
             raise
@@ -112,31 +114,10 @@ class TensorRtSession:
             use_graphs=use_graphs,
         )
 
-    def bind(self, capacity: int) -> None:
-        """Nothing to do within `max_seq_len`: an engine's cache is allocated whole."""
-        self._require_open()
-        if capacity > self.max_seq_len:
-            raise CapacityError(
-                f"The cache must hold at most {self.max_seq_len} tokens a row, got {capacity}. "
-                "Build the engine with a larger --max-seq-len."
-            )
-
-    def step(
-        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int = 0
+    def _step(
+        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int
     ) -> Logits:
-        """Run B rows from `first_row` on. See `Session.step`."""
-        self._require_open()
         rows, new_tokens = input_ids.shape
-        if first_row < 0 or first_row + rows > self.max_batch:
-            raise RequestError(
-                f"Rows must lie in 0 to {self.max_batch - 1}, got {first_row} to "
-                f"{first_row + rows - 1}."
-            )
-        if write_indices.min() < 0 or write_indices.max() + new_tokens > self.capacity:
-            raise CapacityError(
-                f"write_indices + S must be at most the {self.capacity} tokens that the engine "
-                f"was built for, got {write_indices.max() + new_tokens}."
-            )
         if new_tokens == 1 and logit_indices.shape[1] == 1:
             return self._decode(input_ids, write_indices, first_row)
         logits = np.empty((*logit_indices.shape, self.config.vocab_size), np.float32)
@@ -150,18 +131,8 @@ class TensorRtSession:
     def step_cost(self, rows: int, new_tokens: int) -> float:
         """Rows of more than one token run one by one. See `Session.step_cost`."""
         if new_tokens == 1:
-            return 1 + rows / _TOKENS_PER_READ
-        return rows * (1 + new_tokens / _TOKENS_PER_READ)
-
-    def read_cache(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
-        """Copy a block out of the cache. See `Session.read_cache`."""
-        self._require_open()
-        return self._cache.read(layer, kind, row, start, stop)
-
-    def write_cache(self, layer: int, kind: str, row: int, start: int, block: CacheBlock) -> None:
-        """Overwrite a block of the cache. See `Session.write_cache`."""
-        self._require_open()
-        self._cache.write(layer, kind, row, start, block)
+            return super().step_cost(rows, 1)
+        return rows * super().step_cost(1, new_tokens)
 
     def describe(self) -> SessionInfo:
         """See `Session.describe`."""
@@ -173,23 +144,9 @@ class TensorRtSession:
             "target": self.record.options.target,
         }
 
-    def close(self) -> None:
-        """Free everything; a second call does nothing."""
-        self._open = False
-        self.capacity = 0
+    def _forget(self) -> None:
         self._graphs.clear()
         self._decoders.clear()
-        self._closing.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _require_open(self) -> None:
-        if not self._open:
-            raise StateError("Cannot use a session that has been closed.")
 
     def _allocate(self, open_plan: OpenPlan, folder: Path) -> None:
         """Load the plans, and allocate caches, inputs, outputs and scratch."""

@@ -1,0 +1,141 @@
+"""What every session shares: its sizes and bounds, the checks before a step, open and closed."""
+
+from contextlib import ExitStack
+from typing import Protocol, Self
+
+from nemo_trt.bundle import Bundle
+from nemo_trt.config import ModelConfig
+from nemo_trt.errors import CapacityError, RequestError, StateError
+from nemo_trt.where import Where
+
+from .session import CacheBlock, Logits, Tokens
+
+
+class Cache(Protocol):
+    """Where a session's keys and values lie, in blocks as `Session.read_cache` has them."""
+
+    def read(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
+        """Copy a block out of it."""
+
+    def write(self, layer: int, kind: str, row: int, start: int, block: CacheBlock) -> None:
+        """Overwrite a block of it."""
+
+
+class BaseSession:
+    """The part of a `Session` that does not depend on what computes.
+
+    A subclass sets `where`, allocates in its constructor, puts on `_closing` what frees it, and
+    sets `_cache` or defines `_read` and `_write`, and defines `_step`; they are called with
+    arguments that have been checked. One whose cache grows defines `_grow`.
+
+    Args:
+        bundle: what it runs.
+        max_batch: rows.
+        max_seq_len: tokens a row at most; by default the model's context length.
+        compute_precision, prefill_chunk: see `Session`.
+    """
+
+    where: Where
+    tokens_per_read: int
+    """Tokens that are computed in the time of reading the weights once."""
+    _cache: Cache
+    longer: str
+    """How a longer row is had, for an error."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        max_batch: int,
+        max_seq_len: int | None,
+        compute_precision: str,
+        prefill_chunk: int | None = None,
+    ) -> None:
+        for name, value in (("max_batch", max_batch), ("max_seq_len", max_seq_len)):
+            if value is not None and value < 1:
+                raise RequestError(f"{name} must be at least 1, got {value}.")
+        self.bundle = bundle
+        self.config: ModelConfig = bundle.config
+        self.max_batch = max_batch
+        self.max_seq_len = max_seq_len or self.config.max_position_embeddings
+        self.capacity = 0
+        self.compute_precision: str = compute_precision
+        self.prefill_chunk: int | None = prefill_chunk
+        self._closing = ExitStack()
+        self._closed = False
+
+    def bind(self, capacity: int) -> None:
+        """Make the cache hold at least `capacity` tokens a row. See `Session.bind`."""
+        self._require_open()
+        if capacity > self.max_seq_len:
+            raise CapacityError(
+                f"The cache must hold at most {self.max_seq_len} tokens a row, got {capacity}. "
+                f"{self.longer}"
+            )
+        if capacity > self.capacity:
+            self._grow(capacity)
+
+    def step(
+        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int = 0
+    ) -> Logits:
+        """Run B rows from `first_row` on. See `Session.step`."""
+        self._require_open()
+        rows, new_tokens = input_ids.shape
+        if first_row < 0 or first_row + rows > self.max_batch:
+            raise RequestError(
+                f"Rows must lie in 0 to {self.max_batch - 1}, got {first_row} to "
+                f"{first_row + rows - 1}."
+            )
+        if write_indices.min() < 0 or write_indices.max() + new_tokens > self.capacity:
+            raise CapacityError(
+                f"write_indices + S must be at most the bound {self.capacity} tokens, got "
+                f"{write_indices.max() + new_tokens}. Call bind first."
+            )
+        return self._step(input_ids, write_indices, logit_indices, first_row)
+
+    def step_cost(self, rows: int, new_tokens: int) -> float:
+        """See `Session.step_cost`."""
+        return 1 + rows * new_tokens / self.tokens_per_read
+
+    def read_cache(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
+        """Copy a block out of the cache. See `Session.read_cache`."""
+        self._require_open()
+        return self._read(layer, kind, row, start, stop)
+
+    def write_cache(self, layer: int, kind: str, row: int, start: int, block: CacheBlock) -> None:
+        """Overwrite a block of the cache. See `Session.write_cache`."""
+        self._require_open()
+        stop = start + block.shape[1]
+        if stop > self.capacity:
+            raise CapacityError(f"A block must end by token {self.capacity}, got {stop}.")
+        self._write(layer, kind, row, start, block)
+
+    def close(self) -> None:
+        """Free everything; a second call does nothing."""
+        self._closed, self.capacity = True, 0
+        self._closing.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StateError("Cannot use a session that has been closed.")
+
+    def _grow(self, capacity: int) -> None:
+        """Make the cache hold more than it does; what it holds stays."""
+        raise NotImplementedError
+
+    def _step(
+        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int
+    ) -> Logits:
+        raise NotImplementedError
+
+    def _read(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
+        return self._cache.read(layer, kind, row, start, stop)
+
+    def _write(self, layer: int, kind: str, row: int, start: int, block: CacheBlock) -> None:
+        self._cache.write(layer, kind, row, start, block)
