@@ -1,6 +1,7 @@
 """The `nemo-trt` command: its sub-commands load when they are called, and errors become exit codes.
 
-Exit codes: 0 done, 1 negative verdict, 2 usage or bad input, 3 something this machine lacks.
+Exit codes: 0 done, 1 negative verdict or a server whose engine failed, 2 usage or bad input,
+3 something this machine lacks.
 """
 
 import importlib
@@ -15,7 +16,7 @@ from typing import Any
 import click
 
 from nemo_trt import __version__
-from nemo_trt.errors import MachineError, NemoTrtError
+from nemo_trt.errors import FaultError, MachineError, NemoTrtError
 from nemo_trt.extras import remedy
 
 # Command -> its line in `nemo-trt --help`; the module of the same name holds its `command`.
@@ -128,6 +129,8 @@ def run(arguments: list[str]) -> int:
         if debug:
             raise
         click.echo(f"nemo-trt: {error}", err=True)
+        if isinstance(error, FaultError):
+            return EXIT_VERDICT
         return EXIT_MACHINE if isinstance(error, MachineError) else EXIT_INPUT
     except ImportError as error:
         if debug:

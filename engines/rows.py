@@ -58,6 +58,24 @@ class Rows:
                 self._session.write_cache(layer, kind, target, 0, block)
         self._held[target] = list(tokens[:length])
 
+    def clear(self, row: int) -> None:
+        """Drop a row's tokens and write zeros over its cache.
+
+        A NaN in a cache outlives a rewind: masked attention multiplies it by zero, which is NaN.
+        """
+        self.rewind(row)
+        config = self._session.config
+        for start in range(0, self._session.capacity, _BLOCK):
+            size = min(_BLOCK, self._session.capacity - start)
+            block = np.zeros((config.num_kv_heads, size, config.head_dim), np.float32)
+            for layer in range(config.num_layers):
+                for kind in ("key", "value"):
+                    self._session.write_cache(layer, kind, row, start, block)
+
+    def spans(self, rows: Mapping[int, list[int]]) -> list[dict[int, list[int]]]:
+        """The parts of `rows` that `append` runs in one step each."""
+        return [{row: rows[row] for row in span if row in rows} for span in self._spans(rows)]
+
     def require_fit(self, rows: Mapping[int, Sequence[int]]) -> None:
         """Check what `append` would be given.
 

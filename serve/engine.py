@@ -1,6 +1,7 @@
 """An engine for services: a thread runs the scheduler, coroutines iterate over answers."""
 
 import asyncio
+import logging
 import queue
 import threading
 import time
@@ -22,6 +23,8 @@ from nemo_trt.where import CPU, Where
 from .metrics import Metrics
 from .scheduler import Ended, Output, Request, Scheduler, Usage
 from .scoring import PromptScores
+
+_LOG = logging.getLogger("nemo_trt.serve")
 
 
 class Answer:
@@ -198,6 +201,10 @@ class AsyncEngine:
             await asyncio.sleep(0.01)
         return not self._answers
 
+    def wait_stopped(self) -> None:
+        """Block until the engine's thread has ended: after `close`, or with `failure` set."""
+        self._thread.join()
+
     def close(self) -> None:
         """End what runs, stop the thread and free the session; a second call does nothing."""
         if self._open:
@@ -266,6 +273,7 @@ class AsyncEngine:
                 if not self._scheduler.idle:
                     self._deliver(self._scheduler.step())
         except BaseException as error:  # whatever it is, nobody may wait for ever
+            _LOG.critical("the engine has failed", exc_info=error)
             self._failure = error
             self._take_commands(block=False)
         reason = self._refusal() or StateError("The engine has stopped.")

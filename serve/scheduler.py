@@ -281,6 +281,11 @@ class Scheduler:
         return live.lookup.draft(min(room, left)) if live.lookup and min(room, left) > 0 else []
 
     def _run(self, work: dict[int, list[int]], outputs: list[Output]) -> None:
+        """Run rows, one step for each span: a step that fails ends its own rows alone."""
+        for span in self._rows.spans(work):
+            self._run_span(span, outputs)
+
+    def _run_span(self, work: dict[int, list[int]], outputs: list[Output]) -> None:
         """Append tokens to rows, and sample where a row's tokens are all there."""
         decoding = all(self._running[row].decoding for row in work)
         scoring = any(self._running[row].request.scores is not None for row in work)
@@ -349,10 +354,12 @@ class Scheduler:
         if live.row < 0:
             self._queue.remove(live)
         else:
-            if error:
-                self._rows.rewind(live.row)
             del self._running[live.row]
             self._free.append(live.row)
+            if isinstance(error, RequestError | FaultError):
+                self._rows.rewind(live.row)
+            elif error:  # the cache may hold what is not finite, which outlives a rewind
+                self._rows.clear(live.row)
         ended = Ended(reason=reason, usage=live.usage, error=error)
         return Output(request_id=live.request_id, event=None, ended=ended)
 

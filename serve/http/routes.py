@@ -62,10 +62,12 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> dict[str, Any
     return {"prompt": await asyncio.to_thread(engine.tokenizer.decode, body.tokens)}
 
 
-@router.get("/health/live")
-async def live() -> dict[str, str]:
-    """The process answers."""
-    return {"status": "live"}
+@router.get("/health/live", responses={500: {"description": "The engine has failed."}})
+async def live(request: Request) -> Response:
+    """Whether the process should go on: 500 when only a restart helps."""
+    failure = request.app.state.service.failure
+    status = "live" if failure is None else "failed"
+    return JSONResponse({"status": status, "failure": failure}, 200 if failure is None else 500)
 
 
 @router.get("/health/ready", responses={503: {"description": "Not ready, and why."}})

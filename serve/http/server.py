@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import uvicorn
 from fastapi import FastAPI
 
-from nemo_trt.errors import MachineError
+from nemo_trt.errors import FaultError, MachineError
 
 from .service import Service
 
@@ -33,6 +33,7 @@ def serve_forever(
         on_ready: called with the address once requests are taken.
 
     Raises:
+        FaultError: the engine failed while it served; what waited has its answer.
         MachineError: the address cannot be had, or the engine did not open.
     """
     listener, address = listen(host, port)
@@ -89,7 +90,8 @@ async def _serve(
         await asyncio.wait({serving, opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if opening.done() and not opening.exception():
             on_ready()
-            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopped = asyncio.create_task(asyncio.to_thread(service.wait_stopped))
+            await asyncio.wait({serving, stopping, stopped}, return_when=asyncio.FIRST_COMPLETED)
         draining = asyncio.create_task(service.drain(drain_timeout_s))
         hurrying = asyncio.create_task(hurry.wait())
         await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
@@ -100,3 +102,5 @@ async def _serve(
         server.should_exit = True
         await serving
         await opening
+    if service.failure:
+        raise FaultError(f"The engine has failed: {service.failure}. Start the server again.")

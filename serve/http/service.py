@@ -45,7 +45,7 @@ class Service:
         self._judged = verdict
         self.metrics = Metrics()
         self.engine: AsyncEngine | None = None
-        self.failure: str | None = None
+        self._opening_failure: str | None = None
         self.startup_s: float | None = None
         self._grammars: Grammars | None = None
         self._making = threading.Lock()
@@ -57,11 +57,18 @@ class Service:
     @property
     def state(self) -> State:
         """Where the server's life stands."""
-        if self.failure or (self.engine and self.engine.failure):
+        if self.failure:
             return "failed"
         if self._draining:
             return "draining"
         return "ready" if self.engine else "starting"
+
+    @property
+    def failure(self) -> str | None:
+        """What kept the engine from opening, or stopped it since."""
+        if self.engine is not None and self.engine.failure is not None:
+            return _in_words(self.engine.failure)
+        return self._opening_failure
 
     @property
     def validated(self) -> bool:
@@ -129,6 +136,11 @@ class Service:
         if self.failure:
             raise MachineError(self.failure)
 
+    def wait_stopped(self) -> None:
+        """Block until the engine has stopped: closed, or with `failure` set."""
+        if self.engine:
+            self.engine.wait_stopped()
+
     async def drain(self, timeout_s: float) -> bool:
         """Take nothing more and wait until all is answered; False if that takes too long."""
         self._draining = True
@@ -163,7 +175,11 @@ class Service:
                 metrics=self.metrics,
             )
         except NemoTrtError as error:
-            self.failure = str(error)
+            self._opening_failure = str(error)
         except Exception as error:  # a thread's exception would be lost, and all would wait
-            self.failure = f"{type(error).__name__}: {error}"
+            self._opening_failure = _in_words(error)
         self.startup_s = round(time.perf_counter() - start, 3)
+
+
+def _in_words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

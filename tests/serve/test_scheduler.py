@@ -261,3 +261,46 @@ def test_a_fault_in_one_request_is_its_own_and_the_others_go_on(
     assert answers(outputs) == {good: alone(runner, TOKENS[20:29])}
     again = scheduler.submit(Request(prompt=TOKENS[:9], params=GREEDY))
     assert answers(drain(scheduler)) == {again: alone(runner, TOKENS[:9])}
+
+
+def test_a_row_that_met_a_nan_is_cleared_before_the_next_request(
+    session: Watched, runner: Runner
+) -> None:
+    """A rewind keeps the bytes: masked attention would multiply the NaN by zero, which is NaN."""
+    scheduler = Scheduler(session, prefill_tokens=512)
+    bad = scheduler.submit(Request(prompt=TOKENS[:60], params=GREEDY))
+    scheduler.step()
+    for row in range(ROWS):
+        session.write_cache(0, "value", row, 30, np.full((1, 1, 1), np.nan, np.float32))
+    assert ends(drain(scheduler))[bad].reason == "error"
+    for row in range(1, ROWS):  # the test's own NaN, in rows that no request had
+        scheduler._rows.clear(row)
+    again = scheduler.submit(Request(prompt=TOKENS[100:104], params=GREEDY))
+    assert answers(drain(scheduler))[again] == alone(runner, TOKENS[100:104])
+    session.bind(LENGTH)
+    for row in range(ROWS):
+        assert np.isfinite(session.read_cache(0, "value", row, 0, LENGTH)).all()
+
+
+def test_a_failing_step_ends_its_own_rows_and_not_those_of_the_steps_around_it(
+    session: Watched, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = Scheduler(session, prefill_tokens=60)
+    first, middle, last = (
+        scheduler.submit(Request(prompt=TOKENS[start : start + 50], params=GREEDY))
+        for start in (0, 100, 200)
+    )
+    scheduler.step()
+    scheduler.cancel(middle)  # rows 0 and 2 with a gap between them: a step each
+    steps, working = len(session.steps), Watched.step
+
+    def second_fails(self: Watched, *arguments: Any) -> Logits:
+        if len(self.steps) > steps:
+            raise MachineError("planted")
+        return working(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watched, "step", second_fails)
+        outputs = scheduler.step()
+    assert {number: ended.reason for number, ended in ends(outputs).items()} == {last: "error"}
+    assert answers(outputs + drain(scheduler)) == {first: alone(runner, TOKENS[:50])}

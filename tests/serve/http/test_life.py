@@ -20,10 +20,11 @@ from starlette.testclient import TestClient
 
 from nemo_trt.digest import SAMPLE_BYTES
 from nemo_trt.engines.runner import Runner
-from nemo_trt.errors import BundleError, MachineError
+from nemo_trt.errors import BundleError, FaultError, MachineError
 from nemo_trt.manifest import read_manifest
 from nemo_trt.safetensors import read_layout
 from nemo_trt.serve import ServeOptions, create_app
+from nemo_trt.serve.http import serve_forever
 from tests.waiting import until
 
 pytestmark = pytest.mark.model
@@ -222,3 +223,32 @@ def test_a_port_that_is_taken_is_told(copy: Path, vouch: Any) -> None:
         done = subprocess.run([*command, "--port", port], capture_output=True, text=True)
     assert done.returncode == 3
     assert f"127.0.0.1:{port} must be free" in done.stderr
+
+
+def test_an_engine_that_fails_is_told_answers_who_waits_and_ends_the_process(
+    sample_bundle: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app(sample_bundle.bundle, options=OPEN, max_seq_len=256, max_batch=2)
+    service = app.state.service
+    statuses: list[int] = []
+    asking: list[threading.Thread] = []
+
+    def broken() -> Any:
+        raise ZeroDivisionError("planted")
+
+    def ask(url: str) -> None:
+        statuses.append(httpx.post(f"{url}/v1/completions", json={"prompt": "x"}).status_code)
+
+    def on_ready(url: str) -> None:
+        service.engine._scheduler.step = broken
+        asking.append(threading.Thread(target=ask, args=(url,)))
+        asking[0].start()
+
+    with pytest.raises(FaultError, match="ZeroDivisionError: planted"):
+        serve_forever(app, host="127.0.0.1", port=0, drain_timeout_s=600, on_ready=on_ready)
+    asking[0].join()
+    assert statuses == [503]
+    assert "the engine has failed" in caplog.text and "planted" in caplog.text
+    with TestClient(app) as client:
+        live = client.get("/health/live")
+    assert (live.status_code, live.json()["failure"]) == (500, "ZeroDivisionError: planted")
