@@ -113,7 +113,10 @@ def test_sample_export_inspect_and_validate_in_a_row(tmp_path: Path, capsys: Out
     assert facts["config"]["head_dim"] == 16 and facts["kv_bytes_per_token"] == 2 * 2 * 16 * 2
     assert run(["export", checkpoint, bundle, "--json"]) == 0
     manifest = json.loads(capsys.readouterr().out)
-    assert run(["validate", bundle, "--max-seq-len", "128"]) == 0
+    text = "The sun rises in the east and sets in the west, today as on every other day.\n"
+    (tmp_path / "prompts.txt").write_text(text + text[4:])
+    prompts = ["--prompts", str(tmp_path / "prompts.txt")]
+    assert run(["validate", bundle, "--max-seq-len", "128", *prompts]) == 0
     assert "PASS" in capsys.readouterr().out
     report = json.loads((tmp_path / "bundle" / "validation.json").read_text())
     assert (report["verdict"], report["bundle_id"]) == ("pass", manifest["bundle_id"])
