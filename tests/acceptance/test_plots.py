@@ -64,5 +64,5 @@ def test_without_matplotlib_the_plots_are_skipped_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(CannotHere, match=r"matplotlib.*nemo-trt\[load\]"):
+    with pytest.raises(CannotHere, match=r"matplotlib.*nemo-trt\[plots\]"):
         report.run(report_folder=str(tmp_path), progress=Silent())

@@ -85,9 +85,9 @@ def test_a_missing_package_is_named_with_its_extra(
 
     monkeypatch.setitem(sys.modules, "nemo_trt.export.bundle", None)
     monkeypatch.setitem(sys.modules, "torch", None)
-    from nemo_trt.cli import main
+    from nemo_trt.extras import remedy
 
-    assert "nemo-trt[export]" in main._remedy(ImportError("no torch", name="torch"))
+    assert "nemo-trt[export]" in remedy(ImportError("no torch", name="torch"))
     assert run(["export", "a", "b"]) == 3
     assert "not installed" in capsys.readouterr().err
 

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from nemo_trt.cli.main import run
-from nemo_trt.cli.serve import command
+from nemo_trt.cli.main import cli, run
 from nemo_trt.errors import BundleError, MachineError, RequestError
 from nemo_trt.serve import ServeOptions
 from nemo_trt.serve.cluster import ClusterOptions
@@ -134,7 +133,7 @@ def test_expositions_become_one_with_each_replicas_name() -> None:
     ],
 )
 def test_the_command_line_tells_what_does_not_fit(arguments: list[str], words: str) -> None:
-    result = CliRunner().invoke(command, ["bundle", *arguments])
+    result = CliRunner().invoke(cli, ["serve", "bundle", *arguments])
     assert result.exit_code and words in f"{result.output} {result.exception}"
 
 
