@@ -163,7 +163,7 @@ def show(report: "Report") -> None:
         OUT.print("No other package reads this format: a fault in reading may go unseen.")
     tokens = report.settings["tokenizer"]
     OUT.print(
-        f"Tokenizer compared with {tokens['judge']}."
+        f"Tokenizer compared with {tokens['judge']}; chats: {', '.join(tokens['chats']) or 'none'}."
         if tokens["judge"]
         else f"The tokenizer is not judged: {tokens['unjudged']}."
     )

@@ -44,11 +44,13 @@ class TokenizerVerdict:
     Attributes:
         judge: the implementation that ours was compared with; None where there is none.
         unjudged: why there is none, in words.
+        chats: the conversations that both rendered; the judge refuses the others.
         failures: every difference, in words.
     """
 
     judge: str | None
     unjudged: str | None = None
+    chats: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
 
 
@@ -56,7 +58,7 @@ class _Judge(Protocol):
     name: str
 
     def encode(self, text: str) -> list[int]: ...
-    def text_of(self, token_id: int) -> str: ...
+    def decode(self, ids: list[int]) -> str: ...
     def chat(self, messages: list[Any], tools: list[Any] | None) -> list[int] | None: ...
 
 
@@ -75,14 +77,18 @@ def judge_tokenizer(tokenizer: Tokenizer | None, checkpoint: Checkpoint) -> Toke
             return TokenizerVerdict(
                 judge=None, unjudged=f"no other implementation reads it: {error}"
             )
-        return TokenizerVerdict(judge=judge.name, failures=tuple(_differences(tokenizer, judge)))
+        chats = dict(_rendered(judge))
+        failures = (*_differences(tokenizer, judge), *_chat_differences(tokenizer, judge, chats))
+        return TokenizerVerdict(judge=judge.name, chats=tuple(chats), failures=failures)
 
 
 def _differences(tokenizer: Tokenizer, judge: _Judge) -> Iterator[str]:
+    # Behind another token: SentencePiece's decoders drop the space of the first one.
+    first = tokenizer.encode("a", bos=False)
     wrong = [
         token
         for token in range(tokenizer.vocab_size)
-        if not _same_text(tokenizer.decode([token]), judge.text_of(token))
+        if tokenizer.decode([*first, token]) != judge.decode([*first, token])
     ]
     if wrong:
         yield (
@@ -95,25 +101,30 @@ def _differences(tokenizer: Tokenizer, judge: _Judge) -> Iterator[str]:
             yield f"text {number} must have the tokens that {judge.name} gives it, got others"
         if _streamed(tokenizer, ids) != tokenizer.decode(ids):
             yield f"text {number} must stream as it is decoded, got another text"
+
+
+def _rendered(judge: _Judge) -> Iterator[tuple[str, list[int]]]:
+    """The conversations that the judge renders, and their tokens."""
     for name, (messages, tools) in _CHATS.items():
         try:
-            expected = judge.chat(messages, tools)
+            ids = judge.chat(messages, tools)
         except Exception:  # the template or the format refuses this conversation
-            expected = None
-        if expected is None:
             continue
+        if ids is not None:
+            yield name, ids
+
+
+def _chat_differences(
+    tokenizer: Tokenizer, judge: _Judge, expected: dict[str, list[int]]
+) -> Iterator[str]:
+    for name, ids in expected.items():
         try:
-            found = tokenizer.chat(messages, tools)
+            found = tokenizer.chat(*_CHATS[name])
         except RequestError as error:
             yield f"a chat with {name} must be rendered, got an error: {error}"
         else:
-            if found != expected:
+            if found != ids:
                 yield f"a chat with {name} must have {judge.name}'s tokens, got others"
-
-
-def _same_text(ours: str, theirs: str) -> bool:
-    """Equal, but for the space that SentencePiece's decoders put or drop before a lone token."""
-    return ours == theirs or ours.strip() == theirs.strip()
 
 
 def _streamed(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
@@ -126,17 +137,19 @@ class _Transformers:
         import transformers
 
         self.name = f"transformers {transformers.__version__}"
-        self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True
+        self._tokenizer: Any = (
+            transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            if (folder / "tokenizer_config.json").is_file()
+            else transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
         )
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def text_of(self, token_id: int) -> str:
+    def decode(self, ids: list[int]) -> str:
         return str(
             self._tokenizer.decode(
-                [token_id], skip_special_tokens=True, clean_up_tokenization_spaces=False
+                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
         )
 
@@ -163,8 +176,8 @@ class _MistralCommon:
     def encode(self, text: str) -> list[int]:
         return list(self._tekken.encode(text, bos=False, eos=False))
 
-    def text_of(self, token_id: int) -> str:
-        return str(self._tekken.decode([token_id], special_token_policy=self._left_out))
+    def decode(self, ids: list[int]) -> str:
+        return str(self._tekken.decode(ids, special_token_policy=self._left_out))
 
     def chat(self, messages: list[Any], tools: list[Any] | None) -> list[int] | None:
         from mistral_common.protocol.instruct.request import ChatCompletionRequest

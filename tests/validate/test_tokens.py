@@ -24,18 +24,26 @@ def judged(bundle: Path, source: Path) -> TokenizerVerdict:
 def test_the_sample_models_tokenizer_is_transformers(sample_tokenizer: Path) -> None:
     verdict = judged(sample_tokenizer, sample_tokenizer)
     assert verdict.failures == () and str(verdict.judge).startswith("transformers")
+    assert "one turn" in verdict.chats
+
+
+def test_a_tokenizer_json_alone_is_judged_too(sample_tokenizer: Path, tmp_path: Path) -> None:
+    shutil.copyfile(sample_tokenizer / "tokenizer.json", tmp_path / "tokenizer.json")
+    verdict = judged(tmp_path, tmp_path)
+    assert verdict.failures == () and verdict.judge and verdict.chats == ()
 
 
 def test_tekken_is_mistral_commons(tmp_path: Path) -> None:
     shutil.copyfile(tekken_of_mistral_common(), tmp_path / "tekken.json")
     verdict = judged(tmp_path, tmp_path)
     assert verdict.failures == () and str(verdict.judge).startswith("mistral-common")
+    assert len(verdict.chats) == 3
 
 
 def exchange_two_tokens(folder: Path) -> None:
     data = json.loads((folder / "tokenizer.json").read_text())
     vocabulary = data["model"]["vocab"]
-    one, other = "ĠZealand", "ĠNorway"
+    one, other = "ĠParis", "Paris"  # they differ by the space before them alone
     assert one in vocabulary and other in vocabulary
     vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
     (folder / "tokenizer.json").write_text(json.dumps(data))
