@@ -77,7 +77,7 @@ def test_plan_shows_every_gpu_then_one(bundle: str, capsys: Output) -> None:
     ("arguments", "code", "said"),
     [
         (["plan", "{}", "--gpu", "h99"], 2, "must be one of"),
-        (["plan", "nowhere"], 2, "must be a bundle"),
+        (["plan", "nowhere"], 2, "nowhere must exist"),
         (["plan", "{}", "--gpu", "l4", "--max-batch", "100000"], 2, "but it has 24 GB. Use"),
         (["build", "{}", "--gpu", "l4", "--max-batch", "100000"], 2, "but it has 24 GB. Use"),
         (["build", "{}"], 2, "--gpu"),
@@ -86,7 +86,11 @@ def test_plan_shows_every_gpu_then_one(bundle: str, capsys: Output) -> None:
         (["build", "{}", "--gpu", "l4", "--max-seq-len", "131073"], 2, "131072"),
         (["validate", "{}", "--engine", "l4-bf16"], 2, "Build one: nemo-trt build"),
         (["validate", "{}", "--engine", "../x"], 2, "plain name"),
-        (["validate", "{}", "--engine", "l4-bf16", "--threads", "2"], 2, "leave them out"),
+        (
+            ["validate", "{}", "--engine", "l4-bf16", "--threads", "2"],
+            2,
+            "must be left out on l4-bf16",
+        ),
         (["export", "{}", "out", "--scales", "{}"], 2, "--scales needs --precision fp8"),
         (
             ["export", "{}", "out", "--precision", "fp8", "--scales", "{}", "--clip", "mse"],

@@ -124,9 +124,12 @@ def test_two_layers_of_nemo(
     assert 0.5 * budget.scratch_bytes <= scratch <= budget.scratch_bytes
 
 
-def test_the_whole_sample_model(sample_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = Built(sample_bundle.bundle, "rtx5090", monkeypatch)
-    layers = read_manifest(sample_bundle.bundle).config.num_layers
+def test_the_whole_sample_model(
+    sample_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = shutil.copytree(sample_bundle.bundle, tmp_path / "bundle")  # it is written into
+    built = Built(bundle, "rtx5090", monkeypatch)
+    layers = read_manifest(bundle).config.num_layers
     assert built.attentions == [("lengths", True, False)] * layers
     assert len([k for k in built.decode if is_attention(k)]) == layers
     (plan,) = built.record.plans

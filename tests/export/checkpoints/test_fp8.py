@@ -258,7 +258,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
                 }
             )
         ),
-        "holds unexpected tensors",
+        "although its config.json has neither",
     ),
 }
 

@@ -53,8 +53,10 @@ def exported(checkpoint: Path, target: Path, quantization: Quantization) -> Path
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_checkpoint: Path, quantization: Quantization) -> Path:
-    target = tiny_checkpoint.parent / "bundle-fp8"
+def bundle(
+    tiny_checkpoint: Path, quantization: Quantization, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    target = tmp_path_factory.mktemp("fp8") / "bundle"
     return exported(tiny_checkpoint, target, quantization)
 
 
