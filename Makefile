@@ -84,7 +84,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf build/typed && mkdir -p build/typed && cp -rs $(CURDIR)/nemo_trt build/typed/ \
-	  && cp -rs $(CURDIR)/export $(CURDIR)/engines $(CURDIR)/serve $(CURDIR)/validate $(CURDIR)/acceptance $(CURDIR)/cli build/typed/nemo_trt/
+	  && cp -rs $(CURDIR)/export $(CURDIR)/engines $(CURDIR)/serve $(CURDIR)/validate $(CURDIR)/stages $(CURDIR)/acceptance $(CURDIR)/cli build/typed/nemo_trt/
 	cd build/typed && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p nemo_trt
 	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_docs.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -107,7 +107,12 @@ def _made(
             stage="plan",
             subject=f"{precision} on {options.target.name}",
             arguments={"checkpoint": str(options.checkpoint), "precision": precision, **shape},
-            inputs={**checkpoint, "precision": precision, **shape, **_code("engines", "export")},
+            inputs={
+                **checkpoint,
+                "precision": precision,
+                **shape,
+                **_code("engines", "export", "stages"),
+            },
         ),
         Step(
             name=f"export-{precision}",
@@ -124,7 +129,7 @@ def _made(
                 **checkpoint,
                 "precision": precision,
                 **fp8_inputs,
-                **_code("export"),
+                **_code("engines", "export", "stages"),
             },
             environment=package_versions(_EXPORT_PACKAGES),
             gone=lambda record: _bundle_gone(bundle, record),

@@ -24,7 +24,6 @@ MAY_IMPORT = {
     "acceptance": {"export", "engines", "validate", "stages"},
     "cli": {"export", "engines", "validate", "serve", "acceptance", "stages"},
 }
-FOLDERS = {"stages": "nemo_trt/stages"}  # the others' are named like them
 FACADE = ROOT / "nemo_trt" / "__init__.py"  # the one file that may look up
 # Stage -> packages that no module of it may import, at any depth of its code.
 BANNED = {
@@ -40,12 +39,7 @@ HEAVY = {"torch", "onnx", "onnxruntime", "transformers", "tensorrt", "numpy", "r
 
 
 def modules(stage: str) -> list[Path]:
-    others = {ROOT / folder for name, folder in FOLDERS.items() if name != stage}
-    return sorted(
-        path
-        for path in (ROOT / FOLDERS.get(stage, stage)).rglob("*.py")
-        if not others & set(path.parents)
-    )
+    return sorted((ROOT / stage).rglob("*.py"))
 
 
 def imports(path: Path, *, module_level: bool = False) -> set[str]:

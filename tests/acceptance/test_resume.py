@@ -1,5 +1,7 @@
 """What an outcome depends on, whether it is still there, and a run that is stopped."""
 
+import importlib.util
+import re
 import shutil
 import threading
 from dataclasses import replace
@@ -19,6 +21,7 @@ from nemo_trt.progress import Silent
 from .running import Acceptance
 
 pytestmark = pytest.mark.e2e
+ROOMS = {f"nemo_trt.{room}" for room in ("engines", "export", "stages", "validate", "serve")}
 
 
 def options(again: Acceptance) -> AcceptanceOptions:
@@ -74,6 +77,21 @@ def test_code_is_digested_room_by_room() -> None:
     assert len({code_digest(room) for room in rooms}) == 4
     with pytest.raises(ModuleNotFoundError):
         code_digest("nemo_trt.attic")
+
+
+def test_a_step_is_done_again_when_the_code_that_it_runs_changes(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Every room that its module imports is among its inputs."""
+    asked = AcceptanceOptions(checkpoint=tiny_checkpoint, folder=tmp_path, gpu="l40s")
+    kept = [step for step in steps_of(asked) if step.keep]
+    assert {step.stage for step in kept} >= {"plan", "export", "build", "validate", "bench"}
+    for step in kept:
+        module = importlib.util.find_spec(f"nemo_trt.acceptance.work.{step.stage}")
+        assert module is not None and module.origin is not None
+        text = Path(module.origin).read_text(encoding="utf-8")
+        rooms = set(re.findall(r"(?:from|import) (nemo_trt\.[a-z]+)", text)) & ROOMS
+        assert {f"code of {room}" for room in rooms} <= step.inputs.keys(), step.name
 
 
 def test_what_a_step_made_must_still_be_there(again: Acceptance) -> None:
