@@ -118,6 +118,20 @@ def _share_of(num_positions: int, limit: float) -> float:
     return 1 - misses / max(num_positions, 1)
 
 
+MAX_PERPLEXITY = 100.0
+"""Of a language model on the built-in texts: SmolLM2-135M, the weakest in use here, has 20."""
+
+
+def language_failures(perplexity: Mapping[str, float]) -> tuple[str, ...]:
+    """What the perplexities of "engine" and "reference" on the built-in texts fail, in words."""
+    return tuple(
+        f"perplexity of the {who} must be at most {MAX_PERPLEXITY:g} on the built-in texts, got "
+        f"{value:.6g}: this is no language model. Its weights were read or stored wrongly"
+        for who, value in perplexity.items()
+        if not value <= MAX_PERPLEXITY
+    )
+
+
 def perplexity_failures(
     perplexity: Mapping[str, float], limits: Mapping[str, float]
 ) -> tuple[str, ...]:

@@ -11,7 +11,13 @@ from nemo_trt.bundle import Bundle
 from nemo_trt.digest import file_digest
 from nemo_trt.errors import RequestError
 from nemo_trt.manifest import CUDA_VALIDATION_FILE, VALIDATION_FILE
-from nemo_trt.tolerances import CASE_FIGURES, case_failures, perplexity_failures, tolerance_of
+from nemo_trt.tolerances import (
+    CASE_FIGURES,
+    case_failures,
+    language_failures,
+    perplexity_failures,
+    tolerance_of,
+)
 from nemo_trt.where import CPU, Where
 
 from .coverage import Coverage, judged_files
@@ -189,7 +195,11 @@ def _inconsistent(data: Mapping[str, Any]) -> str | None:
     if limits != asdict(tolerance_of(precision)):
         return f"its limits are not those of {precision}"
     failed = list(data["failures"])
-    if not failed and (wrong := perplexity_failures(_numbers(data["perplexity"]), limits)):
+    perplexity = _numbers(data["perplexity"])
+    wrong = perplexity_failures(perplexity, limits)
+    if data["settings"]["perplexity_not_judged"] is None:
+        wrong += language_failures(perplexity)
+    if not failed and wrong:
         return wrong[0]
     cases = data["cases"]
     if not cases:

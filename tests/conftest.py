@@ -145,7 +145,7 @@ def _vouch(
         bundle_id=bundle.bundle_id,
         engine={"compute_precision": compute_precision},
         reference={},
-        settings={},
+        settings={"perplexity_not_judged": None},
         limits=asdict(tolerance_of(compute_precision)),
         perplexity={"engine": 1.0, "reference": 1.0},
         cases=(case,),

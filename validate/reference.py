@@ -82,12 +82,14 @@ def compute_reference(
     progress.phase("reference: layers", config.num_layers)
     for index, layer in enumerate(model.model.layers):
         prefix = f"model.layers.{index}."
-        state = {
-            name.removeprefix(prefix): weights.weight(name).to(device, dtype)
-            for name, _ in config.tensors()
-            if name.startswith(prefix)
-        }
-        layer.load_state_dict(state, assign=True)
+        layer.load_state_dict(  # of a dict without a name, which would outlive the layer
+            {
+                name.removeprefix(prefix): weights.weight(name).to(device, dtype)
+                for name, _ in config.tensors()
+                if name.startswith(prefix)
+            },
+            assign=True,
+        )
         for run in runs:
             keys, values = run.through(layer, index, context)
             if run is runs[0]:

@@ -74,6 +74,7 @@ def validate_bundle(
         checkpoint = replace(checkpoint, random_weights=True)
     folder = bundle.tokenizer_folder
     tokenizer = open_tokenizer(folder) if folder else None
+    tokens = judge_tokenizer(tokenizer, checkpoint)
     session = _open(bundle, where, max_batch, max_seq_len, threads)
     try:
         report = validate(
@@ -93,7 +94,6 @@ def validate_bundle(
         )
     finally:
         session.close()
-    tokens = judge_tokenizer(tokenizer, checkpoint)
     report = replace(
         report,
         coverage=coverage,

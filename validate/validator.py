@@ -13,11 +13,17 @@ from nemo_trt.engines.session import Session, SessionInfo
 from nemo_trt.errors import MachineError, RequestError
 from nemo_trt.export.checkpoints import Checkpoint
 from nemo_trt.progress import Progress, Silent
-from nemo_trt.tolerances import Tolerance, case_failures, perplexity_failures, tolerance_of
+from nemo_trt.tolerances import (
+    Tolerance,
+    case_failures,
+    language_failures,
+    perplexity_failures,
+    tolerance_of,
+)
 
 from . import cases
 from .cases import Observation
-from .language import language_failures, unjudged
+from .language import unjudged
 from .metrics import Metrics, compare, negative_log_likelihood
 from .reference import Reference, compute_reference
 from .report import CaseReport, Report, broken_case

@@ -170,6 +170,7 @@ CONTRADICTIONS: dict[str, Change] = {
     "a case that failed": lambda data: data["cases"][0].update(failures=["max_kl is 3"]),
     "no case": lambda data: data.update(cases=[]),
     "perplexity": lambda data: data["perplexity"].update(engine=2.0),
+    "no language model": lambda data: data.update(perplexity={"engine": 1e4, "reference": 1e4}),
     "another word": lambda data: data.update(verdict="fine"),
     "no length": lambda data: data["coverage"].update(max_seq_len=0),
     "a precision without limits": lambda data: data["coverage"].update(compute_precision="int4"),

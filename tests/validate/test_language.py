@@ -10,8 +10,9 @@ import pytest
 from nemo_trt.export.bundle import export_bundle
 from nemo_trt.export.checkpoints import open_checkpoint
 from nemo_trt.tensors import renamed
+from nemo_trt.tolerances import MAX_PERPLEXITY, language_failures
 from nemo_trt.validate import reference as reference_module
-from nemo_trt.validate.language import MAX_PERPLEXITY, language_failures, unjudged
+from nemo_trt.validate.language import unjudged
 from nemo_trt.validate.reading.own import OwnWeights
 from nemo_trt.validate.texts import HELD_OUT
 

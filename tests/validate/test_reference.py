@@ -1,12 +1,17 @@
 """The streamed reference is what transformers' whole model computes."""
 
+import gc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from nemo_trt.export.checkpoints import open_checkpoint
+from nemo_trt.validate import reference as reference_module
+from nemo_trt.validate.reading.own import OwnWeights
 from nemo_trt.validate.reference import compute_reference
 from nemo_trt.validate.sequences import TokenSequence
 
@@ -29,6 +34,30 @@ def test_layer_by_layer_equals_the_whole_model(tiny_checkpoint: Path) -> None:
             expected = model(torch.tensor([sequence.tokens])).logits[0].numpy()
         np.testing.assert_allclose(reference.logits[sequence.name], expected, rtol=1e-4, atol=1e-5)
     assert 0 < reference.noise < 1e-4
+
+
+def test_no_more_than_a_layer_is_held(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever a weight is read, only weights of its own layer are still in memory."""
+    held: list[tuple[str, StorageWeakRef]] = []
+    layers: list[set[str]] = []
+
+    def layer_of(name: str) -> str:
+        return name.rpartition(".layers.")[2].partition(".")[0]
+
+    class Watched(OwnWeights):
+        def weight(self, name: str) -> Tensor:
+            gc.collect()
+            alive = {layer_of(one) for one, storage in held if not storage.expired()}
+            layers.append(alive | {layer_of(name)})
+            found = super().weight(name).float()  # in the reference's dtype: it makes no copy
+            held.append((name, StorageWeakRef(found.untyped_storage())))
+            return found
+
+    monkeypatch.setattr(reference_module, "open_weights", lambda checkpoint, _: Watched(checkpoint))
+    compute_reference(open_checkpoint(tiny_checkpoint), [TokenSequence(name="a", tokens=TOKENS)])
+    assert {"0", "1"} <= set().union(*layers) and all(len(names) == 1 for names in layers)
 
 
 def test_a_repeated_context_stands_where_tokens_would(tiny_checkpoint: Path) -> None:

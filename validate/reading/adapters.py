@@ -81,21 +81,23 @@ def _of_rows(tensors: dict[str, Tensor], rows: Sequence[int] | None) -> dict[str
     if rows is None:
         return tensors
     kept = list(rows)
-    return {
-        key: tensor[kept]
-        if ".lora_B" in key
-        else tensor[:, kept]
-        if ".lora_embedding_A" in key
-        else tensor
-        for key, tensor in tensors.items()
-    }
+    found = dict(tensors)
+    for key, tensor in tensors.items():
+        if ".lora_B" in key:
+            found[key] = tensor[kept]
+        elif ".lora_embedding_A" in key:
+            found[key] = tensor[:, kept]
+    return found
 
 
 def _merge(module: str, values: Tensor, adapter: _Adapter, tensors: dict[str, Tensor]) -> Tensor:
     """A weight (N, K), fp32, with one adapter merged by PEFT."""
     holder = _holder(module, values, embedding=any("lora_embedding" in key for key in tensors))
-    peft.inject_adapter_in_model(adapter.config, holder, adapter_name=_NAME)
-    outcome = peft.set_peft_model_state_dict(holder, dict(tensors), adapter_name=_NAME)
+    try:
+        peft.inject_adapter_in_model(adapter.config, holder, adapter_name=_NAME)
+        outcome = peft.set_peft_model_state_dict(holder, dict(tensors), adapter_name=_NAME)
+    except (ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise CheckpointError(f"PEFT refuses the adapter of {module}: {error}") from error
     layer = holder.get_submodule(module)
     if not isinstance(layer, BaseTunerLayer) or outcome.unexpected_keys:
         raise CheckpointError(f"PEFT must merge the adapter of {module}, but does not take it.")

@@ -19,7 +19,7 @@ from nemo_trt.errors import CheckpointError
 from nemo_trt.export.checkpoints import open_checkpoint
 from nemo_trt.precision import DType
 
-from .test_mistral import NAMES, interleaved, params
+from .test_mistral import native_tensors, params
 
 pytestmark = pytest.mark.model
 
@@ -155,25 +155,20 @@ def test_it_is_read_as_bf16_when_asked_for(
         np.testing.assert_array_equal(tensor.rows(3, 29), wanted[3:29], name)
 
 
+def write_native_fp8(checkpoint: Path, folder: Path) -> dict[str, Tensor]:
+    """Mistral's own FP8 files; what the weights stand for, under Mistral's names."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    more = {"qscale_act": torch.tensor(1.0)}
+    stored, meant = quantised(native_tensors(checkpoint), "qscale_weight", per_row, more)
+    save_file({k: v.contiguous() for k, v in stored.items()}, folder / "consolidated.safetensors")
+    raw = {**params(config), "quantization": {"qformat_weight": "fp8_e4m3"}}
+    (folder / "params.json").write_text(json.dumps(raw))
+    return meant
+
+
 def test_mistrals_own_fp8(tiny_checkpoint: Path, tmp_path: Path) -> None:
     config = json.loads((tiny_checkpoint / "config.json").read_text())
-    ours = {theirs: mine for mine, theirs in NAMES.items()}
-    native = {}
-    for name, tensor in load_file(tiny_checkpoint / "model.safetensors").items():
-        layer, leaf = "", name.removesuffix(".weight")
-        if name.startswith("model.layers."):
-            _, _, number, leaf = leaf.split(".", 3)
-            layer = f"layers.{number}."
-        for end, key in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
-            if leaf.endswith(end):
-                tensor = interleaved(tensor, config[key])
-        mine = "norm" if leaf == "model.norm" else ours[leaf]
-        native[f"{layer}{mine}.weight"] = tensor
-    more = {"qscale_act": torch.tensor(1.0)}
-    stored, meant = quantised(native, "qscale_weight", per_row, more)
-    save_file({k: v.contiguous() for k, v in stored.items()}, tmp_path / "consolidated.safetensors")
-    raw = {**params(config), "quantization": {"qformat_weight": "fp8_e4m3"}}
-    (tmp_path / "params.json").write_text(json.dumps(raw))
+    meant = write_native_fp8(tiny_checkpoint, tmp_path)
     with pytest.raises(CheckpointError, match="with --dequantise"):
         open_checkpoint(tmp_path)
     found = open_checkpoint(tmp_path, dequantise=True)

@@ -42,25 +42,29 @@ def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return weight.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
 
 
-@pytest.fixture
-def native(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    """The tiny model as Mistral would ship it, in two files."""
-    folder = tmp_path / "native"
-    folder.mkdir()
-    config = json.loads((tiny_checkpoint / "config.json").read_text())
+def native_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """A Hugging Face checkpoint's tensors under Mistral's names, q and k in neighbouring pairs."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    ours = {theirs: mine for mine, theirs in NAMES.items()} | {"model.norm": "norm"}
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     tensors = {}
-    for name, tensor in load_file(tiny_checkpoint / "model.safetensors").items():
+    for name, tensor in load_file(checkpoint / "model.safetensors").items():
         layer, leaf = "", name.removesuffix(".weight")
         if name.startswith("model.layers."):
             _, _, number, leaf = leaf.split(".", 3)
             layer = f"layers.{number}."
-        if leaf.endswith("q_proj"):
-            tensor = interleaved(tensor, config["num_attention_heads"])
-        if leaf.endswith("k_proj"):
-            tensor = interleaved(tensor, config["num_key_value_heads"])
-        ours = {theirs: mine for mine, theirs in NAMES.items()}
-        mine = "norm" if leaf == "model.norm" else ours[leaf]
-        tensors[f"{layer}{mine}.weight"] = tensor.contiguous()
+        projection = leaf.rpartition(".")[2]
+        if projection in heads:
+            tensor = interleaved(tensor, heads[projection])
+        tensors[f"{layer}{ours[leaf]}.weight"] = tensor.contiguous()
+    return tensors
+
+
+def write_native(checkpoint: Path, folder: Path) -> Path:
+    """A Hugging Face checkpoint as Mistral would ship it, in two files."""
+    folder.mkdir()
+    config = json.loads((checkpoint / "config.json").read_text())
+    tensors = native_tensors(checkpoint)
     names = sorted(tensors)
     for number, part in enumerate((names[:7], names[7:])):
         save_file(
@@ -69,6 +73,11 @@ def native(tiny_checkpoint: Path, tmp_path: Path) -> Path:
         )
     (folder / "params.json").write_text(json.dumps(params(config)))
     return folder
+
+
+@pytest.fixture
+def native(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    return write_native(tiny_checkpoint, tmp_path / "native")
 
 
 def params(config: dict[str, Any]) -> dict[str, Any]:

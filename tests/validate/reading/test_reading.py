@@ -23,7 +23,7 @@ from nemo_trt.validate.reading import open_weights
 from nemo_trt.validate.reference import _empty_model
 from tests.export.checkpoints import test_fp8, test_gguf
 from tests.export.checkpoints.conftest import dist
-from tests.export.checkpoints.test_mistral import NAMES, interleaved
+from tests.export.checkpoints.test_mistral import write_native
 from tests.validate.judge import Judge
 
 pytestmark = [
@@ -37,7 +37,7 @@ def as_hf(source: Path, target: Path) -> Path:
 
 
 def sharded(source: Path, target: Path) -> Path:
-    """Two files, an index, and a prefix that vision models put before every name."""
+    """Two files and an index."""
     target.mkdir()
     tensors = load_file(source / "model.safetensors")
     names = sorted(tensors)
@@ -50,35 +50,19 @@ def sharded(source: Path, target: Path) -> Path:
     return target
 
 
-def as_mistral(source: Path, target: Path) -> Path:
+def wrapped(source: Path, target: Path) -> Path:
+    """Under the prefixes that torch.compile and DistributedDataParallel leave."""
     target.mkdir()
-    config = json.loads((source / "config.json").read_text())
-    native = {ours: theirs for theirs, ours in NAMES.items()}
-    tensors = {}
-    for name, tensor in load_file(source / "model.safetensors").items():
-        layer, leaf = "", name.removesuffix(".weight")
-        if name.startswith("model.layers."):
-            _, _, number, leaf = leaf.split(".", 3)
-            layer = f"layers.{number}."
-        if leaf.endswith("q_proj"):
-            tensor = interleaved(tensor, config["num_attention_heads"])
-        if leaf.endswith("k_proj"):
-            tensor = interleaved(tensor, config["num_key_value_heads"])
-        tensors[f"{layer}{native.get(leaf, leaf.removeprefix('model.'))}.weight"] = tensor
-    save_file(tensors, target / "consolidated.safetensors")
-    params = {
-        "dim": config["hidden_size"],
-        "n_layers": config["num_hidden_layers"],
-        "head_dim": config["head_dim"],
-        "hidden_dim": config["intermediate_size"],
-        "n_heads": config["num_attention_heads"],
-        "n_kv_heads": config["num_key_value_heads"],
-        "norm_eps": config["rms_norm_eps"],
-        "vocab_size": config["vocab_size"],
-        "rope_theta": config["rope_theta"],
-        "max_seq_len": config["max_position_embeddings"],
-    }
-    (target / "params.json").write_text(json.dumps(params))
+    tensors = load_file(source / "model.safetensors")
+    renamed = {f"module._orig_mod.{name}": tensor for name, tensor in tensors.items()}
+    save_file(renamed, target / "model.safetensors")
+    (target / "config.json").write_bytes((source / "config.json").read_bytes())
+    return target
+
+
+def mistral_fp8(source: Path, target: Path) -> Path:
+    target.mkdir()
+    test_fp8.write_native_fp8(source, target)
     return target
 
 
@@ -94,7 +78,9 @@ def as_nemo(source: Path, target: Path) -> Path:
 FORMATS: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "one file": (as_hf, "safetensors"),
     "two files": (sharded, "safetensors"),
-    "mistral": (as_mistral, "transformers"),
+    "wrapped": (wrapped, "safetensors"),
+    "mistral": (write_native, "transformers"),
+    "mistral, FP8": (mistral_fp8, "transformers"),
     "gguf": (as_gguf, "gguf"),
     "nemo": (as_nemo, "nemo-trt's own reader"),
 }
