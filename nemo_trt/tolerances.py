@@ -82,6 +82,20 @@ def tolerance_of(compute_precision: str) -> Tolerance:
     return TOLERANCES[compute_precision]
 
 
+CASES = (
+    "whole prefill",
+    "growing cache",
+    "long prefill",
+    "chunked prefill",
+    "stepwise decode",
+    "ragged batch",
+    "poisoned tail",
+    "reused slot",
+    "rewound rows",
+    "runner",
+    "long position",
+)
+"""Every case that a verdict must hold, in the order in which they run (`validate.cases`)."""
 CASE_FIGURES = ("max_relative_l2", "min_cosine", "max_kl", "mean_kl", "top1", "top5")
 """What a case is judged by: each has a limit."""
 _SHARES = ("top1", "top5")

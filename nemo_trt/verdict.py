@@ -13,6 +13,7 @@ from nemo_trt.errors import RequestError
 from nemo_trt.manifest import CUDA_VALIDATION_FILE, VALIDATION_FILE
 from nemo_trt.tolerances import (
     CASE_FIGURES,
+    CASES,
     case_failures,
     language_failures,
     perplexity_failures,
@@ -202,8 +203,8 @@ def _inconsistent(data: Mapping[str, Any]) -> str | None:
     if not failed and wrong:
         return wrong[0]
     cases = data["cases"]
-    if not cases:
-        return "it has no case"
+    if missing := set(CASES) - {case["name"] for case in cases}:
+        return f"it lacks the case {min(missing)!r}"
     for case in cases:
         figures = _numbers({name: case[name] for name in CASE_FIGURES})
         count = len(case["positions"])

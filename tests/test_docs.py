@@ -21,6 +21,17 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert dead_links(page) == []
 
 
+def test_every_file_of_a_room_has_its_line_in_the_architecture() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = ("nemo_trt", "export", "engines", "serve", "validate", "stages", "acceptance")
+    for room in rooms:  # of `cli` it says: one file a command
+        start = page.index(f"| **`{room}/`**")
+        table = page[start : page.index("| **`", start + 1)]
+        for path in [*(ROOT / room).glob("*.py"), *(ROOT / room).glob("*/__init__.py")]:
+            name = f"{path.parent.name}/" if path.parent.name != room else path.name
+            assert f"`{name}`" in table or path.name == "__init__.py" == name, f"{room}/{name}"
+
+
 def test_a_dead_link_is_seen(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text('[a](gone.md) [b](page.md#part) <img src="no.svg"> [c](https://example.org/x)')

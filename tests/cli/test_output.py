@@ -32,6 +32,7 @@ def test_paths_are_printed_as_they_are_and_the_next_command_can_be_copied(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = f"{FOLDER}/bundle"
+    copied = 0
     for arguments, title in (
         (["sample", FOLDER, "--shape", "nemo-tiny", "--layers", "1", "--force"], FOLDER),
         (["inspect", FOLDER, "--tensors"], FOLDER),
@@ -46,6 +47,8 @@ def test_paths_are_printed_as_they_are_and_the_next_command_can_be_copied(
             if line.startswith("Next: "):
                 words = shlex.split(line.removeprefix("Next: "))
                 assert words[0] == "nemo-trt" and words[2] in (title, bundle)
+                copied += 1
+    assert copied >= 2
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8"])

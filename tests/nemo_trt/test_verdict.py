@@ -169,6 +169,8 @@ CONTRADICTIONS: dict[str, Change] = {
     "no position": lambda data: data["cases"][0].update(positions=[], per_position={}),
     "a case that failed": lambda data: data["cases"][0].update(failures=["max_kl is 3"]),
     "no case": lambda data: data.update(cases=[]),
+    "a case removed": lambda data: data["cases"].pop(),
+    "a case twice in another's place": lambda data: data["cases"][3].update(name="runner"),
     "perplexity": lambda data: data["perplexity"].update(engine=2.0),
     "no language model": lambda data: data.update(perplexity={"engine": 1e4, "reference": 1e4}),
     "another word": lambda data: data.update(verdict="fine"),

@@ -206,3 +206,16 @@ def q_and_k_rows_permuted(weights: dict[str, np.ndarray], head_dim: int) -> None
 
 def one_tensor_zeroed(weights: dict[str, np.ndarray]) -> None:
     weights["model.layers.1.self_attn.v_proj.weight"][...] = 0
+
+
+def scaled(name: str, factor: float, rows: slice = slice(None)) -> GraphEdit:
+    """Multiplies an initializer, which must be there, or some rows of one that has rows."""
+
+    def edit(graph: onnx.GraphProto) -> None:
+        (one,) = (initializer for initializer in graph.initializer if initializer.name == name)
+        value = numpy_helper.to_array(one)
+        changed = np.array(value, np.float32)
+        changed[rows if changed.ndim else ...] *= factor
+        one.CopyFrom(numpy_helper.from_array(changed.astype(value.dtype), name))
+
+    return edit

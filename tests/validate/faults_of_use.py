@@ -259,7 +259,7 @@ FAULTS: dict[str, tuple[Patch, set[str]]] = {
     "the kernel of wide steps rounds too much": (on_step(_wide), LONG),
     "the kernel of caches near 2,000 tokens": (on_step(_length_of_a_kernel), {"long position"}),
     "a row rewound to its middle reads on at its end": (on_step(_append_only), {"rewound rows"}),
-    "growth loses the last token": (
+    "growth loses the last two tokens": (
         on(OrtSession, "bind", _growth(slice(254, 256))),
         {"growing cache"},
     ),

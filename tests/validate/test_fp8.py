@@ -1,10 +1,8 @@
 """FP8 on the real model: the quality it must have on text it never saw, and two seeded faults."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
@@ -68,25 +66,16 @@ def test_the_quality_that_is_promised(fp8: Path, judge: Judge) -> None:
     assert whole.mean_kl > 0
 
 
-def scaled(*factors: tuple[str, float]) -> Callable[[onnx.GraphProto], None]:
-    """Multiplies initializers, each of which must be there."""
-
-    def edit(graph: onnx.GraphProto) -> None:
-        by_name = {one.name: one for one in graph.initializer}
-        for name, factor in factors:
-            value = numpy_helper.to_array(by_name[name])
-            changed = (value.astype(np.float32) * factor).astype(value.dtype)
-            by_name[name].CopyFrom(numpy_helper.from_array(changed, name))
-
-    return edit
-
-
 def test_an_activation_scale_four_times_too_small_fails(
     fp8: Path, judge: Judge, tmp_path: Path
 ) -> None:
     group = "model.layers.16.mlp.gate_up"
     assert quantization_of(fp8).is_fp8(group)
-    edit = scaled((f"{group}_input.QuantizeLinear.scale", 0.25), (f"{group}_input.scale", 0.25))
+
+    def edit(graph: onnx.GraphProto) -> None:
+        for name in (f"{group}_input.QuantizeLinear.scale", f"{group}_input.scale"):
+            faults.scaled(name, 0.25)(graph)
+
     faulty = faults.copy_with(fp8, tmp_path / "faulty", graph=edit)
     report = judge(faulty)
     assert report.verdict == "fail" and any(

@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import numpy_helper
 
 from nemo_trt.bundle import Bundle
 from nemo_trt.export.bundle import export_bundle
@@ -17,6 +15,7 @@ from nemo_trt.quantization import LM_HEAD, Activation, Quantization, groups
 from nemo_trt.validate.scales import scale_failures
 
 from . import faults
+from .faults import scaled
 
 pytestmark = pytest.mark.model
 
@@ -52,30 +51,20 @@ def fp8(request: Any, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathF
     return target
 
 
-def scaled(name: str, factor: float, rows: slice = slice(None)) -> faults.GraphEdit:
-    """Multiplies a scale, or some rows' of one."""
-
-    def edit(graph: onnx.GraphProto) -> None:
-        one = next(initializer for initializer in graph.initializer if initializer.name == name)
-        value = numpy_helper.to_array(one)
-        changed = value.astype(np.float32)
-        if changed.ndim:
-            changed[rows] *= factor
-        else:
-            changed = changed * np.float32(factor)
-        one.CopyFrom(numpy_helper.from_array(changed.astype(value.dtype), name))
-
-    return edit
-
-
 def exchange_bytes(weights: dict[str, np.ndarray]) -> None:
     other = WEIGHT.replace("up_proj", "gate_proj")
     weights[WEIGHT][...], weights[other][...] = weights[other].copy(), weights[WEIGHT].copy()
 
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
-    "a weight's scale is 5 % too large": ({"graph": scaled(f"{WEIGHT}_scale", 1.05)}, WEIGHT),
-    "a weight's scale is 5 % too small": ({"graph": scaled(f"{WEIGHT}_scale", 0.95)}, WEIGHT),
+    "a weight's scale is 5 % too large": (
+        {"graph": scaled(f"{WEIGHT}_scale", 1.05)},
+        WEIGHT,
+    ),
+    "a weight's scale is 5 % too small": (
+        {"graph": scaled(f"{WEIGHT}_scale", 0.95)},
+        WEIGHT,
+    ),
     "an input's scale is 5 % too large": (
         {"graph": scaled(f"{GROUP}_input.scale", 1.05)},
         "the input scale of",
@@ -117,3 +106,11 @@ def test_a_group_that_the_manifest_keeps_must_not_be_fp8(
     monkeypatch.setattr(Quantization, "is_fp8", kept)
     found = scale_failures(Bundle.open(fp8), checkpoint)
     assert any(f"{WEIGHT} must be BF16 by the manifest" in words for words in found)
+
+
+def test_a_group_that_the_manifest_has_in_fp8_must_be(
+    fp8: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Quantization, "is_fp8", lambda self, group: group != LM_HEAD)
+    (found,) = scale_failures(Bundle.open(fp8), checkpoint)
+    assert found.startswith("model.layers.0.self_attn.o_proj.weight must be FP8 by the manifest")

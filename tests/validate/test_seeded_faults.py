@@ -1,4 +1,5 @@
-"""The validator fails every seeded fault, on the tiny model and on the real one."""
+"""The validator fails every seeded fault on the tiny model, and on the real one those that random
+weights show badly."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -64,6 +64,20 @@ def other_template(folder: Path) -> None:
     path.write_text(json.dumps(data))
 
 
+def test_an_altered_tekken_fails(tmp_path: Path) -> None:
+    source, bundle = tmp_path / "source", tmp_path / "bundle"
+    for folder in (source, bundle):
+        folder.mkdir()
+    shutil.copyfile(tekken_of_mistral_common(), source / "tekken.json")
+    data = json.loads((source / "tekken.json").read_text())
+    one, other = data["vocab"][3000], data["vocab"][4000]
+    for field in ("token_bytes", "token_str"):
+        one[field], other[field] = other[field], one[field]
+    (bundle / "tekken.json").write_text(json.dumps(data))
+    failures = judged(bundle, source).failures
+    assert any("got 2 with another" in failure for failure in failures), failures
+
+
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "two tokens exchanged": (exchange_two_tokens, "got 2 with another"),
     "another normalizer": (lower_case_first, "must have the tokens"),
