@@ -91,6 +91,20 @@ class Sampled:
     top_logprobs: tuple[tuple[int, float], ...]
 
 
+def require_finite(logits: Floats) -> float:
+    """The largest of (V,) logits.
+
+    Raises:
+        BundleError: the logits hold NaN or +inf, or nothing but -inf.
+    """
+    peak = float(logits.max())
+    if not math.isfinite(peak):
+        raise BundleError(
+            f"The engine's logits must be finite, got a maximum of {peak}. Run nemo-trt validate."
+        )
+    return peak
+
+
 class Sampler:
     """Chooses the tokens of one row and remembers them for the penalties.
 
@@ -124,12 +138,7 @@ class Sampler:
             BundleError: the logits hold NaN or +inf, or nothing but -inf.
             RequestError: no token is allowed.
         """
-        peak = float(logits.max())
-        if not math.isfinite(peak):
-            raise BundleError(
-                f"The engine's logits must be finite, got a maximum of {peak}. "
-                "Run nemo-trt validate."
-            )
+        peak = require_finite(logits)
         adjusted = self._adjust(logits, allowed)
         greedy = self._params.temperature == 0
         token = int(adjusted.argmax()) if greedy else self._draw(adjusted)

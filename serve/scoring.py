@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nemo_trt.engines.sampling import require_finite
 from nemo_trt.engines.session import Logits
 
 SCORED_TOKENS = 64
@@ -42,13 +43,17 @@ class PromptScores:
         self._top = top
 
     def push(self, logits: Logits, following: Sequence[int]) -> None:
-        """Take (n, V) logits and the tokens that follow their positions, n or one fewer."""
+        """Take (n, V) logits and the tokens that follow their positions, n or one fewer.
+
+        Raises:
+            BundleError: logits are not finite.
+        """
         for row, token in zip(logits, following, strict=False):
             self.scores.append(self._score(row, token))
 
     def _score(self, row: Logits, token: int) -> TokenScore:
-        largest = row.max()
-        log_sum = float(largest) + float(np.log(np.exp(row - largest).sum(dtype=np.float64)))
+        largest = require_finite(row)
+        log_sum = largest + float(np.log(np.exp(row - largest).sum(dtype=np.float64)))
         top: tuple[tuple[int, float], ...] = ()
         if self._top:
             best = np.argpartition(row, -self._top)[-self._top :]

@@ -9,6 +9,7 @@ import pytest
 from nemo_trt.engines.rows import Rows
 from nemo_trt.engines.runner import Runner
 from nemo_trt.engines.sampling import SamplingParams
+from nemo_trt.errors import BundleError
 from nemo_trt.serve.scheduler import Request, Scheduler
 from nemo_trt.serve.scoring import SCORED_TOKENS, PromptScores
 
@@ -73,3 +74,30 @@ def test_a_prompt_that_is_cached_is_scored_again_and_may_be_all_there_is(
         logprobs = [score.logprob for score in scores.scores]
         right = [expected[at][token] for at, token in enumerate(PROMPT[1:])]
         assert logprobs == pytest.approx(right, abs=1e-4)
+
+
+@pytest.mark.parametrize("score_only", [True, False])
+def test_scores_that_are_not_finite_end_the_request_and_clear_its_row(
+    runner: Runner, score_only: bool
+) -> None:
+    scheduler = Scheduler(runner.session)
+    runner.session.bind(256)
+    for row in (0, 1):
+        scheduler._rows.clear(row)
+    request = Request(prompt=PROMPT, scores=PromptScores(2), score_only=score_only)
+    number = scheduler.submit(request)
+    scheduler.step()  # the first piece is there, and is altered behind its scores
+    for row in (0, 1):
+        block = np.full((1, 1, 1), np.nan, np.float32)
+        runner.session.write_cache(0, "value", row, 3, block)
+    outputs = []
+    while not scheduler.idle:
+        outputs += scheduler.step()
+    (ended,) = [output.ended for output in outputs if output.ended]
+    assert ended.reason == "error" and isinstance(ended.error, BundleError)
+    assert outputs[-1].request_id == number
+    assert scheduler.num_held_tokens == 0  # nobody takes its prefix
+    cleared = [runner.session.read_cache(0, "value", row, 0, 200) for row in (0, 1)]
+    assert sum(bool(np.isfinite(block).all()) for block in cleared) == 1  # the other had no request
+    for row in (0, 1):
+        scheduler._rows.clear(row)
