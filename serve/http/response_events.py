@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from .chat_run import CallPiece, Delta
+from .errors import ApiError
 
 Event = dict[str, Any]
+_FAILURES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
+"""Status -> code of a response's error; every other status is "server_error"."""
 
 
 class ResponseWriter:
@@ -43,6 +46,17 @@ class ResponseWriter:
         """The last event, with the whole response."""
         self.response["usage"] = usage
         yield self._event(f"response.{self.response['status']}", response=self.response)
+
+    def fail(self, error: ApiError) -> Iterator[Event]:
+        """The last events, where the answer breaks off: `error`, then `response.failed`."""
+        found = error.body["error"]
+        yield self._event("error", **{name: found[name] for name in ("code", "message", "param")})
+        if self._open is not None:
+            self._open["status"] = "incomplete"
+        code = _FAILURES.get(error.status, "server_error")
+        self.response["status"] = "failed"
+        self.response["error"] = {"code": code, "message": found["message"]}
+        yield self._event("response.failed", response=self.response)
 
     def _text(self, delta: Delta) -> Iterator[Event]:
         if self._open is None or self._open["type"] != "message":

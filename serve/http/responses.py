@@ -8,13 +8,15 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from nemo_trt.errors import NemoTrtError
+
 from .chat_run import ChatRun, start
 from .errors import RESPONSES, ApiError
 from .response_events import Event, ResponseWriter
 from .responses_input import chat_request, renamed
 from .responses_schema import ResponsesRequest
 from .service import Service
-from .streaming import Chunk, EventStream, cancel, unless_gone, usage
+from .streaming import Chunk, EventStream, cancel, told, unless_gone, usage
 
 router = APIRouter()
 
@@ -30,7 +32,7 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
         raise renamed(error) from None
     writer = ResponseWriter(_response(body, service))
     if body.stream:
-        return EventStream(run.answers, _events(writer, run), run.headers, named=True)
+        return EventStream(run.answers, _streamed(writer, run), run.headers, named=True)
     try:
         found = await unless_gone(request, _whole(writer, run))
     finally:
@@ -48,6 +50,16 @@ async def _events(writer: ResponseWriter, run: ChatRun) -> AsyncIterator[Event]:
             yield event
     for event in writer.end(_usage(run)):
         yield event
+
+
+async def _streamed(writer: ResponseWriter, run: ChatRun) -> AsyncIterator[Event]:
+    """The events, the last of which may tell of an error."""
+    try:
+        async for event in _events(writer, run):
+            yield event
+    except NemoTrtError as error:
+        for event in writer.fail(told(error)):
+            yield event
 
 
 async def _whole(writer: ResponseWriter, run: ChatRun) -> Chunk:

@@ -14,7 +14,7 @@ from nemo_trt.errors import NemoTrtError
 from nemo_trt.serve.engine import Answer
 from nemo_trt.serve.scheduler import Usage
 
-from .errors import as_api_error
+from .errors import ApiError, as_api_error
 from .request_log import note
 
 Result = TypeVar("Result")
@@ -135,7 +135,7 @@ class EventStream(StreamingResponse):
 
     Args:
         named: events bear the chunk's "type" as their name and nothing follows the last one, as in
-            the Responses API; else the stream ends with [DONE].
+            the Responses API, and `chunks` tells of errors; else the stream ends with [DONE].
     """
 
     def __init__(
@@ -167,10 +167,14 @@ async def _events(chunks: AsyncIterator[Chunk], named: bool) -> AsyncIterator[by
         if not named:
             yield b"data: [DONE]\n\n"
     except NemoTrtError as error:  # the status is on its way already: the stream says it
-        found = as_api_error(error)
-        note(error_status=found.status, error=str(error))
-        body = {"type": "error", **found.body["error"]} if named else found.body
-        yield _event(body, named)
+        yield _event(told(error).body, named)
+
+
+def told(error: NemoTrtError) -> ApiError:
+    """The error that a stream must tell its client; logged and counted."""
+    found = as_api_error(error)
+    note(error_status=found.status, error=str(error))
+    return found
 
 
 def _event(chunk: Chunk, named: bool) -> bytes:

@@ -3,8 +3,10 @@
 import json
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
+from openai.types.responses import ResponseErrorEvent, ResponseFailedEvent
 
 pytestmark = pytest.mark.model
 
@@ -108,3 +110,30 @@ def test_what_cannot_be_honoured_names_the_clients_own_field(
     with pytest.raises(openai.BadRequestError) as caught:
         tekken.client.responses.create(**{**ASK, "extra_body": wrong, "max_output_tokens": 4})
     assert caught.value.param == param
+
+
+def test_an_answer_that_breaks_off_ends_with_error_and_failed_events(
+    tekken: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = type(tekken.app.state.service.engine.session)
+    working, steps = session.step, iter((False, False))
+
+    def fails_later(self: Any, *arguments: Any) -> Any:
+        logits = working(self, *arguments)
+        if next(steps, True):
+            logits[:] = np.nan
+        return logits
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "step", fails_later)
+        stream = tekken.client.responses.create(**ASK, max_output_tokens=9, stream=True)
+        events = list(stream)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    error, failed = events[-2:]
+    assert isinstance(error, ResponseErrorEvent) and isinstance(failed, ResponseFailedEvent)
+    assert error.code == "engine_error" and "must be finite" in error.message
+    response = failed.response
+    assert response.status == "failed" and response.error is not None
+    assert (response.error.code, response.error.message) == ("server_error", error.message)
+    assert response.output[0].status == "incomplete"
+    assert tekken.client.responses.create(**ASK, max_output_tokens=2).status == "incomplete"
