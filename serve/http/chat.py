@@ -44,18 +44,17 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
             "object": "chat.completion",
             "choices": found,
             "usage": usage(run.answers, predicted=body.prediction is not None),
-            **_scores(run, service),
+            **_scores(run),
         },
         headers=run.headers,
     )
 
 
-def _scores(run: ChatRun, service: Service) -> Chunk:
+def _scores(run: ChatRun) -> Chunk:
     """vLLM's `prompt_logprobs`, where they were asked for."""
     if run.scores is None:
         return {}
-    tokenizer = service.require().tokenizer
-    return {"prompt_logprobs": prompt_entries(tokenizer, run.scores.scores)}
+    return {"prompt_logprobs": prompt_entries(run.tokenizer, run.scores.scores)}
 
 
 async def whole(run: ChatRun) -> list[Chunk]:

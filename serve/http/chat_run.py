@@ -55,11 +55,6 @@ class Delta:
     calls: list[CallPiece] = field(default_factory=list)
     reason: str | None = None
 
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to tell."""
-        return not (self.text or self.logprobs or self.calls or self.reason)
-
 
 @dataclass(slots=True, kw_only=True)
 class ChatRun:
@@ -76,6 +71,7 @@ class ChatRun:
     headers: dict[str, str]
     prompt_tokens: int
     scores: PromptScores | None
+    tokenizer: Tokenizer
 
     async def deltas(self) -> AsyncIterator[Delta]:
         """News of all answers as they come."""
@@ -139,7 +135,12 @@ async def start(body: ChatRequest, service: Service) -> ChatRun:
         headers["X-Relaxed-Schemas"] = ", ".join(relaxed)
     await accepted(answers)
     return ChatRun(
-        answers=answers, choices=choices, headers=headers, prompt_tokens=len(prompt), scores=scores
+        answers=answers,
+        choices=choices,
+        headers=headers,
+        prompt_tokens=len(prompt),
+        scores=scores,
+        tokenizer=engine.tokenizer,
     )
 
 
@@ -176,10 +177,10 @@ class Choice:
 
     def __init__(self, tokenizer: Tokenizer, trigger: int | None, log_text: bool) -> None:
         self._tokenizer, self._trigger, self._log_text = tokenizer, trigger, log_text
-        self._text = ""
+        self._text = ""  # all of it, as far as it may be shown
+        self._before = ""  # what stands before the calls, whether it may be shown yet or not
         self._shown = 0
         self._calls: CallParser | None = None
-        self._called = ""
         self._detokenizer = Detokenizer(tokenizer)
 
     def push(self, event: TokenEvent) -> Delta:
@@ -188,29 +189,35 @@ class Choice:
         delta = Delta(index=0)
         if self._calls is not None:
             delta.calls = self._call(self._detokenizer.push(event.token_id))
+            delta.text = self._rest(whole=bool(delta.calls))
         elif event.token_id == self._trigger:
             self._calls = CallParser()
+            self._before += self._detokenizer.flush()
+            delta.text = self._rest()
         else:
             delta.logprobs = chat_logprob(event, self._tokenizer)
             delta.text = event.text
             self._shown += len(event.text)
+            self._before += self._detokenizer.push(event.token_id)
         if event.finish_reason:
-            delta.text += self._rest()
             whole = self._calls is not None and self._calls.complete
             delta.reason = "tool_calls" if whole else event.finish_reason
             if self._log_text:
                 note(answer=self._text)
         return delta
 
-    def _rest(self) -> str:
-        """Text before the calls that was held back while it could become a stop string."""
-        if self._calls is None:
-            return ""
-        before = self._text.removesuffix(self._called)
-        return before[self._shown :] if before + self._called == self._text else ""
+    def _rest(self, *, whole: bool = False) -> str:
+        """Text before the calls that is due: half a character, or what could become a stop string.
+
+        Args:
+            whole: a call follows, so all of it is.
+        """
+        due = self._before if whole else self._text[: len(self._before)]
+        rest = due[self._shown :]
+        self._shown += len(rest)
+        return rest
 
     def _call(self, text: str) -> list[CallPiece]:
-        self._called += text
         pieces = []
         for news in self._calls.push(text) if self._calls else ():
             piece = CallPiece(
