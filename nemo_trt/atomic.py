@@ -24,12 +24,16 @@ _SUFFIX = ".partial"
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write `text` to `target` in one step. Waits while another process writes the same file."""
+    """Write `text` to `target` in one step. Waits while another process writes the same file.
+
+    Raises:
+        IsADirectoryError: `target` is a folder.
+    """
     write_bytes(target, text.encode())
 
 
 def write_bytes(target: Path, data: bytes) -> None:
-    """Write `data` to `target` in one step. Waits while another process writes the same file."""
+    """Write `data` to `target` in one step; see `write_text`."""
     with _new_file(target, wait=True, replace=True) as temporary:
         temporary.write_bytes(data)
 
@@ -44,6 +48,7 @@ def new_file(target: Path, *, replace: bool = True) -> Iterator[Path]:
     Raises:
         ExportError: `target` exists and may not be replaced.
         StateError: another run writes `target`.
+        IsADirectoryError: `target` is a folder.
         OSError: the disk is full or the folder cannot be written; it names a file.
     """
     with _new_file(target, wait=False, replace=replace) as temporary:
@@ -55,21 +60,19 @@ def _new_file(target: Path, *, wait: bool, replace: bool) -> Iterator[Path]:
     target = _real(target)
     temporary = _temporary(target)
     with _naming(target):
+        if replace and target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
         if temporary.is_dir():  # of a killed run that wrote a folder of this name
             os.close(_lock_directory(temporary, target))
             temporary.rmdir()
         lock = _lock(temporary, target, os.O_RDWR | os.O_CREAT, wait)
-        try:
+        with _cleaning(temporary, [lock]):
             os.ftruncate(lock, 0)
             _require_replaceable(target, replace)
             yield temporary
             _sync(temporary)
             _put(temporary, target, replace)
             _sync(target.parent)
-        finally:
-            if _is_locked(temporary, lock):
-                temporary.unlink()
-            os.close(lock)
 
 
 @contextmanager
@@ -85,14 +88,17 @@ def new_directory(target: Path, *, replace: bool = True) -> Iterator[Path]:
     Raises:
         ExportError: `target` exists and may not be replaced.
         StateError: another run writes `target`.
+        NotADirectoryError: `target` is a file.
         OSError: the disk is full or the folder cannot be written; it names a file.
     """
     target = _real(target)
     temporary = _temporary(target)
     with _naming(target):
+        if replace and target.exists() and not target.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
         target.parent.mkdir(parents=True, exist_ok=True)
         locks = [_lock_directory(temporary, target)]
-        try:
+        with _cleaning(temporary, locks):
             _recover(target)
             _require_replaceable(target, replace)
             yield temporary
@@ -103,11 +109,33 @@ def new_directory(target: Path, *, replace: bool = True) -> Iterator[Path]:
                 locks.append(_lock(target, target, os.O_RDONLY, wait=False))
             _put(temporary, target, replace)
             _sync(target.parent)
-        finally:
-            if any(_is_locked(temporary, lock) for lock in locks):
-                shutil.rmtree(temporary)
-            for lock in locks:
-                os.close(lock)
+
+
+@contextmanager
+def _cleaning(temporary: Path, locks: list[int]) -> Iterator[None]:
+    """Remove what the block left under the temporary name, then unlock.
+
+    An error of the block is raised before one of the removal, which becomes a note of it.
+    """
+    try:
+        try:
+            yield
+        except BaseException as error:
+            try:
+                _remove_locked(temporary, locks)
+            except OSError as left:
+                error.add_note(f"{temporary} could not be removed: {left}")
+            raise
+        _remove_locked(temporary, locks)
+    finally:
+        for lock in locks:
+            os.close(lock)
+
+
+def _remove_locked(temporary: Path, locks: list[int]) -> None:
+    """Remove the temporary file or folder if it is one that this run locked."""
+    if any(_is_locked(temporary, lock) for lock in locks):
+        _remove(temporary)
 
 
 def require_writable(target: Path) -> None:
@@ -223,7 +251,7 @@ def _put(temporary: Path, target: Path, replace: bool) -> None:
         if not _renameat2(temporary, target, _RENAME_NOREPLACE):
             _require_replaceable(target, replace)
             temporary.rename(target)
-    elif target.is_dir():
+    elif target.is_dir() and temporary.is_dir():
         _exchange(temporary, target)
     else:
         temporary.replace(target)
@@ -235,7 +263,11 @@ def _exchange(one: Path, other: Path) -> None:
         return
     aside = _aside(other)
     other.rename(aside)
-    one.rename(other)
+    try:
+        one.rename(other)
+    except OSError:
+        aside.rename(other)
+        raise
     shutil.rmtree(aside, ignore_errors=True)
 
 
