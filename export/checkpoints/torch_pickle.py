@@ -22,19 +22,42 @@ TORCH_DTYPES = {
 """PyTorch's names of the number formats that weights have."""
 
 
-_MAX_DEPTH, _MAX_INNER = 8, 4096  # of tuples in tuples
+_MAX_DEPTH, _MAX_ITEMS = 8, 1024  # of one tuple with all tuples in it
+_MAX_WALKED_PER_BYTE = 8  # items of tuples that are counted, for each byte of a pickle
+# Opcodes that allocate, or hash each time, as many bytes as the file states.
+_REFUSED_OPCODES = (pickle.BYTEARRAY8, pickle.LONG4)
 
 
 class Record:
-    """What a class that is not built here leaves behind: its arguments and its state."""
+    """What a class that is not built here leaves behind: its state. Its arguments are dropped.
 
-    def __init__(self, *args: Any) -> None:
-        self.args = args
+    The state is kept and never copied: a file may give one large state to many records.
+    """
+
+    state: Any = None
+
+    def __init__(self, *_: Any) -> None: ...
 
     def __setstate__(self, state: Any) -> None:
-        if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):
-            state = {**(state[0] or {}), **state[1]}  # of a class with __slots__
-        self.__dict__.update(state if isinstance(state, dict) else {"state": state})
+        self.state = state
+
+    def __getattr__(self, name: str) -> Any:
+        state = self.state
+        parts = state if isinstance(state, tuple) and len(state) == 2 else (None, state)
+        for part in reversed(parts):  # two of a class with __slots__
+            if isinstance(part, dict) and name in part:
+                return part[name]
+        raise AttributeError(f"{type(self).__name__} has no {name[:40]}")
+
+
+class OrderedDict(collections.OrderedDict[Any, Any]):
+    """An OrderedDict that a pickle fills item by item, as Python writes it since version 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        """Attributes, such as a state_dict's _metadata, are dropped."""
 
 
 def size_of(lengths: Any = ()) -> tuple[int, ...]:
@@ -50,16 +73,31 @@ def record_class(name: str) -> type[Record]:
     return type(name.rpartition(".")[2], (Record,), {})
 
 
-def _bounded(build: Callable[[Any], None], where: str) -> Callable[[Any], None]:
-    """An opcode that makes a tuple: one of itself, many levels deep, takes for ever to hash."""
+class _Walked:
+    """Counts the items of tuples in tuples, as many as hashing a tuple visits."""
+
+    def __init__(self, where: str, num_bytes: int) -> None:
+        self._where = where
+        self._left = _MAX_ITEMS + _MAX_WALKED_PER_BYTE * num_bytes
+
+    def require_small(self, whole: tuple[Any, ...]) -> None:
+        """Refuse a tuple that is deep or, since it holds itself many times, large."""
+        depth, items, level = 0, 0, [whole]
+        while level:
+            depth += 1
+            items += sum(map(len, level))
+            if depth > _MAX_DEPTH or items > min(_MAX_ITEMS, self._left):
+                raise CheckpointError(f"{self._where} holds tuples that are too deep or too many.")
+            level = [item for one in level for item in one if isinstance(item, tuple)]
+        self._left -= items
+
+
+def _bounded(build: Callable[[Any], None], walked: _Walked) -> Callable[[Any], None]:
+    """An opcode that makes a tuple, of bounded size."""
 
     def checked(unpickler: Any) -> None:
         build(unpickler)
-        depth, level = 0, [unpickler.stack[-1]]
-        while level := [item for one in level for item in one if isinstance(item, tuple)]:
-            depth += 1
-            if depth > _MAX_DEPTH or len(level) > _MAX_INNER:
-                raise CheckpointError(f"{where} holds tuples that are too deep or too many.")
+        walked.require_small(unpickler.stack[-1])
 
     return checked
 
@@ -87,7 +125,7 @@ def unpickle(
         def find_class(self, module: str, name: str) -> Any:
             wanted = f"{module}.{name}"
             if wanted == "collections.OrderedDict":
-                return collections.OrderedDict
+                return OrderedDict
             if wanted in names:
                 return names[wanted]
             raise CheckpointError(
@@ -100,8 +138,19 @@ def unpickle(
                 raise CheckpointError(f"{where} holds a persistent id, which its kind has not.")
             return persistent(pid)
 
+    def build(unpickler: Any) -> None:
+        state = unpickler.stack.pop()
+        target = unpickler.stack[-1]
+        if not isinstance(target, Record | OrderedDict):  # a function would keep it for ever
+            raise CheckpointError(f"{where} gives a state to what has none. It may be hostile.")
+        target.__setstate__(state)
+
+    walked = _Walked(where, len(data))
     for opcode in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
-        Unpickler.dispatch[opcode[0]] = _bounded(Unpickler.dispatch[opcode[0]], where)
+        Unpickler.dispatch[opcode[0]] = _bounded(Unpickler.dispatch[opcode[0]], walked)
+    Unpickler.dispatch[pickle.BUILD[0]] = build
+    for opcode in _REFUSED_OPCODES:
+        del Unpickler.dispatch[opcode[0]]
     try:
         return Unpickler(io.BytesIO(data)).load()
     except CheckpointError:

@@ -19,6 +19,7 @@ from .blob import Blob
 from .torch_pickle import TORCH_DTYPES, record_class, size_of, unpickle
 
 _MAX_PICKLE_BYTES = 4 * 2**20
+_MAX_KEY = 100  # characters of a storage's name
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _STORAGES = {
     "torch.BFloat16Storage": DType.BF16,
@@ -72,16 +73,22 @@ def read_torch_zip(blob: Blob) -> Any:
             "pickles throughout and are not read."
         ) from error
 
+    parts: dict[str, Blob] = {}
+
     def storage(pid: Any) -> Any:
         if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
             raise CheckpointError(f"{blob.label} holds a persistent id that is no storage.")
         _, dtype, key, _, count = pid
         if not isinstance(dtype, DType):
             return Opaque()
+        if not isinstance(key, str) or len(key) > _MAX_KEY:
+            raise CheckpointError(f"{blob.label} names a storage {shown(key)}.")
         info = entries.get(f"{prefix}data/{key}")
         if info is None or not isinstance(count, int) or info.file_size != count * dtype.itemsize:
             raise CheckpointError(f"{blob.label} lacks the bytes of storage {key!r}.")
-        return dtype, _stored_part(blob, info)
+        if key not in parts:
+            parts[key] = _stored_part(blob, info)
+        return dtype, parts[key]
 
     names: dict[str, Any] = {
         **_STORAGES,
