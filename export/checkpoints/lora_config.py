@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from nemo_trt.errors import CheckpointError
+from nemo_trt.shown import shown
 
 from .fields import Fields
+from .patterns import num_paths
 from .text_files import read_json
 
 CONFIG = "adapter_config.json"
@@ -67,6 +69,9 @@ _KNOWN = {
 # lora_ga, ...) take something off them, which PEFT takes off again when it loads the adapter.
 _PLAIN = (True, False, "gaussian", "eva", "orthogonal", "mica")
 _MOST_REPEATS = 5  # a pattern with many takes exponential time to match nothing
+_MAX_PATHS = 2**20  # that all patterns together can take through one name: about 30 ms
+_NAME_LENGTH = 36  # at least that of every module which a pattern is matched with
+_PATTERN_LENGTH = 2**16
 _REPEAT = re.compile(r"[*+{]")
 
 
@@ -80,6 +85,9 @@ class AdapterConfig:
     def __init__(self, path: Path) -> None:
         raw = read_json(path)
         self._fields = Fields(raw, path)
+        self._sets: dict[str, frozenset[str]] = {}
+        self._patterns: dict[str, re.Pattern[str]] = {}
+        self._characters, self._paths = 0, 0.0  # of the patterns that are compiled
         for name, allowed in _ONLY.items():
             self._fields.only(name, *allowed, why="only plain LoRA is merged")
         for name, value in raw.items():
@@ -100,11 +108,12 @@ class AdapterConfig:
 
     def require_saved(self, modules: set[str]) -> None:
         """Refuse a module of modules_to_save whose weights the adapter lacks."""
-        for name in self._names("modules_to_save"):
-            if not any(_ends_in(module, name) for module in modules):
-                raise self._fields.error(
-                    "modules_to_save", f"must name modules that the adapter stores; it lacks {name}"
-                )
+        stored = {end for module in modules for end in _ends(module)}
+        for name in sorted(self._names("modules_to_save") - stored):
+            raise self._fields.error(
+                "modules_to_save",
+                f"must name modules that the adapter stores; it lacks {shown(name)}",
+            )
 
     def rank(self, module: str) -> float:
         """The rank of a module."""
@@ -129,7 +138,7 @@ class AdapterConfig:
         if isinstance(excluded, str):
             if self._compiled("exclude_modules", excluded).fullmatch(module):
                 return False
-        elif any(_ends_in(module, name) for name in self._names("exclude_modules")):
+        elif not self._names("exclude_modules").isdisjoint(_ends(module)):
             return False
         if wanted is None:  # PEFT's default of the model's type, q_proj and v_proj
             return True
@@ -140,7 +149,7 @@ class AdapterConfig:
         names = self._names("target_modules")
         if module in names:
             return True
-        return any(_ends_in(module, name) for name in names) and self._is_layer(module)
+        return not names.isdisjoint(_ends(module)) and self._is_layer(module)
 
     def _is_layer(self, module: str) -> bool:
         """Whether the layer of a module is among layers_to_transform."""
@@ -151,7 +160,7 @@ class AdapterConfig:
         if not all(isinstance(one, int) and not isinstance(one, bool) for one in wanted):
             raise self._fields.error("layers_to_transform", "must be layer numbers")
         given = self._fields.raw.get("layers_pattern")
-        patterns = [given] if isinstance(given, str) else self._names("layers_pattern")
+        patterns = {given} if isinstance(given, str) else self._names("layers_pattern")
         layer = re.match(r".*?\.(?P<list>[^.]*)\.(?P<index>\d+)\.", module)
         return (
             layer is not None
@@ -159,13 +168,14 @@ class AdapterConfig:
             and int(layer["index"]) in wanted
         )
 
-    def _names(self, field: str) -> list[str]:
-        found = self._fields.raw.get(field)
-        if found is None:
-            return []
-        if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-            raise self._fields.error(field, "must be a list of names")
-        return found
+    def _names(self, field: str) -> frozenset[str]:
+        if field not in self._sets:
+            found = self._fields.raw.get(field)
+            found = [] if found is None else found
+            if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+                raise self._fields.error(field, "must be a list of names")
+            self._sets[field] = frozenset(found)
+        return self._sets[field]
 
     def _patterned(self, patterns: str, default: str, module: str) -> float:
         """A number for a module: that of the first pattern its name ends in, else the default."""
@@ -179,17 +189,30 @@ class AdapterConfig:
         return self._fields.number(default)
 
     def _compiled(self, field: str, pattern: str, extra: int = 0) -> re.Pattern[str]:
-        """A pattern that is matched in bounded time."""
+        """A pattern that is matched in bounded time, as are all patterns of the file together."""
+        if pattern in self._patterns:
+            return self._patterns[pattern]
         too_many = len(_REPEAT.findall(pattern)) > _MOST_REPEATS + extra
         if too_many or re.search(r"\)[*+{]", pattern):
             raise self._fields.error(
                 field, f"must have patterns of at most {_MOST_REPEATS} repeats and none of a group"
             )
+        self._characters += len(pattern)
         try:
-            return re.compile(pattern)
+            if self._characters <= _PATTERN_LENGTH:
+                self._paths += num_paths(pattern, _NAME_LENGTH)
+                self._patterns[pattern] = re.compile(pattern)
         except (re.error, RecursionError, OverflowError) as error:
             raise self._fields.error(field, f"must have regular expressions ({error})") from error
+        if self._characters > _PATTERN_LENGTH or self._paths >= _MAX_PATHS:
+            raise self._fields.error(
+                field,
+                "must have patterns that are quick to match: fewer of them, and fewer choices",
+            )
+        return self._patterns[pattern]
 
 
-def _ends_in(module: str, name: str) -> bool:
-    return module == name or module.endswith(f".{name}")
+def _ends(module: str) -> list[str]:
+    """The names that a module answers to: its own, and what remains of it after each dot."""
+    parts = module.split(".")
+    return [".".join(parts[first:]) for first in range(len(parts))]

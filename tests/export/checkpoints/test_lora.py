@@ -210,7 +210,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "DoRA": (edit(use_dora=True), "use_dora in .* must be None or False"),
     "another method": (edit(peft_type="IA3"), "peft_type in .* must be 'LORA'"),
     "biases": (edit(bias="all"), "bias in .* must be"),
-    "saved modules": (edit(modules_to_save=["lm_head"]), "modules_to_save in .* it lacks lm_head"),
+    "saved modules": (
+        edit(modules_to_save=["lm_head"]),
+        "modules_to_save in .* it lacks 'lm_head'",
+    ),
     "not targeted": (edit(target_modules=["v_proj"]), "must target model.layers.0.*_proj, which"),
     "excluded": (edit(exclude_modules=["q_proj"]), "must target model.layers.0.*q_proj"),
     "layers": (edit(layers_to_transform=[1]), "must target model.layers.0"),
