@@ -102,6 +102,21 @@ def sample_bundle(sample_checkpoint: Path, cached: Any) -> Exported:
 
 
 @pytest.fixture(scope="session")
+def tekken_bundle(cached: Any) -> Path:
+    """Two seeded layers over the real Tekken: noise, in Mistral's format."""
+
+    def make(folder: Path) -> None:
+        from nemo_trt.export.bundle import export_bundle
+        from nemo_trt.export.samples import SHAPES, write_seeded
+        from nemo_trt.precision import DType
+
+        write_seeded(folder / "checkpoint", SHAPES["nemo-tiny"], seed=3)
+        export_bundle(folder / "checkpoint", folder / "bundle", precision=DType.FP32)
+
+    return Path(cached("tekken", make) / "bundle")
+
+
+@pytest.fixture(scope="session")
 def vouch() -> Callable[..., Path]:
     """Writes a passing verdict of a bundle as it is, as the validator would have: `vouch(bundle,
     "cuda", max_seq_len=512)`. Fields of the report may be given."""

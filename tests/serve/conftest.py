@@ -4,7 +4,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,18 +29,3 @@ def _served(app: Any) -> Iterator[str]:
 def served() -> Callable[[Any], AbstractContextManager[str]]:
     """Serves an ASGI application: `with served(app) as url`."""
     return _served
-
-
-@pytest.fixture(scope="session")
-def tekken_bundle(cached: Any) -> Path:
-    """Two seeded layers over the real Tekken: noise, in Mistral's format."""
-
-    def make(folder: Path) -> None:
-        from nemo_trt.export.bundle import export_bundle
-        from nemo_trt.export.samples import SHAPES, write_seeded
-        from nemo_trt.precision import DType
-
-        write_seeded(folder / "checkpoint", SHAPES["nemo-tiny"], seed=3)
-        export_bundle(folder / "checkpoint", folder / "bundle", precision=DType.FP32)
-
-    return Path(cached("tekken", make) / "bundle")
