@@ -7,17 +7,18 @@ if TYPE_CHECKING:
     from .engine import Answer, AsyncEngine
     from .http import create_app
     from .options import ServeOptions
-    from .scheduler import Ended, Output, Request, Scheduler, Usage
+    from .request import Ended, Output, Request, Usage
+    from .scheduler import Scheduler
 
 _HOMES = {
     "Answer": "engine",
     "AsyncEngine": "engine",
-    "Ended": "scheduler",
-    "Output": "scheduler",
-    "Request": "scheduler",
+    "Ended": "request",
+    "Output": "request",
+    "Request": "request",
     "Scheduler": "scheduler",
     "ServeOptions": "options",
-    "Usage": "scheduler",
+    "Usage": "request",
     "create_app": "http",
 }
 __all__ = [

@@ -21,7 +21,8 @@ from nemo_trt.errors import DeadlineError, NemoTrtError, StateError
 from nemo_trt.where import CPU, Where
 
 from .metrics import Metrics
-from .scheduler import Ended, Output, Request, Scheduler, Usage
+from .request import Ended, Output, Request, Usage
+from .scheduler import Scheduler
 from .scoring import PromptScores
 
 _LOG = logging.getLogger("nemo_trt.serve")
@@ -171,12 +172,13 @@ class AsyncEngine:
         prediction: Sequence[int] = (),
         scores: PromptScores | None = None,
         score_only: bool = False,
+        group: object | None = None,
     ) -> Answer:
         """Continue a prompt: text (BOS is put before it), or token ids as they are.
 
         Args:
             timeout_s: seconds from now after which `DeadlineError` is raised.
-            constraint, speculate, prediction, scores, score_only: see `Request`.
+            constraint, speculate, prediction, scores, score_only, group: see `Request`.
         """
         tokens = self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else prompt
         return Answer(
@@ -190,6 +192,7 @@ class AsyncEngine:
                 prediction=prediction,
                 scores=scores,
                 score_only=score_only,
+                group=group,
             ),
         )
 

@@ -2,14 +2,12 @@
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
-from nemo_trt.engines.generation import Constraint, Generation, TokenEvent
+from nemo_trt.engines.generation import Generation
 from nemo_trt.engines.rows import Rows, common_prefix
-from nemo_trt.engines.sampling import SamplingParams
 from nemo_trt.engines.session import Logits, Session
 from nemo_trt.engines.tokenizers import Tokenizer
 from nemo_trt.errors import (
@@ -21,73 +19,12 @@ from nemo_trt.errors import (
 )
 
 from .drafts import PromptLookup, draft_length
-from .scoring import SCORED_TOKENS, PromptScores
+from .request import Ended, Output, Reason, Request, Usage
+from .scoring import SCORED_TOKENS
 
-Reason = Literal["stop", "length", "cancelled", "deadline", "error"]
 _LOG = logging.getLogger("nemo_trt.serve")
 _MIN_COPY = 32
 """Tokens of a prefix below which copying it is not worth a look."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What to continue and how.
-
-    Attributes:
-        prompt: token ids.
-        deadline: when it is given up, in seconds of the scheduler's clock.
-        speculate: draft from the request's own tokens; the answer is the same.
-        constraint: what the answer may consist of; each request has its own.
-        prediction: tokens that the answer may resemble, to draft from.
-        scores: collects the log-probabilities of the prompt's tokens, before the first token of
-            the answer comes.
-        score_only: the request ends, with "length", when its prompt has been run.
-    """
-
-    prompt: Sequence[int]
-    params: SamplingParams = field(default_factory=SamplingParams)
-    deadline: float | None = None
-    speculate: bool = True
-    constraint: Constraint | None = None
-    prediction: Sequence[int] = ()
-    scores: PromptScores | None = None
-    score_only: bool = False
-
-
-@dataclass(slots=True, kw_only=True)
-class Usage:
-    """Tokens that a request took.
-
-    Attributes:
-        cached_tokens: of the prompt, found in the cache.
-        queue_s: seconds between arrival and a row; None without a row.
-        drafted_tokens, accepted_tokens: proposed by prompt lookup, and of those the model's own.
-    """
-
-    prompt_tokens: int
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-    queue_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
-    """Why a request ended; `error` with "error" alone."""
-
-    reason: Reason
-    usage: Usage
-    error: NemoTrtError | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Output:
-    """News of one request: a token, its end, or both."""
-
-    request_id: int
-    event: TokenEvent | None
-    ended: Ended | None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -104,6 +41,12 @@ class _Live:
     arrival: float = 0.0
     pending: list[int] = field(default_factory=list)  # not in the cache yet
     decoding: bool = False
+    scored_at: int = 0  # when its prompt had its last turn
+
+    @property
+    def group(self) -> object:
+        """Whose answers it belongs to."""
+        return self if self.request.group is None else self.request.group
 
 
 class Scheduler:
@@ -112,7 +55,10 @@ class Scheduler:
     Each step runs one token (and its drafts) of every row that decodes, then at most
     `prefill_tokens` prompt tokens, shared evenly by the rows that have some left. So between two
     tokens of a request lie one decode step and `prefill_tokens` prompt tokens at most, however long
-    the prompts are that arrive. Requests are admitted in the order of their arrival.
+    the prompts are that arrive. Of prompts that are scored, one a step has its turn.
+
+    Requests are admitted in the order of their arrival, but a group that has rows already lets
+    those go first that have fewer: a request for many answers keeps nobody out.
 
     A finished row keeps its tokens. A prompt that begins like what any row holds, busy or not,
     starts from there: the row is rewound or its beginning copied.
@@ -123,7 +69,7 @@ class Scheduler:
         session: taken over whole: nobody else may step it.
         tokenizer: for text, stop strings and end tokens.
         prefill_tokens: prompt tokens a step.
-        max_queue: requests that may wait for a row.
+        max_queue: groups of requests that may wait for a row.
         clock: seconds, for deadlines.
     """
 
@@ -147,7 +93,7 @@ class Scheduler:
         self._queue: deque[_Live] = deque()
         self._running: dict[int, _Live] = {}  # by row
         self._free = deque(range(session.max_batch))  # the one that was used longest ago first
-        self._next_id = 0
+        self._next_id = self._scored_steps = 0
 
     @property
     def idle(self) -> bool:
@@ -174,7 +120,7 @@ class Scheduler:
 
         Raises:
             CapacityError: the prompt does not leave room for one token.
-            QueueFullError: `max_queue` requests wait.
+            QueueFullError: `max_queue` groups wait, and this is another one.
             RequestError: the prompt is empty or names tokens that do not exist.
         """
         prompt = list(request.prompt)
@@ -189,8 +135,7 @@ class Scheduler:
             raise CapacityError(
                 f"The prompt must be shorter than max_seq_len, {limit} tokens, got {len(prompt)}."
             )
-        if len(self._queue) >= self._max_queue + len(self._free):
-            raise QueueFullError(f"{len(self._queue)} requests are waiting already. Try later.")
+        self._require_place(request)
         config = self._session.config
         live = _Live(
             request_id=self._next_id,
@@ -222,27 +167,51 @@ class Scheduler:
             "deadline",
         )
         while self._queue and self._free:
-            self._admit(self._queue.popleft())
+            self._admit(self._next())
         decoding = [live for live in self._running.values() if live.decoding]
         if decoding:
             self._run(self._drafted(decoding), outputs)
         prefilling = [live for live in self._running.values() if live.pending and not live.decoding]
         if prefilling:
-            chosen = prefilling[: self._prefill_tokens]
-            chunk = self._prefill_tokens // len(chosen)
-            plain = [live for live in chosen if live.request.scores is None]
-            if plain:
-                self._run({live.row: live.pending[:chunk] for live in plain}, outputs)
-            scored = min(chunk, SCORED_TOKENS)
-            for live in chosen:
-                if live.request.scores is not None:  # logits at every position: one row at a time
-                    self._run({live.row: live.pending[:scored]}, outputs)
+            self._prefill(prefilling, outputs)
         return outputs
 
+    def _prefill(self, waiting: list[_Live], outputs: list[Output]) -> None:
+        """Run a piece of the prompts. Scores need logits at every position: one row has its turn,
+        the one that had it longest ago."""
+        scored = [live for live in waiting if live.request.scores is not None]
+        plain = [live for live in waiting if live.request.scores is None]
+        turn = min(scored, key=lambda live: (live.scored_at, live.request_id), default=None)
+        chosen = plain[: self._prefill_tokens - (turn is not None)]
+        chunk = self._prefill_tokens // (len(chosen) + (turn is not None))
+        if chosen:
+            self._run({live.row: live.pending[:chunk] for live in chosen}, outputs)
+        if turn is not None:
+            self._scored_steps += 1
+            turn.scored_at = self._scored_steps
+            self._run({turn.row: turn.pending[: min(chunk, SCORED_TOKENS)]}, outputs)
+
+    def _require_place(self, request: Request) -> None:
+        """A group that has a place, in the queue or in a row, has one for all of its requests."""
+        served = {live.group for live in self._running.values()}
+        waiting = {live.group for live in self._queue} - served
+        if request.group in served | waiting or len(waiting) < self._max_queue + len(self._free):
+            return
+        raise QueueFullError(f"{len(waiting)} requests are waiting already. Try later.")
+
+    def _next(self) -> _Live:
+        """Take from the queue whose group has the fewest rows; of equals, the first."""
+        rows = Counter(live.group for live in self._running.values())
+        live = min(self._queue, key=lambda waiting: rows[waiting.group])
+        self._queue.remove(live)
+        return live
+
     def _admit(self, live: _Live) -> None:
-        row, source, length = self._place(live.prompt)
-        if live.request.scores is not None:  # what the cache holds has no logits any more
-            source, length = row, 0
+        if live.request.scores is None:
+            row, source, length = self._place(live.prompt)
+        else:  # what the cache holds has no logits any more: leave it to others
+            row = source = self._free[0]
+            length = 0
         if row == source:
             self._rows.rewind(row, length)
         else:

@@ -13,6 +13,8 @@ from .turns import merge_turns
 
 CONFIG = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
+_END = "<END-OF-THE-TURN-THAT-GOES-ON> "
+"""Stands behind a turn to be continued; the space tells whether the template trims."""
 
 
 class HuggingFaceTokenizer:
@@ -106,6 +108,11 @@ class HuggingFaceTokenizer:
     ) -> str:
         import jinja2
 
+        if continue_final:
+            turns = [
+                *turns[:-1],
+                turns[-1] | {"content": f"{turns[-1].get('content') or ''}{_END}"},
+            ]
         try:
             text = str(
                 self._template.render(
@@ -122,11 +129,13 @@ class HuggingFaceTokenizer:
             raise RequestError(f"The chat template refuses the conversation: {error}") from error
         if not continue_final:
             return text
-        final = str(turns[-1].get("content") or "").strip()
-        end = text.rfind(final)
-        if end < 0:
-            raise RequestError("The chat template does not show the last turn as it is.")
-        return text[: end + len(final)] if final else text
+        if text.count(_END.strip()) != 1:
+            raise RequestError(
+                "A turn to continue must be shown once by the chat template, got a template that "
+                "does not. Leave continue_final_message out."
+            )
+        shown, end, _ = text.partition(_END)
+        return shown if end else text.partition(_END.strip())[0].rstrip()
 
     def _id(self, name: str) -> int | None:
         token = self._named.get(name)

@@ -114,6 +114,7 @@ async def start(body: ChatRequest, service: Service) -> ChatRun:
         )
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     scores = None if body.prompt_logprobs is None else PromptScores(body.prompt_logprobs)
+    group = object()
     answers = [
         engine.generate(
             prompt,
@@ -123,6 +124,7 @@ async def start(body: ChatRequest, service: Service) -> ChatRun:
             speculate=body.speculate,
             prediction=prediction,
             scores=scores if index == 0 else None,
+            group=group,
         )
         for index, constraint in enumerate(constraints)
     ]

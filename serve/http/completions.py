@@ -52,6 +52,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         None if body.scored is None else PromptScores(body.scored)
         for _ in range(len(prompts) * body.n)
     ]
+    group = object()
     answers = [
         engine.generate(
             prompt,
@@ -61,6 +62,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
             speculate=body.speculate,
             scores=scores[at * body.n + index],
             score_only=only,
+            group=group,
         )
         for at, prompt in enumerate(prompts)
         for index in range(body.n)

@@ -304,3 +304,30 @@ def test_a_failing_step_ends_its_own_rows_and_not_those_of_the_steps_around_it(
         outputs = scheduler.step()
     assert {number: ended.reason for number, ended in ends(outputs).items()} == {last: "error"}
     assert answers(outputs + drain(scheduler)) == {first: alone(runner, TOKENS[:50])}
+
+
+def test_a_request_for_many_answers_lets_others_go_first(session: Watched) -> None:
+    scheduler = Scheduler(session)
+    group = object()
+    many = [
+        scheduler.submit(Request(prompt=TOKENS[n : n + 5], params=GREEDY, group=group))
+        for n in range(3 * ROWS)
+    ]
+    scheduler.step()  # it has every row, since nobody else is there
+    others = [scheduler.submit(Request(prompt=TOKENS[n : n + 5], params=GREEDY)) for n in (40, 60)]
+    firsts = list(answers(drain(scheduler)))
+    ahead = ROWS + 1  # of those that end together, it has one row again before the others have
+    assert firsts == [*many[:ahead], *others, *many[ahead:]]
+
+
+def test_a_group_takes_one_place_in_the_queue(session: Watched) -> None:
+    scheduler = Scheduler(session, max_queue=1)
+    groups = [object() for _ in range(ROWS + 1)]
+    for group in groups:
+        for _ in range(4):
+            scheduler.submit(Request(prompt=[1], params=GREEDY, group=group))
+    for late in (object(), None):
+        with pytest.raises(QueueFullError, match=f"^{ROWS + 1} requests"):
+            scheduler.submit(Request(prompt=[1], params=GREEDY, group=late))
+    scheduler.submit(Request(prompt=[1], params=GREEDY, group=groups[-1]))
+    assert len(ends(drain(scheduler))) == 4 * (ROWS + 1) + 1

@@ -10,7 +10,7 @@ from nemo_trt.engines.rows import Rows
 from nemo_trt.engines.runner import Runner
 from nemo_trt.engines.sampling import SamplingParams
 from nemo_trt.errors import BundleError
-from nemo_trt.serve.scheduler import Request, Scheduler
+from nemo_trt.serve import Request, Scheduler
 from nemo_trt.serve.scoring import SCORED_TOKENS, PromptScores
 
 pytestmark = pytest.mark.model
@@ -101,3 +101,48 @@ def test_scores_that_are_not_finite_end_the_request_and_clear_its_row(
     assert sum(bool(np.isfinite(block).all()) for block in cleared) == 1  # the other had no request
     for row in (0, 1):
         scheduler._rows.clear(row)
+
+
+def test_one_scored_prompt_a_step_has_its_turn(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    working = runner.session.step
+
+    def step(input_ids: Any, *rest: Any) -> Any:
+        steps.append(input_ids.size)
+        return working(input_ids, *rest)
+
+    monkeypatch.setattr(runner.session, "step", step)
+    scheduler = Scheduler(runner.session)
+    for start in (0, 1):
+        request = Request(prompt=PROMPT[start:], scores=PromptScores(0), score_only=True)
+        scheduler.submit(request)
+    order = []
+    while not scheduler.idle:
+        before = len(steps)
+        order += [output.request_id for output in scheduler.step()]
+        assert steps[before:] and sum(steps[before:]) <= SCORED_TOKENS
+    assert order == [0, 1]
+    assert len(steps) == 6  # three each, in turn
+    assert [size == SCORED_TOKENS for size in steps] == [True] * 4 + [False] * 2
+
+
+def test_a_scored_prompt_leaves_the_prefix_that_others_use(runner: Runner) -> None:
+    scheduler = Scheduler(runner.session)
+
+    def cached(scores: PromptScores | None) -> int:
+        params = SamplingParams(max_tokens=1)
+        scheduler.submit(Request(prompt=PROMPT, params=params, scores=scores))
+        ended = []
+        while not scheduler.idle:
+            ended += [output.ended for output in scheduler.step() if output.ended]
+        return ended[0].usage.cached_tokens
+
+    for row in (0, 1):
+        scheduler._rows.clear(row)
+    assert cached(None) == 0
+    assert cached(PromptScores(0)) == 0
+    held = [len(scheduler._rows.held(row)) for row in (0, 1)]
+    assert held == [len(PROMPT)] * 2
+    assert cached(None) == len(PROMPT) - 1

@@ -1,5 +1,6 @@
 """Keys, limits, ids and the log: what every request passes before a route sees it."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Iterator
@@ -65,13 +66,19 @@ def test_a_large_body_is_refused_whether_it_says_so_or_not(guarded: httpx.Client
 
 
 def test_a_full_queue_says_when_to_come_again(guarded: httpx.Client) -> None:
-    many = {"prompt": ["x"] * 4, "max_tokens": 2}  # one slot, one place in the queue
-    answer = guarded.post("/v1/completions", json=many, headers=key(KEY))
+    long = ASK | {"max_tokens": 400, "ignore_eos": True, "stream": True, "n": 3}
+    with contextlib.ExitStack() as running:  # one slot, one place in the queue
+        for _ in range(2):
+            answer = running.enter_context(
+                guarded.stream("POST", "/v1/completions", json=long, headers=key(KEY))
+            )
+            assert answer.status_code == 200
+        answer = guarded.post("/v1/completions", json=ASK, headers=key(KEY))
     assert answer.status_code == 429
     assert int(answer.headers["retry-after"]) >= 1
     assert answer.json()["error"]["type"] == "rate_limit_error"
     after = guarded.post("/v1/completions", json=ASK, headers=key(KEY))
-    assert after.status_code == 200  # those of the four that had a place gave it back
+    assert after.status_code == 200  # who left gave the places back
     assert 'nemo_trt_errors_total{code="429"} 1.0' in guarded.get("/metrics").text
 
 
