@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from nemo_trt import atomic
-from nemo_trt.errors import StateError
+from nemo_trt.errors import DAMAGED_JSON, StateError
 
 SCHEMA_VERSION = 1
 STAGES = ("doctor", "plan", "export", "build", "validate", "bench", "report")
@@ -73,7 +73,7 @@ class Record:
             if data.pop("schema_version") != SCHEMA_VERSION:
                 raise ValueError("it is of another version")
             return cls(**data)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except DAMAGED_JSON as error:
             raise StateError(f"A step's record is damaged: {error}.") from error
 
 

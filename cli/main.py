@@ -37,6 +37,7 @@ COMMANDS = {
     "doctor": "Tell what this machine can do.",
 }
 EXIT_VERDICT, EXIT_INPUT, EXIT_MACHINE = 1, 2, 3
+_MAX_MESSAGE = 4000
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
@@ -128,7 +129,7 @@ def run(arguments: list[str]) -> int:
     except NemoTrtError as error:
         if debug:
             raise
-        click.echo(f"nemo-trt: {error}", err=True)
+        click.echo(f"nemo-trt: {_printable(error)}", err=True)
         if isinstance(error, FaultError):
             return EXIT_VERDICT
         return EXIT_MACHINE if isinstance(error, MachineError) else EXIT_INPUT
@@ -141,9 +142,18 @@ def run(arguments: list[str]) -> int:
         if debug:
             raise
         where = f": {error.filename}" if error.filename else ""
-        click.echo(f"nemo-trt: {error.strerror or error}{where}.", err=True)
+        click.echo(f"nemo-trt: {_printable(f'{error.strerror or error}{where}')}.", err=True)
         return EXIT_INPUT
     return result if isinstance(result, int) else 0
+
+
+def _printable(error: object) -> str:
+    """An error's text without what would steer a terminal, and of bounded length: a file that it
+    names something of may be hostile."""
+    text = str(error)
+    if len(text) > _MAX_MESSAGE:
+        text = f"{text[: _MAX_MESSAGE // 2]} ... {text[-_MAX_MESSAGE // 2 :]}"
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def _drop_output() -> None:

@@ -21,6 +21,7 @@ from nemo_trt.manifest import (
     WEIGHTS_FOLDER,
     Manifest,
     WeightFile,
+    WeightsMode,
 )
 from nemo_trt.precision import DType
 from nemo_trt.progress import Progress, Silent
@@ -32,7 +33,7 @@ from .checkpoints import Checkpoint, open_checkpoint
 from .finite import require_finite
 from .quantization.graph import set_scales
 from .quantization.weights import num_fp8_bytes, scales_of, write_fp8_weights
-from .target import WeightsMode, relative_to_bundle, require_target, weight_locations
+from .target import relative_to_bundle, require_target, weight_locations
 from .trace import numerics_of, trace_decoder
 from .weights import (
     attach_weights,

@@ -2,15 +2,13 @@
 
 import json
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 from nemo_trt import atomic
 from nemo_trt.errors import ExportError
-from nemo_trt.manifest import MANIFEST_FILE, WEIGHTS_FOLDER, is_bundle
+from nemo_trt.manifest import MANIFEST_FILE, WEIGHTS_FOLDER, WeightsMode, is_bundle
 
 from .checkpoints import Checkpoint
-
-WeightsMode = Literal["copy", "in-place"]
 
 
 def require_target(bundle: Path, weights: WeightsMode, force: bool) -> None:

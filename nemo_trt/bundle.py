@@ -6,7 +6,7 @@ from typing import Self
 
 from nemo_trt.config import ModelConfig
 from nemo_trt.errors import BuildError
-from nemo_trt.manifest import ENGINES_FOLDER, GRAPH_FILE, Manifest, read_manifest
+from nemo_trt.manifest import ENGINE_FILE, ENGINES_FOLDER, GRAPH_FILE, Manifest, read_manifest
 from nemo_trt.precision import DType
 
 
@@ -94,7 +94,7 @@ class Bundle:
     def engines(self) -> tuple[str, ...]:
         """Names of the engines that have been built, sorted."""
         folder = self.path / ENGINES_FOLDER
-        return tuple(sorted(record.parent.name for record in folder.glob("*/engine.json")))
+        return tuple(sorted(record.parent.name for record in folder.glob(f"*/{ENGINE_FILE}")))
 
     def __fspath__(self) -> str:
         return str(self.path)

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from nemo_trt.errors import CheckpointError
 from nemo_trt.precision import DType
+from nemo_trt.shown import shown
 
 _MOST = {
     "num_layers": 1024,
@@ -63,10 +64,10 @@ class ModelConfig:
         ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise CheckpointError(f"{name} must be a positive integer, got {value!r}.")
+                raise CheckpointError(f"{name} must be a positive integer, got {shown(value)}.")
             if value > _MOST.get(name, value):
                 raise CheckpointError(
-                    f"{name} must be at most {_MOST[name]}, got {str(value)[:40]}. No model "
+                    f"{name} must be at most {_MOST[name]}, got {shown(value)}. No model "
                     "of this family has more: it is damaged."
                 )
         limit = self.vocab_size
@@ -84,7 +85,7 @@ class ModelConfig:
                 or isinstance(value, bool)
                 or not 0 < value <= sys.float_info.max
             ):
-                raise CheckpointError(f"{name} must be a positive number, got {value!r}.")
+                raise CheckpointError(f"{name} must be a positive number, got {shown(value)}.")
         for name, ids in (
             ("bos_token_id", () if self.bos_token_id is None else (self.bos_token_id,)),
             ("eos_token_ids", self.eos_token_ids),
@@ -92,7 +93,7 @@ class ModelConfig:
             for one in ids:
                 if not isinstance(one, int) or isinstance(one, bool) or not 0 <= one < limit:
                     raise CheckpointError(
-                        f"{name} must be of the vocabulary, 0 to {limit - 1}, got {str(one)[:40]}."
+                        f"{name} must be of the vocabulary, 0 to {limit - 1}, got {shown(one)}."
                     )
 
     @property

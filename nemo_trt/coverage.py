@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from nemo_trt.bundle import Bundle
 from nemo_trt.digest import file_digest
-from nemo_trt.manifest import GRAPH_FILE, MANIFEST_FILE, NEXT_MANIFEST_FILE
+from nemo_trt.manifest import ENGINE_FILE, GRAPH_FILE, MANIFEST_FILE, NEXT_MANIFEST_FILE
 from nemo_trt.where import Where
 
 _TOKENIZER_FILES = (
@@ -16,7 +16,6 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 """What `open_tokenizer` reads, where it is there."""
-_RECORD_FILE = "engine.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +73,7 @@ def judged_files(bundle: Bundle, where: Where) -> dict[str, Path]:
         names += [(folder / name).relative_to(bundle.path).as_posix() for name in _TOKENIZER_FILES]
     paths = {name: bundle.path / name for name in names}
     if where.kind == "engine":
-        record = bundle.engine_folder(where.engine) / _RECORD_FILE
+        record = bundle.engine_folder(where.engine) / ENGINE_FILE
         paths[record.relative_to(bundle.path).as_posix()] = record
     return {name: path for name, path in paths.items() if path.is_file()}
 

@@ -17,6 +17,9 @@
 Wording: "<thing> must <condition>, got <value>. <remedy>."
 """
 
+DAMAGED_JSON = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What reading a JSON file of ours raises when it is damaged: no JSON, or of other fields."""
+
 
 class NemoTrtError(Exception):
     """Base of every error that nemo-trt raises on purpose; its text is one or two sentences."""

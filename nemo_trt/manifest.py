@@ -5,14 +5,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from nemo_trt import contract
 from nemo_trt.config import ModelConfig
 from nemo_trt.digest import quick_digest, sha256_file
-from nemo_trt.errors import BundleError, CheckpointError
+from nemo_trt.errors import DAMAGED_JSON, BundleError, CheckpointError
 from nemo_trt.precision import DType
 from nemo_trt.quantization import Quantization
+from nemo_trt.shown import shown
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -23,6 +24,10 @@ TOKENIZER_FOLDER = "tokenizer"
 VALIDATION_FILE = "validation.json"
 CUDA_VALIDATION_FILE = "validation-cuda.json"
 ENGINES_FOLDER = "engines"
+ENGINE_FILE = "engine.json"
+_MAX_BYTES = 2**28
+
+WeightsMode = Literal["copy", "in-place"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +59,7 @@ class Manifest:
     config: ModelConfig
     precision: DType
     stored_dtypes: tuple[DType, ...]
-    weights_mode: Literal["copy", "in-place"]
+    weights_mode: WeightsMode
     graph_sha256: str
     weights: tuple[WeightFile, ...]
     tokenizer_files: tuple[str, ...]
@@ -109,12 +114,14 @@ class Manifest:
         try:
             data: dict[str, Any] = json.loads(text)
             versions = data["schema_version"], data["contract_version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise BundleError(f"{MANIFEST_FILE} is unreadable: {error}. Export again.") from error
+        except DAMAGED_JSON as error:
+            raise BundleError(
+                f"{MANIFEST_FILE} is unreadable: {shown(str(error))}. Export again."
+            ) from error
         if versions != (SCHEMA_VERSION, contract.CONTRACT_VERSION):
             raise BundleError(
                 f"{MANIFEST_FILE} must have schema and contract version "
-                f"{(SCHEMA_VERSION, contract.CONTRACT_VERSION)}, got {versions}. "
+                f"{(SCHEMA_VERSION, contract.CONTRACT_VERSION)}, got {shown(versions)}. "
                 "Export again with this version of nemo-trt."
             )
         quantization = data.get("quantization")
@@ -133,12 +140,33 @@ class Manifest:
                 adapters=tuple(dict(adapter) for adapter in data.get("adapters", ())),
                 contract_version=data["contract_version"],
             )
-        except (ValueError, KeyError, TypeError, CheckpointError) as error:
-            raise BundleError(f"{MANIFEST_FILE} is damaged: {error!r}. Export again.") from error
-        for file in (*manifest.tokenizer_files, *(weight.file for weight in manifest.weights)):
-            if Path(file).is_absolute() or ".." in Path(file).parts:
-                raise BundleError(f"{MANIFEST_FILE} names {file}, which leaves the bundle.")
+            manifest._require_fields()
+        except (*DAMAGED_JSON, CheckpointError) as error:
+            raise BundleError(
+                f"{MANIFEST_FILE} is damaged: {shown(repr(error))}. Export again."
+            ) from error
         return manifest
+
+    def _require_fields(self) -> None:
+        """Check what the types of Python do not.
+
+        Raises:
+            ValueError: a field is of a wrong type.
+            BundleError: a file's name leaves the bundle.
+        """
+        texts = [self.graph_sha256, *self.tokenizer_files, *self.tools, *self.tools.values()]
+        texts += [text for one in self.weights for text in (one.file, one.quick_digest)]
+        texts += [one.sha256 for one in self.weights if one.sha256 is not None]
+        texts += [*self.source, *self.source.values(), self.source["path"]]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("a name, a digest or a version is no text")
+        if not all(type(one.num_bytes) is int for one in self.weights):
+            raise ValueError("a file's size is no integer")
+        if self.weights_mode not in get_args(WeightsMode):
+            raise ValueError(f"weights_mode {shown(self.weights_mode)}")
+        for file in (*self.tokenizer_files, *(weight.file for weight in self.weights)):
+            if Path(file).is_absolute() or ".." in Path(file).parts:
+                raise BundleError(f"{MANIFEST_FILE} names {shown(file)}, which leaves the bundle.")
 
 
 def is_bundle(path: Path) -> bool:
@@ -163,7 +191,7 @@ def read_manifest(bundle: Path, *, verify_weights: bool = True) -> Manifest:
     try:
         graph_sha256 = sha256_file(bundle / GRAPH_FILE)
         texts = [
-            path.read_text(encoding="utf-8")
+            _text(path)
             for path in (bundle / MANIFEST_FILE, bundle / NEXT_MANIFEST_FILE)
             if path.is_file()
         ]
@@ -182,6 +210,12 @@ def read_manifest(bundle: Path, *, verify_weights: bool = True) -> Manifest:
         for weight in manifest.weights:
             _verify_weight(bundle, weight)
     return manifest
+
+
+def _text(path: Path) -> str:
+    if path.stat().st_size > _MAX_BYTES:
+        raise BundleError(f"{path} must be at most {_MAX_BYTES} bytes long. Export again.")
+    return path.read_text(encoding="utf-8")
 
 
 def _verify_weight(bundle: Path, weight: WeightFile) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from nemo_trt import bfloat16
 from nemo_trt.config import ModelConfig
-from nemo_trt.errors import BundleError
+from nemo_trt.errors import DAMAGED_JSON, BundleError
 
 E4M3_MAX = 448.0
 """The largest finite number of FP8 E4M3FN."""
@@ -120,7 +120,7 @@ class Quantization:
             if data["weight_scales"] not in ("per-tensor", "per-channel"):
                 raise ValueError(f"weight_scales {data['weight_scales']!r}")
             return cls(**{**data, "activations": activations})
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except DAMAGED_JSON as error:
             raise BundleError(f"The quantisation's record is damaged: {error!r}.") from error
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 from nemo_trt import signature
 from nemo_trt.bundle import Bundle
 from nemo_trt.digest import file_digest
-from nemo_trt.errors import RequestError
+from nemo_trt.errors import DAMAGED_JSON, RequestError
 from nemo_trt.manifest import CUDA_VALIDATION_FILE, VALIDATION_FILE
 from nemo_trt.tolerances import (
     CASE_FIGURES,
@@ -149,7 +149,7 @@ def _read(bundle: Bundle, where: Where, public_key: bytes | None) -> Verdict:
         data = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return refused(f"none yet: run {remedy}")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, *DAMAGED_JSON) as error:
         return refused(f"damaged: {file.name} cannot be read: {error}")
     if not isinstance(data, dict) or data.get("schema_version") != SCHEMA_VERSION:
         return refused(f"stale: {file.name} is not of this version of nemo-trt")
@@ -157,7 +157,7 @@ def _read(bundle: Bundle, where: Where, public_key: bytes | None) -> Verdict:
         coverage = Coverage.from_dict(data["coverage"])
         inconsistent = _inconsistent(data)
         words, bundle_id = data["verdict"], data["bundle_id"]
-    except (ValueError, KeyError, TypeError, AttributeError, RequestError) as error:
+    except (*DAMAGED_JSON, RequestError) as error:
         return refused(f"damaged: {file.name} lacks what a verdict holds: {error!r}")
     if inconsistent:
         return refused(f"damaged: {inconsistent}")

@@ -14,7 +14,8 @@ from nemo_trt.export.checkpoints.lora import Adapter, merge_adapters
 from nemo_trt.export.quantization.observe import Method
 from nemo_trt.export.quantization.quantize import quantize
 from nemo_trt.export.quantization.stored import merge_scales, stored_quantization
-from nemo_trt.export.target import WeightsMode, require_target
+from nemo_trt.export.target import require_target
+from nemo_trt.manifest import WeightsMode
 from nemo_trt.precision import DType
 from nemo_trt.progress import Progress
 from nemo_trt.quantization import Quantization, WeightScales

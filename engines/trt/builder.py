@@ -11,7 +11,7 @@ from nemo_trt.bundle import Bundle
 from nemo_trt.engines.planner import Budget, engine_budget, require_fit
 from nemo_trt.engines.targets import Target
 from nemo_trt.errors import BuildError
-from nemo_trt.manifest import GRAPH_FILE
+from nemo_trt.manifest import ENGINE_FILE, GRAPH_FILE
 from nemo_trt.progress import Progress, Silent
 
 from .compile import Compiler
@@ -26,7 +26,7 @@ from .kernels import (
 )
 from .lowering import lower
 from .probe import explain_unfused
-from .record import RECORD_FILE, BuildOptions, EngineRecord, PlanFile, same_build
+from .record import BuildOptions, EngineRecord, PlanFile, same_build
 from .toolkit import Log, Toolkit
 
 PROFILES = ("prefill", "decode")
@@ -111,7 +111,7 @@ def build_plans(
                 peak_host_bytes=_peak_host_bytes(),
                 nemo_trt=__version__,
             )
-            (new / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
+            (new / ENGINE_FILE).write_text(record.to_json(), encoding="utf-8")
     return record, True
 
 

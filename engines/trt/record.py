@@ -9,10 +9,10 @@ from typing import Any, Self
 
 from nemo_trt.bundle import Bundle
 from nemo_trt.digest import file_digest
-from nemo_trt.errors import BuildError
+from nemo_trt.errors import DAMAGED_JSON, BuildError
+from nemo_trt.manifest import ENGINE_FILE
 
 SCHEMA_VERSION = 2
-RECORD_FILE = "engine.json"
 LOWERING_VERSION = 1
 """Counts changes of how graphs are lowered: an engine of another number is built anew."""
 
@@ -132,11 +132,11 @@ class EngineRecord:
             record = cls(**data)
             if record.engine_id != engine_id:
                 raise ValueError("its plans are not the ones it was written for")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BuildError(f"{RECORD_FILE} is damaged: {error}. Build again.") from error
+        except DAMAGED_JSON as error:
+            raise BuildError(f"{ENGINE_FILE} is damaged: {error}. Build again.") from error
         for plan in record.plans:
             if Path(plan.file).name != plan.file:
-                raise BuildError(f"{RECORD_FILE} names {plan.file}, which leaves its folder.")
+                raise BuildError(f"{ENGINE_FILE} names {plan.file}, which leaves its folder.")
         return record
 
 
@@ -148,7 +148,7 @@ def read_record(bundle: Bundle, name: str, *, verify: bool = True) -> EngineReco
     """
     folder = bundle.engine_folder(name)
     try:
-        record = EngineRecord.from_json((folder / RECORD_FILE).read_text(encoding="utf-8"))
+        record = EngineRecord.from_json((folder / ENGINE_FILE).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         have = ", ".join(bundle.engines()) or "none"
         raise BuildError(

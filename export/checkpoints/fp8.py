@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from nemo_trt import bfloat16, e4m3
 from nemo_trt.errors import CheckpointError
 from nemo_trt.precision import DType
+from nemo_trt.shown import shown
 from nemo_trt.tensors import LazyTensor
 
 from .text_files import read_json
@@ -54,7 +55,7 @@ def quantization_of(raw: Mapping[str, Any], folder: Path) -> dict[str, Any] | No
         return None
     where = f"{key} of {folder}"
     if not isinstance(found, dict):
-        raise CheckpointError(f"{where} must be an object, got {found!r}.")
+        raise CheckpointError(f"{where} must be an object, got {shown(found)}.")
     method = found.get("quant_method")
     if method == "compressed-tensors":
         groups = found.get("config_groups")
@@ -62,20 +63,26 @@ def quantization_of(raw: Mapping[str, Any], folder: Path) -> dict[str, Any] | No
             (group.get("weights") or {}) if isinstance(group, dict) else {}
             for group in (groups.values() if isinstance(groups, dict) else [{}])
         ]
-        what = [f"{kind.get('num_bits')}-bit {kind.get('type')}" for kind in kinds]
+        what = [f"{_said(kind, 'num_bits')}-bit {_said(kind, 'type')}" for kind in kinds]
         known = all(one == "8-bit float" for one in what)
         method = f"compressed-tensors ({', '.join(what)})"
     elif method == "modelopt":
         known = found.get("quant_algo") == "FP8"
-        method = f"modelopt ({found.get('quant_algo')})"
+        method = f"modelopt ({_said(found, 'quant_algo')})"
     else:
         known = method == "fp8"
     if not known:
         raise CheckpointError(
-            f"{where} names the method {method!r}, which is not read. "
+            f"{where} names the method {shown(method)}, which is not read. "
             "Use the unquantised (BF16) checkpoint."
         )
     return {**found, "described": method}
+
+
+def _said(fields: Mapping[str, Any], name: str) -> str:
+    """A field's text, short whatever it is."""
+    value = fields.get(name)
+    return value[:40] if isinstance(value, str) else shown(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +101,7 @@ class StoredScales:
 def refused(described: object, path: Path) -> CheckpointError:
     """What to say where FP8 weights are neither asked for nor to be read as BF16."""
     return CheckpointError(
-        f"{path} holds FP8 weights (method {described!r}). Export them as they are with "
+        f"{path} holds FP8 weights (method {shown(described)}). Export them as they are with "
         "--precision fp8, or read them as BF16 with --dequantise."
     )
 
@@ -237,7 +244,7 @@ def _block(block: object, where: Path) -> tuple[int, int]:
         return block[0], block[1]
     raise CheckpointError(
         f"weight_block_size of {where} must be two positive integers, since there are scales of "
-        f"blocks, got {block!r}."
+        f"blocks, got {shown(block)}."
     )
 
 

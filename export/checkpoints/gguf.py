@@ -17,6 +17,7 @@ from nemo_trt import bfloat16
 from nemo_trt.config import ModelConfig
 from nemo_trt.errors import CheckpointError, MachineError
 from nemo_trt.precision import DType
+from nemo_trt.shown import shown
 from nemo_trt.tensors import LazyTensor, TensorRef
 
 from .checkpoint import Checkpoint
@@ -78,9 +79,10 @@ def _config(raw: dict[str, Any], tensors: dict[str, GgufTensor], path: Path) -> 
         context = fields.integer("llama.context_length")
         fields.no_window("llama.attention.sliding_window", context)
     if raw.get("split.count") not in (None, 0, 1):
+        part, count = shown(raw.get("split.no", 0)), shown(raw["split.count"])
         raise CheckpointError(
-            f"{path} must be one whole file, got part {raw.get('split.no', 0)} (counted from 0) of "
-            f"{raw['split.count']}. Join the parts: llama-gguf-split --merge FIRST_PART WHOLE."
+            f"{path} must be one whole file, got part {part} (counted from 0) of {count}. "
+            "Join the parts: llama-gguf-split --merge FIRST_PART WHOLE."
         )
     if "rope_freqs.weight" in tensors:
         raise CheckpointError(f"{path} holds rope_freqs.weight: RoPE scaling is not supported.")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_trt.errors import CheckpointError
+from nemo_trt.shown import shown
 
 _MAGIC = b"GGUF"
 _SCALARS = {
@@ -104,7 +105,7 @@ class _Reader:
         stated = [self.tensor() for _ in range(num_tensors)]
         alignment = fields.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 0 < alignment <= 2**20:
-            raise CheckpointError(f"general.alignment in {self.path} is {alignment!r}.")
+            raise CheckpointError(f"general.alignment in {self.path} is {shown(alignment)}.")
         start = -(-self.at // alignment) * alignment
         tensors: dict[str, GgufTensor] = {}
         for name, kind, shape, offset in stated:

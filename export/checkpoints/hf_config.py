@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_trt.config import ModelConfig
+from nemo_trt.shown import shown
 
 from .fields import Fields
 
@@ -102,7 +103,9 @@ def _rope_theta(fields: Fields) -> float:
         if raw.get("rope_theta") is not None
     }
     if len(found) > 1:
-        raise fields.error("rope_theta", f"must agree with rope_parameters, which says {inner}")
+        raise fields.error(
+            "rope_theta", f"must agree with rope_parameters, which says {shown(inner)}"
+        )
     if not found:
         raise fields.error("rope_theta", "must be a positive number, here or in rope_parameters")
     return found.pop()

@@ -5,6 +5,7 @@ from typing import Any
 
 from nemo_trt.errors import CheckpointError
 from nemo_trt.safetensors import read_layout
+from nemo_trt.shown import shown
 from nemo_trt.tensors import TensorRef
 
 from .checkpoint import Checkpoint
@@ -108,17 +109,21 @@ def _read_shards(path: Path) -> dict[str, TensorRef]:
     for shard in sorted({str(file) for file in weight_map.values()}):
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise CheckpointError(
-                f"{path / INDEX} must name safetensors files of its own folder, got {shard!r}."
+                f"{path / INDEX} must name safetensors files of its own folder, got {shown(shard)}."
             )
         if not (path / shard).is_file():
             raise CheckpointError(
-                f"{path / INDEX} names {shard}, which {path} lacks. Fetch that file."
+                f"{path / INDEX} names {shown(shard)}, which {path} lacks. Fetch that file."
             )
         for name, ref in read_layout(path / shard).items():
             if weight_map.get(name) != shard:
                 raise CheckpointError(
                     f"{path / shard} holds {name}, which {INDEX} "
-                    + (f"places in {weight_map[name]}." if name in weight_map else "does not name.")
+                    + (
+                        f"places in {shown(weight_map[name])}."
+                        if name in weight_map
+                        else "does not name."
+                    )
                 )
             tensors[name] = ref
     for name, shard in weight_map.items():

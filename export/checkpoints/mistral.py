@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from nemo_trt.config import ModelConfig
 from nemo_trt.errors import CheckpointError
 from nemo_trt.safetensors import read_layout
+from nemo_trt.shown import shown
 from nemo_trt.tensors import LazyTensor, TensorRef, renamed
 
 from .checkpoint import Checkpoint
@@ -72,7 +73,7 @@ def read(path: Path, *, dequantise: bool = False, keep_fp8: bool = False) -> Che
         kind = quantization.get("qformat_weight") if isinstance(quantization, dict) else None
         if kind != "fp8_e4m3":
             raise CheckpointError(
-                f"quantization in {path / PARAMS} must be fp8_e4m3, got {quantization!r}."
+                f"quantization in {path / PARAMS} must be fp8_e4m3, got {shown(quantization)}."
             )
         if dequantise:
             stored = dequantised(stored, None, path)

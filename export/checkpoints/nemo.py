@@ -12,6 +12,7 @@ from typing import Any
 
 from nemo_trt.config import ModelConfig
 from nemo_trt.errors import CheckpointError
+from nemo_trt.shown import shown
 from nemo_trt.tensors import LazyTensor
 
 from .archive import is_archive, open_archive
@@ -153,7 +154,8 @@ def _joined_ranks(
     ):
         if raw.get(name) not in (None, count):
             raise CheckpointError(
-                f"{name} in {where} must be {count}, the ranks that are there, got {raw[name]!r}."
+                f"{name} in {where} must be {count}, the ranks that are there, got "
+                f"{shown(raw[name])}."
             )
     whole: dict[str, LazyTensor] = {}
     first_layer = 0

@@ -9,6 +9,7 @@ from typing import Any
 
 from nemo_trt.config import ModelConfig
 from nemo_trt.errors import CheckpointError
+from nemo_trt.shown import shown
 
 from .fields import Fields
 
@@ -106,4 +107,4 @@ def _resolved(value: Any, raw: dict[str, Any]) -> Any:
         if match is None or match[2] not in raw:
             return value
         value = raw[match[2]]
-    raise CheckpointError(f"{value!r} must refer to a field with a value, got a circle.")
+    raise CheckpointError(f"{shown(value)} must refer to a field with a value, got a circle.")

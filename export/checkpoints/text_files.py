@@ -6,6 +6,7 @@ from typing import Any
 
 from nemo_trt.errors import CheckpointError
 from nemo_trt.lfs import require_content
+from nemo_trt.shown import shown
 
 _MAX_JSON_BYTES = 16 * 2**20
 _MAX_YAML_BYTES = 2**18
@@ -91,6 +92,6 @@ def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"key {key!r} stands twice")
+            raise ValueError(f"key {shown(key)} stands twice")
         found[key] = value
     return found

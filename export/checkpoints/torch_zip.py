@@ -85,7 +85,7 @@ def read_torch_zip(blob: Blob) -> Any:
             raise CheckpointError(f"{blob.label} names a storage {shown(key)}.")
         info = entries.get(f"{prefix}data/{key}")
         if info is None or not isinstance(count, int) or info.file_size != count * dtype.itemsize:
-            raise CheckpointError(f"{blob.label} lacks the bytes of storage {key!r}.")
+            raise CheckpointError(f"{blob.label} lacks the bytes of storage {shown(key)}.")
         if key not in parts:
             parts[key] = _stored_part(blob, info)
         return dtype, parts[key]

@@ -36,20 +36,18 @@ def test_every_bit_pattern_is_judged_as_pytorch_judges_it(
         random = np.random.default_rng(0).integers(0, 2**32, 500, np.uint32)
         patterns = np.concatenate([seeds, seeds | 0x80000000, random])
     else:
-        patterns = np.arange(256**width, dtype=f"uint{8 * width}")[:: 1 if width == 1 else 31]
-        borders = {1: (0x7E, 0x7F), 2: (0x7BFF, 0x7C00, 0x7F7F, 0x7F80)}[width]
-        top = 1 << 8 * width - 1
-        patterns = np.concatenate([patterns, *[[b, b | top] for b in borders]])
-    for bits in patterns.astype(f"uint{8 * width}"):
-        raw = torch.from_numpy(np.array([bits]).view(np.uint8)).view(dtype)
-        expected = bool(torch.isfinite(raw.float()).all())
-        tensor = next(iter(read_layout(one_tensor(tmp_path, dtype)).values()))
+        patterns = np.arange(256**width, dtype=f"uint{8 * width}")
+    raw = torch.from_numpy(patterns.view(np.uint8)).view(dtype)
+    expected = torch.isfinite(raw.float()).numpy()
+    assert 0 < expected.sum() < len(patterns)
+    tensor = next(iter(read_layout(one_tensor(tmp_path, dtype)).values()))
+    for number, is_finite in enumerate(expected):
         try:
-            finite._require(tensor, raw.view(torch.uint8).numpy())
+            finite._require(tensor, patterns[number : number + 1].view(np.uint8))
             found = True
         except CheckpointError:
             found = False
-        assert found == expected, hex(int(bits))
+        assert found == is_finite, hex(int(patterns[number]))
 
 
 def one_tensor(folder: Path, dtype: torch.dtype) -> Path:
