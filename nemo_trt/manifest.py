@@ -160,8 +160,8 @@ class Manifest:
         texts += [*self.source, *self.source.values(), self.source["path"]]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("a name, a digest or a version is no text")
-        if not all(type(one.num_bytes) is int for one in self.weights):
-            raise ValueError("a file's size is no integer")
+        if not self.weights or not all(type(one.num_bytes) is int for one in self.weights):
+            raise ValueError("a weight file's size is missing or no integer")
         if self.weights_mode not in get_args(WeightsMode):
             raise ValueError(f"weights_mode {shown(self.weights_mode)}")
         for file in (*self.tokenizer_files, *(weight.file for weight in self.weights)):
