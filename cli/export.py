@@ -163,14 +163,14 @@ def command(
 
 def _say_removed(bundle: Path, weights: str, force: bool) -> None:
     """Name the engines that --force removes with the bundle."""
-    from nemo_trt.export.target import require_target
+    from nemo_trt.export.target import require_replaceable
     from nemo_trt.manifest import ENGINES_FOLDER
 
     from .console import ERR
 
     if not force or weights == "in-place" or not bundle.is_dir():
         return
-    require_target(bundle, "copy", force)
+    require_replaceable(bundle, force)
     engines = bundle / ENGINES_FOLDER
     names = sorted(path.name for path in engines.iterdir()) if engines.is_dir() else []
     if names := [name for name in names if not name.startswith(".")]:

@@ -32,19 +32,17 @@ from nemo_trt.tensors import TensorRef
 from .checkpoints import Checkpoint, open_checkpoint
 from .finite import require_finite
 from .quantization.graph import set_scales
-from .quantization.weights import num_fp8_bytes, scales_of, write_fp8_weights
-from .target import relative_to_bundle, require_target, weight_locations
+from .quantization.weights import scales_of, write_fp8_weights
+from .target import relative_to_bundle, require_target
 from .trace import numerics_of, trace_decoder
 from .weights import (
     attach_weights,
     copy_file,
-    require_free_disk,
     require_precision,
     write_weights,
 )
 
 _WEIGHTS_FILE = "model.safetensors"
-_GRAPH_BYTES = 64 * 2**20  # a generous bound of graph, manifest and tokenizer
 _TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript")
 
 
@@ -87,21 +85,27 @@ def export_bundle(
     progress.phase("read checkpoint headers")
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     chosen = require_precision(checkpoint, precision)
-    _require_quantization(chosen, quantization, checkpoint, weights)
-    require_target(bundle, weights, force)
-    require_free_disk(bundle, _GRAPH_BYTES + _new_bytes(checkpoint, weights, quantization))
-    if checkpoint.weight_files:  # others are checked as they are written
+    _require_quantization(chosen, quantization, checkpoint)
+    locations = require_target(
+        checkpoint,
+        bundle,
+        precision=chosen,
+        weights=weights,
+        force=force,
+        quantization=quantization,
+    )
+    quantised = quantization is not None and not checkpoint.fp8
+    if checkpoint.weight_files and not quantised:  # others are checked as they are written
         require_finite(_stored(checkpoint).values(), progress)
     progress.phase("trace the decoder")
     model = trace_decoder(
         checkpoint.config, chosen, numerics_of(checkpoint.config, chosen, quantization)
     )
     _describe(model, checkpoint)
-    if quantization and not checkpoint.fp8:
+    if quantization and quantised:
         return _write_fp8(model, checkpoint, quantization, bundle, force, sha256, progress)
     if quantization:
         set_scales(model.graph, scales_of(checkpoint, quantization))
-    locations = weight_locations(checkpoint, bundle, weights)
     if not checkpoint.weight_files:
         return _write_new(model, checkpoint, chosen, bundle, force, sha256, progress, quantization)
     attach_weights(model, _stored(checkpoint), locations)
@@ -293,7 +297,6 @@ def _require_quantization(
     precision: DType,
     quantization: Quantization | None,
     checkpoint: Checkpoint,
-    weights: WeightsMode,
 ) -> None:
     """FP8 and a quantisation of this very model go together."""
     if (precision is DType.FP8) != (quantization is not None):
@@ -306,8 +309,6 @@ def _require_quantization(
         )
     if quantization is None or checkpoint.fp8:
         return
-    if weights == "in-place":
-        raise ExportError("--weights must be copy for FP8: the weights are written anew.")
     every = dict(groups(checkpoint.config))
     needed = {group for group in every if group != LM_HEAD}
     if not needed <= set(quantization.activations) <= set(every):
@@ -325,17 +326,6 @@ def _require_quantization(
     ]
     if missing:
         raise ExportError(f"The scales must tell the amax of {missing[0]}. Calibrate anew.")
-
-
-def _new_bytes(
-    checkpoint: Checkpoint, weights: WeightsMode, quantization: Quantization | None
-) -> int:
-    """Bytes of weights that an export writes."""
-    if quantization and not checkpoint.fp8:
-        return num_fp8_bytes(checkpoint, quantization)
-    if weights == "in-place":
-        return 0
-    return checkpoint.num_file_bytes or checkpoint.num_bytes
 
 
 def _describe(model: ir.Model, checkpoint: Checkpoint) -> None:

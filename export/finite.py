@@ -118,7 +118,12 @@ def _require(tensor: LazyTensor, values: NDArray[Any]) -> None:
     bits = values.reshape(-1).view(signed)
     negative = limit | 1 << 8 * tensor.dtype.itemsize - 1
     if bits.max() >= limit or bits.view(unsigned).max() >= negative:
-        raise CheckpointError(
-            f"{tensor.name} must hold finite numbers, got NaN or infinity. The checkpoint is "
-            "damaged, or its training diverged; fetch it again or take an earlier one."
-        )
+        raise not_finite(tensor.name)
+
+
+def not_finite(name: str) -> CheckpointError:
+    """What to say of a weight that holds a number that is none."""
+    return CheckpointError(
+        f"{name} must hold finite numbers, got NaN or infinity. The checkpoint is damaged, or its "
+        "training diverged; fetch it again or take an earlier one."
+    )

@@ -98,8 +98,8 @@ def export_checkpoint(
         list(adapters),
     )
     quantization = None
-    if chosen is DType.FP8:
-        require_target(bundle, weights, force)  # before minutes of calibration
+    if chosen is DType.FP8:  # refused here before minutes of calibration
+        require_target(opened, bundle, precision=chosen, weights=weights, force=force)
         opened, quantization = _with_scales(opened, fp8 or Fp8Options(), progress)
     manifest = export_bundle(
         opened,

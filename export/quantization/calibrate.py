@@ -4,6 +4,7 @@ Beside it go a few probe samples in FP8: how far FP8 moves the model's answers i
 much of that each group (`nemo_trt.quantization.groups`) causes.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from nemo_trt.errors import ExportError
 from nemo_trt.export import ops
 from nemo_trt.export.checkpoints import Checkpoint
 from nemo_trt.export.decoder import Decoder, Layer, Linear, Numerics, Step
+from nemo_trt.export.finite import not_finite
 from nemo_trt.export.tensors import load
 from nemo_trt.progress import Progress
 from nemo_trt.quantization import LM_HEAD, Activation, Quantization, WeightScales, scale_of
@@ -54,6 +56,7 @@ def calibrate(
         device: where the layers compute, in PyTorch's words.
 
     Raises:
+        CheckpointError: a weight is NaN or infinite.
         ExportError: there is nothing to calibrate on, or the head is tied to the embedding.
     """
     config = checkpoint.config
@@ -222,6 +225,9 @@ class _Run:
         group.scale = torch.tensor(scale_of(clip), device=self.device)
         exact = {name: linear.weight for name, linear in group.linears.items()}
         self.weight_amax |= {name: float(one.abs().max()) for name, one in exact.items()}
+        for name in exact:
+            if not math.isfinite(self.weight_amax[name]):
+                raise not_finite(name)
         shared = torch.tensor(scale_of(max(self.weight_amax[n] for n in exact)), device=self.device)
         for name, linear in group.linears.items():
             scale = shared

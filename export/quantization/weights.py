@@ -48,8 +48,8 @@ def scales_of(checkpoint: Checkpoint, quantization: Quantization) -> dict[str, S
     return scales
 
 
-def num_fp8_bytes(checkpoint: Checkpoint, quantization: Quantization) -> int:
-    """Bytes of all weights after quantisation."""
+def num_fp8_bytes(checkpoint: Checkpoint, quantization: Quantization | None) -> int:
+    """Bytes of all weights after quantisation; without one, the least that it can leave."""
     fp8 = _fp8_weights(checkpoint, quantization)
     return sum(
         ref.num_bytes // ref.dtype.itemsize if name in fp8 else ref.num_bytes
@@ -84,8 +84,12 @@ def write_fp8_weights(
     write_stream(target, layout, pieces(refs, piece, progress))
 
 
-def _fp8_weights(checkpoint: Checkpoint, quantization: Quantization) -> frozenset[str]:
-    every = (weights for g, weights in groups(checkpoint.config) if quantization.is_fp8(g))
+def _fp8_weights(checkpoint: Checkpoint, quantization: Quantization | None) -> frozenset[str]:
+    every = (
+        weights
+        for group, weights in groups(checkpoint.config)
+        if quantization is None or quantization.is_fp8(group)
+    )
     return frozenset(name for weights in every for name in weights)
 
 
@@ -93,9 +97,9 @@ def _piece(
     ref: LazyTensor, start: int, stop: int, scale: Scales | None, limit: float
 ) -> NDArray[np.uint8]:
     """The bytes of some rows, quantised if there is a scale."""
+    rows = finite_rows(ref, start, stop)
     if scale is None:
-        return finite_rows(ref, start, stop).view(np.uint8)
-    rows = ref.rows(start, stop)
+        return rows.view(np.uint8)
     amax = _amax(ref, rows)
     if not amax <= limit:
         raise ExportError(
