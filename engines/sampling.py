@@ -1,4 +1,4 @@
-"""Chooses one row's next token from its logits, as `SamplingParams` asks."""
+"""What is asked of sampling, and the history and random stream of one row that samples."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,11 @@ from numpy.typing import NDArray
 
 from nemo_trt.errors import BundleError, RequestError
 
-Floats = NDArray[np.float32]
-_BLOCK = 1024
+from .candidates import Floats, largest_ids
+from .full_draw import draw
+
 _LARGEST = 1e6
 """Of temperatures, penalties and biases: what is added to a logit stays a float32 of some use."""
-_COLDEST = 1e-30
-"""Temperatures below it do as it does: only what is as likely as the likeliest is drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +107,8 @@ def require_finite(logits: Floats) -> float:
 class Sampler:
     """Chooses the tokens of one row and remembers them for the penalties.
 
-    Order: penalties and bias, allowed tokens, temperature, min-p, top-k, top-p, draw.
+    Order: penalties and bias, allowed tokens, temperature, min-p, top-k, top-p, draw. Each token
+    takes one random number of the row's own stream where the temperature is above 0.
     """
 
     def __init__(
@@ -117,10 +117,10 @@ class Sampler:
         outside = [i for i in params.logit_bias if not 0 <= i < vocab_size]
         if outside:
             raise RequestError(f"logit_bias must name tokens below {vocab_size}, got {outside[0]}.")
-        self._params = params
+        self.params = params
         self._random = np.random.Generator(np.random.PCG64(params.seed))
-        self._scratch = np.empty(vocab_size, np.float32)
-        self._weights = np.empty(vocab_size, np.float32)
+        self._vocab_size = vocab_size
+        self._scratch: Floats | None = None
         self._bias_ids = np.fromiter(params.logit_bias, np.int64)
         self._bias = np.fromiter(params.logit_bias.values(), np.float32)
         self._seen = dict.fromkeys(prompt_ids)  # an ordered set: prompt and answer
@@ -138,31 +138,85 @@ class Sampler:
             BundleError: the logits hold NaN or +inf, or nothing but -inf.
             RequestError: no token is allowed.
         """
-        peak = require_finite(logits)
-        adjusted = self._adjust(logits, allowed)
-        greedy = self._params.temperature == 0
-        token = int(adjusted.argmax()) if greedy else self._draw(adjusted)
-        self._seen[token] = None
-        self._counts[token] = self._counts.get(token, 0) + 1
-        if self._params.logprobs is None:
+        return self.choose(logits, allowed, self.uniform())
+
+    def uniform(self) -> float:
+        """The next number of the row's stream, in [0, 1); greedy rows take none and get 0."""
+        return self._random.random() if self.params.temperature else 0.0
+
+    def choose(self, logits: Floats, allowed: NDArray[np.bool_] | None, uniform: float) -> Sampled:
+        """`sample`, by a number that was drawn already."""
+        peak = float(logits.max())
+        if not math.isfinite(peak):
+            raise BundleError(
+                f"The engine's logits must be finite, got a maximum of {peak}. "
+                "Run nemo-trt validate."
+            )
+        if self._scratch is None:
+            self._scratch = np.empty(self._vocab_size, np.float32)
+        adjusted = logits
+        if self.adjusts or allowed is not None:
+            adjusted = self._adjusted(logits, allowed)
+        if self.params.temperature == 0:
+            token = int(adjusted.argmax())
+        else:
+            token = draw(adjusted, logits, self.params, uniform, self._scratch)
+        self.remember(token)
+        if self.params.logprobs is None:
             return Sampled(token_id=token, logprob=None, top_logprobs=())
         return self._with_logprobs(token, logits, peak)
 
-    def _adjust(self, logits: Floats, allowed: NDArray[np.bool_] | None) -> Floats:
-        """Penalties, bias and what is allowed, on a copy where there are any."""
-        if allowed is None and not self._changes and not (self._counted and self._counts):
-            return logits
-        params, adjusted = self._params, self._scratch
+    def remember(self, token: int) -> None:
+        """The answer goes on with a token."""
+        self._seen[token] = None
+        self._counts[token] = self._counts.get(token, 0) + 1
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether a penalty or a bias changes the next logits."""
+        return self._changes or (self._counted and bool(self._counts))
+
+    def adjusted_some(
+        self, ids: NDArray[np.int64], logits: Floats, allowed: NDArray[np.bool_] | None
+    ) -> Floats | None:
+        """(K,) logits of some tokens after penalties, biases and what is allowed.
+
+        Returns:
+            None where the logit of a token that is not among them may have risen.
+        """
+        params = self.params
+        if (
+            (params.repetition_penalty < 1 and self._seen)
+            or (min(params.presence_penalty, params.frequency_penalty) < 0 and self._counts)
+            or not np.isin(self._bias_ids[self._bias > 0], ids).all()
+        ):
+            return None
+        adjusted, tokens = logits.copy(), ids.tolist()
+        if params.repetition_penalty != 1:
+            seen = np.fromiter((token in self._seen for token in tokens), np.bool_, len(tokens))
+            adjusted[seen] = self._repeated(adjusted[seen])
+        if self._counted:
+            counts = np.fromiter((self._counts.get(t, 0) for t in tokens), np.float32, len(tokens))
+            stands = counts > 0
+            adjusted[stands] -= self._counted_penalty(counts[stands])
+        for token, bias in zip(self._bias_ids, self._bias, strict=True):
+            adjusted[ids == token] += bias
+        if allowed is not None:
+            adjusted[~allowed[ids]] = -np.inf
+        return adjusted
+
+    def _adjusted(self, logits: Floats, allowed: NDArray[np.bool_] | None) -> Floats:
+        """Penalties, bias and what is allowed, on a copy."""
+        params, adjusted = self.params, self._scratch
+        assert adjusted is not None
         np.copyto(adjusted, logits)
         if params.repetition_penalty != 1 and self._seen:
             ids = np.fromiter(self._seen, np.int64, len(self._seen))
-            values = adjusted[ids]
-            penalty = np.float32(params.repetition_penalty)
-            adjusted[ids] = np.where(values > 0, values / penalty, values * penalty)
+            adjusted[ids] = self._repeated(adjusted[ids])
         if self._counted and self._counts:
             ids = np.fromiter(self._counts, np.int64, len(self._counts))
             counts = np.fromiter(self._counts.values(), np.float32, len(self._counts))
-            adjusted[ids] -= params.presence_penalty + params.frequency_penalty * counts
+            adjusted[ids] -= self._counted_penalty(counts)
         adjusted[self._bias_ids] += self._bias
         if allowed is not None:
             adjusted[~allowed] = -np.inf
@@ -172,84 +226,22 @@ class Sampler:
                 )
         return adjusted
 
-    def _draw(self, logits: Floats) -> int:
-        """Truncate and draw: the inverse of the cumulative distribution, in the order of ids."""
-        params = self._params
-        scaled = np.subtract(logits, logits.max(), out=self._scratch)
-        with np.errstate(over="ignore"):  # -inf is right for what is so much less likely
-            scaled /= np.float32(max(params.temperature, _COLDEST))  # log of relative probability
-        threshold = -math.inf
-        if params.min_p > 0:
-            threshold = math.log(params.min_p)
-        if 0 < params.top_k < scaled.size:
-            threshold = max(threshold, _kth_largest(scaled, params.top_k))
-        ids: NDArray[np.int64] | None = None
-        if threshold > -math.inf:
-            ids = np.flatnonzero(scaled >= np.float32(threshold))
-            weights = np.exp(scaled[ids])
-        else:
-            weights = np.exp(scaled, out=self._weights)
-        if params.top_p < 1:
-            kept = np.flatnonzero(weights >= _nucleus_floor(weights, params.top_p))
-            ids = kept if ids is None else ids[kept]
-            weights = weights[kept]
-        index = _inverse_cdf(weights, self._random.random())
-        return index if ids is None else int(ids[index])
+    def _repeated(self, values: Floats) -> Floats:
+        penalty = np.float32(self.params.repetition_penalty)
+        return np.where(values > 0, values / penalty, values * penalty)
+
+    def _counted_penalty(self, counts: Floats) -> Floats:
+        params = self.params
+        penalty: Floats = params.presence_penalty + params.frequency_penalty * counts
+        return penalty
 
     def _with_logprobs(self, token: int, logits: Floats, peak: float) -> Sampled:
-        total = np.exp(np.subtract(logits, np.float32(peak), out=self._scratch), out=self._weights)
+        relative = np.subtract(logits, np.float32(peak), out=self._scratch)
+        total = np.exp(relative, out=relative)
         normaliser = peak + math.log(float(total.sum(dtype=np.float64)))
-        count = min(self._params.logprobs or 0, logits.size)
+        count = min(self.params.logprobs or 0, logits.size)
         top: tuple[tuple[int, float], ...] = ()
         if count:
-            ids = np.flatnonzero(logits >= _kth_largest(logits, count))
-            order = ids[np.argsort(-logits[ids], kind="stable")][:count]
-            top = tuple((int(i), float(logits[i]) - normaliser) for i in order)
+            best = largest_ids(logits, count)
+            top = tuple((int(i), float(logits[i]) - normaliser) for i in best)
         return Sampled(token_id=token, logprob=float(logits[token]) - normaliser, top_logprobs=top)
-
-
-def _kth_largest(values: Floats, k: int) -> float:
-    """The k-th largest value. Columns' maxima bound it from below, so that few are partitioned."""
-    columns = values.size // 64
-    if k <= columns // 2:
-        maxima = values[: 64 * columns].reshape(64, columns).max(axis=0)
-        values = values[values >= np.partition(maxima, columns - k)[columns - k]]
-    return float(np.partition(values, values.size - k)[values.size - k])
-
-
-def _nucleus_floor(weights: Floats, top_p: float) -> np.float32:
-    """The smallest weight of the smallest set of largest weights that holds `top_p` of the sum.
-
-    What lies below (1 - p) / n of the sum can hold 1 - p of it at the most, so it is never sorted.
-    """
-    total = float(weights.sum(dtype=np.float64))
-    candidates = weights[weights >= np.float32((1 - top_p) * total / weights.size * 0.999)]
-    above = 0.0  # weight of what is known to lie in the set
-    while candidates.size > _BLOCK:  # halve until a sort is cheap
-        middle = candidates.size // 2
-        candidates.partition(middle)
-        upper = float(candidates[middle:].sum(dtype=np.float64))
-        if above + upper >= top_p * total:
-            candidates = candidates[middle:]
-        else:
-            above += upper
-            candidates = candidates[:middle]
-    descending = np.sort(candidates)[::-1]
-    cumulative = above + np.cumsum(descending, dtype=np.float64)
-    index = int(np.searchsorted(cumulative, top_p * total))
-    return np.float32(descending[min(index, descending.size - 1)])
-
-
-def _inverse_cdf(weights: Floats, uniform: float) -> int:
-    """The first index whose cumulative weight exceeds `uniform` times the sum."""
-    starts = np.arange(0, weights.size, _BLOCK)
-    blocks = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
-    target = uniform * blocks[-1]
-    block = min(int(np.searchsorted(blocks, target, side="right")), blocks.size - 1)
-    before = blocks[block - 1] if block else 0.0
-    inside = weights[block * _BLOCK : (block + 1) * _BLOCK]
-    cumulative = before + np.cumsum(inside, dtype=np.float64)
-    index = int(np.searchsorted(cumulative, target, side="right"))
-    if index >= inside.size:  # rounding at the very end: the last token of any weight
-        index = int(np.flatnonzero(inside)[-1])
-    return block * _BLOCK + index
