@@ -1,6 +1,5 @@
 """`nemo-trt serve`."""
 
-import ipaddress
 import os
 import time
 from dataclasses import fields
@@ -9,6 +8,7 @@ from pathlib import Path
 import click
 
 from nemo_trt.defaults import SLOTS
+from nemo_trt.serve.hosts import allowed_hosts, is_loopback
 from nemo_trt.serve.keys import KEYS_VARIABLE, read_keys
 from nemo_trt.serve.options import ServeOptions
 from nemo_trt.verdict import PASS
@@ -83,6 +83,13 @@ _DEFAULTS = {field.name: field.default for field in fields(ServeOptions)}
     metavar="ORIGIN",
     help="Origin whose web pages may use the API, https://chat.example; may be repeated.",
 )
+@click.option(
+    "--allowed-host",
+    "hosts",
+    multiple=True,
+    metavar="HOST",
+    help="Name that the Host header may have, besides loopback names; may be repeated.",
+)
 @click.option("--allow-unvalidated", is_flag=True, help="Serve without a passing verdict.")
 @click.option(
     "--verify-key",
@@ -109,6 +116,7 @@ def command(
     max_body_bytes: int,
     api_key_file: Path | None,
     cors_origins: tuple[str, ...],
+    hosts: tuple[str, ...],
     allow_unvalidated: bool,
     verify_key: Path | None,
     ray: bool,
@@ -137,9 +145,10 @@ def command(
         allow_unvalidated=allow_unvalidated,
         verify_key=verify_key,
         cors_origins=cors_origins,
+        allowed_hosts=allowed_hosts(host, hosts),
         log_text=log_text,
     )
-    if not options.api_keys and not _is_loopback(host):
+    if not options.api_keys and not is_loopback(host):
         click.echo(
             f"Warning: {host} may be reached by others, and no API key is asked for.", err=True
         )
@@ -196,10 +205,3 @@ def _range(text: str | None) -> tuple[int, int] | None:
     if not (colon and fewest.isdecimal() and most.isdecimal()):
         raise click.UsageError(f"--autoscale must be MIN:MAX, two numbers, got {text!r}.")
     return int(fewest), int(most)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

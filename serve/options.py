@@ -8,6 +8,7 @@ from pathlib import Path
 from nemo_trt.errors import RequestError
 
 _ORIGIN = re.compile(r"https?://[^/*\s]+")
+_HOST = re.compile(r"[^/*\s:\[\]]+|\[[0-9a-fA-F:.%]+\]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,7 @@ class ServeOptions:
         allow_unvalidated: serve what has no passing verdict, and say so.
         verify_key: PEM file of the Ed25519 public key whose signature the verdict must bear.
         cors_origins: origins whose pages may use the API, "https://chat.example"; none by default.
+        allowed_hosts: that the Host header may name, without ports; none means any.
         log_text: write prompts and answers to the log.
     """
 
@@ -36,6 +38,7 @@ class ServeOptions:
     allow_unvalidated: bool = False
     verify_key: Path | None = None
     cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     log_text: bool = False
 
     def __post_init__(self) -> None:
@@ -48,6 +51,12 @@ class ServeOptions:
             if not _ORIGIN.fullmatch(origin):
                 raise RequestError(
                     f"cors_origins must be origins such as https://chat.example, got {origin!r}."
+                )
+
+        for host in self.allowed_hosts:
+            if not _HOST.fullmatch(host):
+                raise RequestError(
+                    f"allowed_hosts must be names or addresses without a port, got {host!r}."
                 )
 
     def __repr__(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from .bodies import JsonRoute
 from .chat_run import CallPiece, ChatRun, start
 from .errors import RESPONSES
 from .logprobs import prompt_entries
@@ -16,7 +17,7 @@ from .schema import ChatRequest
 from .service import Service
 from .streaming import Chunk, EventStream, cancel, unless_gone, usage, usage_so_far
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/chat/completions", responses=RESPONSES)

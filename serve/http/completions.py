@@ -14,6 +14,7 @@ from nemo_trt.engines.tokenizers import Tokenizer
 from nemo_trt.serve.engine import Answer
 from nemo_trt.serve.scoring import PromptScores
 
+from .bodies import JsonRoute
 from .constraints import format_constraint
 from .errors import RESPONSES
 from .logprobs import TextLogprobs, prompt_entries
@@ -32,7 +33,7 @@ from .streaming import (
     usage_so_far,
 )
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/completions", responses=RESPONSES)

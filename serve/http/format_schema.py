@@ -5,7 +5,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from .message_schema import Strict
+from .json_bounds import require_bounded
+from .message_schema import Many, Name, Strict, Text
+
+Pattern = Annotated[Text, Field(max_length=2**14)]
+Grammar = Annotated[Text, Field(max_length=2**16)]
 
 
 class TextFormat(Strict):
@@ -23,8 +27,8 @@ class JsonObjectFormat(Strict):
 class JsonSchema(Strict):
     """A schema with its name. It is enforced, whether `strict` or not."""
 
-    name: str = ""
-    description: str = ""
+    name: Name = ""
+    description: Text = ""
     schema_: dict[str, Any] = Field(alias="schema")
     strict: bool = True
 
@@ -40,14 +44,14 @@ class RegexFormat(Strict):
     """Text that a regular expression matches."""
 
     type: Literal["regex"]
-    regex: str
+    regex: Pattern
 
 
 class GrammarFormat(Strict):
     """Text of a context-free grammar in Lark's form."""
 
     type: Literal["grammar"]
-    grammar: str
+    grammar: Grammar
 
 
 ResponseFormat = Annotated[
@@ -55,17 +59,17 @@ ResponseFormat = Annotated[
     Field(discriminator="type"),
 ]
 
-JsonText = dict[str, Any] | str
-Choices = Annotated[list[str], Field(min_length=1, max_length=1024)]
+JsonText = dict[str, Any] | Grammar
+Choices = Annotated[Many[Name], Field(min_length=1, max_length=1024)]
 
 
 class StructuredOutputs(Strict):
     """vLLM's form: exactly one of its fields is given."""
 
     json_: JsonText | None = Field(default=None, alias="json")
-    regex: str | None = None
+    regex: Pattern | None = None
     choice: Choices | None = None
-    grammar: str | None = None
+    grammar: Grammar | None = None
     json_object: bool | None = None
 
 
@@ -75,10 +79,10 @@ class GuidedFields(Strict):
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: JsonText | None = None
-    guided_regex: str | None = None
+    guided_regex: Pattern | None = None
     guided_choice: Choices | None = None
-    guided_grammar: str | None = None
-    guided_decoding_backend: str | None = None
+    guided_grammar: Grammar | None = None
+    guided_decoding_backend: Name | None = None
 
     @property
     def format(self) -> tuple[str, ResponseFormat] | None:
@@ -117,6 +121,8 @@ class GuidedFields(Strict):
 
 
 def _schema_format(given: JsonText, name: str) -> JsonSchemaFormat:
+    if isinstance(given, str):
+        require_bounded(given, name)
     try:
         schema = json.loads(given) if isinstance(given, str) else given
     except ValueError as error:

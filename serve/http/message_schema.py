@@ -1,9 +1,24 @@
 """Messages and tools of a conversation, as requests carry them."""
 
-from typing import Annotated, Any, Literal
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticKnownError, to_json
+
+from .json_bounds import require_bounded
+
+Entry = TypeVar("Entry")
+Many = Annotated[list[Entry], Field(fail_fast=True)]
+"""A list whose first wrong entry is an error: a wrong million of them would be a million errors."""
 
 
 class Strict(BaseModel):
@@ -14,9 +29,33 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            return {name: value for name, value in values.items() if value is not None}
-        return values
+        """Without nulls, and of unknown fields the first alone: each would be an error."""
+        if not isinstance(values, dict):
+            return values
+        known = _names(cls)
+        kept = {name: values[name] for name in values if name in known and values[name] is not None}
+        if len(kept) < len(values) and cls.model_config["extra"] == "forbid":
+            others = (n for n in values if n not in known and values[n] is not None)
+            kept.update({name: values[name] for name in [*others][:1]})
+        return kept
+
+
+@cache
+def _names(model: type[BaseModel]) -> frozenset[str]:
+    """The fields as requests name them."""
+    return frozenset(field.alias or name for name, field in model.model_fields.items())
+
+
+def at_most(count: int) -> BeforeValidator:
+    """For objects: how many members they may have, checked before these are looked at."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > count:
+            limits = {"field_type": "Dictionary", "max_length": count, "actual_length": len(value)}
+            raise PydanticKnownError("too_long", limits)
+        return value
+
+    return BeforeValidator(check)
 
 
 class Lenient(Strict):
@@ -38,6 +77,8 @@ def _require_utf8(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_require_utf8)]
 """JSON can escape half a surrogate pair, which no tokenizer can read."""
+Name = Annotated[str, Field(max_length=1024)]
+"""Text that says who or which, not a text for the model."""
 
 
 class TextPart(Lenient):
@@ -59,7 +100,7 @@ class RefusalPart(Lenient):
         return self.refusal
 
 
-Content = Annotated[Text | list[TextPart], Field(description="Text, or pieces of text.")]
+Content = Annotated[Text | Many[TextPart], Field(description="Text, or pieces of text.")]
 
 
 class SystemMessage(Lenient):
@@ -85,6 +126,8 @@ class FunctionCall(Lenient):
     @field_validator("arguments", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
+        if isinstance(value, str):  # the model's format has it parsed
+            require_bounded(value, "arguments")
         return to_json(value).decode() if isinstance(value, dict) else value
 
 
@@ -100,10 +143,10 @@ class AssistantMessage(Lenient):
     """An earlier answer of the model. As the last message it may be continued: see `prefix`."""
 
     role: Literal["assistant"]
-    content: Text | list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]] | None = (
+    content: Text | Many[Annotated[TextPart | RefusalPart, Field(discriminator="type")]] | None = (
         None
     )
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Many[ToolCall] | None = None
     prefix: bool = False
 
 
@@ -113,7 +156,7 @@ class ToolMessage(Lenient):
     role: Literal["tool"]
     content: Content
     tool_call_id: Text
-    name: str | None = None
+    name: Name | None = None
 
 
 Message = Annotated[
@@ -140,7 +183,7 @@ class Tool(Lenient):
 class ChosenName(Strict):
     """The name of a function."""
 
-    name: str
+    name: Name
 
 
 class ChosenTool(Strict):

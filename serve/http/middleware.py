@@ -9,15 +9,15 @@ import uuid
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nemo_trt.serve.hosts import host_refusal
 from nemo_trt.serve.metrics import Metrics
 from nemo_trt.serve.options import ServeOptions
 
-from .errors import error_body
-from .request_log import begin, end
+from .errors import ApiError, error_body
+from .request_log import begin, end, note
 
 LOG = logging.getLogger("nemo_trt.serve")
 """One JSON object a request, level INFO."""
@@ -59,11 +59,11 @@ class RequestMiddleware:
         status = 0
         finished = False
 
-        def finish() -> None:
+        def finish(*, over: bool) -> None:
             nonlocal finished
             if not finished:
                 finished = True
-                self._finish(notes, status, time.perf_counter() - start)
+                self._finish(notes, status, time.perf_counter() - start, over=over)
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -71,7 +71,7 @@ class RequestMiddleware:
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = number
             elif not message.get("more_body", False):
-                finish()
+                finish(over=True)
             await send(message)
 
         try:
@@ -88,20 +88,22 @@ class RequestMiddleware:
             await JSONResponse(body, 500)(scope, receive, answer)
         finally:
             end(token)
-            finish()
+            finish(over=False)  # where the end of the answer was not sent
 
     def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
+        wrong_host = host_refusal(headers.get("host"), self._options.allowed_hosts)
+        if wrong_host is not None:
+            return _refused(403, wrong_host, code="host_not_allowed")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._options.max_body_bytes:
-            return JSONResponse(error_body(413, self._too_large_words()), 413)
+            return _refused(413, self._too_large_words(), code="body_too_large")
         if not self._options.api_keys or path in _OPEN_PATHS or path.startswith(_OPEN):
             return None
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self._options.opens(key.strip()):
             return None
         message = "The API key must be given as Authorization: Bearer KEY, and be a right one."
-        body = error_body(401, message, code="invalid_api_key")
-        return JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})
+        return _refused(401, message, code="invalid_api_key", **{"WWW-Authenticate": "Bearer"})
 
     def _too_large_words(self) -> str:
         return f"The body must be at most {self._options.max_body_bytes} bytes."
@@ -114,16 +116,23 @@ class RequestMiddleware:
             message = await receive()
             left -= len(message.get("body", b""))
             if left < 0:
-                raise HTTPException(413, self._too_large_words())
+                raise ApiError(413, self._too_large_words(), code="body_too_large")
             return message
 
         return counted
 
-    def _finish(self, notes: dict[str, Any], status: int, seconds: float) -> None:
+    def _finish(self, notes: dict[str, Any], status: int, seconds: float, *, over: bool) -> None:
         if notes.pop("passed_on", False):
             return
-        failed = notes.get("error_status") or status
+        if not over:
+            notes.setdefault("end", "disconnected")
+        failed = notes.get("error_status") or (status if over else 499)
         if failed >= 400:
             self._metrics.count_error(failed)
         notes |= {"status": status or 499, "seconds": round(seconds, 4)}
         LOG.info(json.dumps(notes, ensure_ascii=False))
+
+
+def _refused(status: int, message: str, *, code: str, **headers: str) -> JSONResponse:
+    note(code=code)
+    return JSONResponse(error_body(status, message, code=code), status, headers)

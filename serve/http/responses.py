@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from nemo_trt.errors import NemoTrtError
 
+from .bodies import JsonRoute
 from .chat_run import ChatRun, start
 from .errors import RESPONSES, ApiError
 from .response_events import Event, ResponseWriter
@@ -18,7 +19,7 @@ from .responses_schema import ResponsesRequest
 from .service import Service
 from .streaming import Chunk, EventStream, cancel, told, unless_gone, usage
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/responses", responses=RESPONSES)

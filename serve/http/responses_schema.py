@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from .message_schema import Lenient, RefusalPart, Strict, Text
+from .message_schema import Lenient, Many, Name, RefusalPart, Strict, Text, at_most
 
 
 class InputPart(Lenient):
@@ -14,7 +14,7 @@ class InputPart(Lenient):
     text: Text
 
 
-Parts = list[Annotated[InputPart | RefusalPart, Field(discriminator="type")]]
+Parts = Many[Annotated[InputPart | RefusalPart, Field(discriminator="type")]]
 
 
 class InputMessage(Lenient):
@@ -121,32 +121,34 @@ class ResponseStreamOptions(Strict):
 class ResponsesRequest(Strict):
     """The body of POST /v1/responses. Nothing is stored: a request holds its whole conversation."""
 
-    input: Text | Annotated[list[Item], Field(min_length=1)]
+    input: Text | Annotated[Many[Item], Field(min_length=1)]
     instructions: Text | None = None
-    model: str | None = None
+    model: Name | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     text: TextOptions = Field(default_factory=TextOptions)
-    tools: Annotated[list[FunctionTool], Field(max_length=128)] = Field(default_factory=list)
+    tools: Annotated[Many[FunctionTool], Field(max_length=128)] = Field(default_factory=list)
     tool_choice: Literal["none", "auto", "required"] | ChosenFunction = "auto"
     parallel_tool_calls: bool = True
     stream: bool = False
     stream_options: ResponseStreamOptions | None = None
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = Field(
+    include: Many[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = Field(
         default_factory=list
     )
-    metadata: Annotated[dict[str, str], Field(max_length=16)] = Field(default_factory=dict)
+    metadata: Annotated[dict[str, Name], Field(max_length=16), at_most(16)] = Field(
+        default_factory=dict
+    )
     reasoning: Reasoning | None = None
     store: Literal[False] | None = None
     background: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
     service_tier: Literal["auto", "default"] | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
+    user: Name | None = None
+    safety_identifier: Name | None = None
+    prompt_cache_key: Name | None = None
+    prompt_cache_retention: Name | None = None
     prompt_cache_options: dict[str, Any] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     top_k: Annotated[int, Field(ge=-1)] = 0

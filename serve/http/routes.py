@@ -9,12 +9,13 @@ from starlette.responses import JSONResponse, Response
 from nemo_trt import __version__
 from nemo_trt.serve.metrics import CONTENT_TYPE
 
+from .bodies import JsonRoute
 from .errors import RESPONSES, ApiError
 from .prompts import conversation
 from .schema import DetokenizeRequest, TokenizeRequest
 from .service import Service
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.get("/v1/models", responses=RESPONSES)

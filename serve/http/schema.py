@@ -7,9 +7,21 @@ from pydantic import Field, model_validator
 from nemo_trt.engines.sampling import SamplingParams
 
 from .format_schema import GuidedFields
-from .message_schema import AssistantMessage, ChosenTool, Content, Message, Strict, Text, Tool
+from .message_schema import (
+    AssistantMessage,
+    ChosenTool,
+    Content,
+    Many,
+    Message,
+    Name,
+    Strict,
+    Text,
+    Tool,
+    at_most,
+)
 
 _SEEDS = 2**64
+StopText = Annotated[Text, Field(max_length=1024)]
 
 
 class StreamOptions(Strict):
@@ -30,12 +42,12 @@ class Prediction(Strict):
 class HintFields(Strict):
     """Fields that change no token, and those that are accepted with their default value alone."""
 
-    user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
+    user: Name | None = None
+    safety_identifier: Name | None = None
+    prompt_cache_key: Name | None = None
+    prompt_cache_retention: Name | None = None
     prompt_cache_options: dict[str, Any] | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=0)] | None = None
+    metadata: Annotated[dict[str, str], Field(max_length=0), at_most(0)] | None = None
     priority: Literal[0] | None = None
     skip_special_tokens: Literal[True] | None = None
     spaces_between_special_tokens: bool | None = None
@@ -46,7 +58,7 @@ class HintFields(Strict):
 class SamplingFields(GuidedFields, HintFields):
     """What chat and plain completions have in common."""
 
-    model: str | None = None
+    model: Name | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
@@ -55,12 +67,17 @@ class SamplingFields(GuidedFields, HintFields):
     top_k: Annotated[int, Field(ge=-1)] = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     min_tokens: Annotated[int, Field(ge=0)] = 0
-    logit_bias: dict[
-        Annotated[str, Field(pattern="^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]
+    logit_bias: Annotated[
+        dict[
+            Annotated[str, Field(pattern="^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]
+        ],
+        at_most(1024),
     ] = Field(default_factory=dict, max_length=1024)
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Text | Annotated[list[Annotated[Text, Field(min_length=1)]], Field(max_length=16)] = ""
-    stop_token_ids: Annotated[list[int], Field(max_length=64)] = Field(default_factory=list)
+    stop: (
+        StopText | Annotated[Many[Annotated[StopText, Field(min_length=1)]], Field(max_length=16)]
+    ) = ""
+    stop_token_ids: Annotated[Many[int], Field(max_length=64)] = Field(default_factory=list)
     ignore_eos: bool = False
     n: Annotated[int, Field(ge=1, le=32)] = 1
     stream: bool = False
@@ -116,12 +133,12 @@ class SamplingFields(GuidedFields, HintFields):
 class ChatRequest(SamplingFields):
     """The body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[Many[Message], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=128)] = Field(default_factory=list)
+    tools: Annotated[Many[Tool], Field(max_length=128)] = Field(default_factory=list)
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool = True
     prediction: Prediction | None = None
@@ -129,7 +146,7 @@ class ChatRequest(SamplingFields):
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=64)
     echo: Literal[False] | None = None
-    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    modalities: Annotated[Many[Literal["text"]], Field(max_length=1)] | None = None
     reasoning_effort: Literal["none"] | None = None
     service_tier: Literal["auto", "default"] | None = None
     store: Literal[False] | None = None
@@ -178,9 +195,9 @@ class CompletionRequest(SamplingFields):
 
     prompt: (
         Text
-        | Annotated[list[int], Field(min_length=1)]
-        | Annotated[list[Text], Field(min_length=1, max_length=32)]
-        | Annotated[list[list[int]], Field(min_length=1, max_length=32)]
+        | Annotated[Many[int], Field(min_length=1)]
+        | Annotated[Many[Text], Field(min_length=1, max_length=32)]
+        | Annotated[Many[Many[int]], Field(min_length=1, max_length=32)]
     )
     max_tokens: Annotated[int, Field(ge=0)] = 16
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -198,10 +215,10 @@ class CompletionRequest(SamplingFields):
 class TokenizeRequest(Strict):
     """The body of POST /tokenize: a text, or a conversation."""
 
-    model: str | None = None
+    model: Name | None = None
     prompt: Text | None = None
-    messages: list[Message] | None = None
-    tools: Annotated[list[Tool], Field(max_length=128)] = Field(default_factory=list)
+    messages: Many[Message] | None = None
+    tools: Annotated[Many[Tool], Field(max_length=128)] = Field(default_factory=list)
     add_special_tokens: bool = True
     continue_final_message: bool = False
     add_generation_prompt: Literal[True] | None = None
@@ -216,5 +233,5 @@ class TokenizeRequest(Strict):
 class DetokenizeRequest(Strict):
     """The body of POST /detokenize."""
 
-    model: str | None = None
-    tokens: list[int]
+    model: Name | None = None
+    tokens: Many[int]

@@ -11,9 +11,18 @@ from fastapi import FastAPI
 
 from nemo_trt.errors import FaultError, MachineError
 
+from .connections import (
+    ACCEPTED_AT_ONCE,
+    MAX_HEADER_BYTES,
+    AcceptErrors,
+    GuardedProtocol,
+    affordable_connections,
+)
 from .service import Service
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_WAIT_IN_KERNEL = 1024
+"""Connections that wait to be accepted."""
 
 
 def serve_forever(
@@ -63,6 +72,12 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
 class _Server(uvicorn.Server):
     """Leaves the signals to us: uvicorn would raise them again after its own shutdown."""
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_WAIT_IN_KERNEL)  # asyncio accepts as many at once as its backlog has
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Capture none."""
@@ -73,14 +88,25 @@ async def _serve(
     app: FastAPI, listener: socket.socket, drain_timeout_s: float, on_ready: Callable[[], None]
 ) -> None:
     service: Service = app.state.service
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
-    server = _Server(config)
+    server = _Server(
+        uvicorn.Config(
+            app,
+            http=GuardedProtocol.limited_to(affordable_connections()),
+            ws="none",
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            backlog=ACCEPTED_AT_ONCE,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=5,
+        )
+    )
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
         (hurry if stop.is_set() else stop).set()
 
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(AcceptErrors())
     for number in _SIGNALS:
         loop.add_signal_handler(number, on_signal)
     serving = asyncio.create_task(server.serve(sockets=[listener]))

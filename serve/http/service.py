@@ -17,6 +17,7 @@ from nemo_trt.serve.options import ServeOptions
 from nemo_trt.verdict import Verdict
 
 from .errors import ApiError
+from .workers import Workers
 
 State = Literal["starting", "ready", "draining", "failed"]
 Opener = Callable[[], Runner]
@@ -33,6 +34,8 @@ class Service:
     Attributes:
         engine: None before it is ready.
         metrics: there from the beginning.
+        parsers: parse and validate large bodies.
+        preparers: tokenize, and compile grammars.
     """
 
     def __init__(
@@ -48,6 +51,8 @@ class Service:
         self._opening_failure: str | None = None
         self.startup_s: float | None = None
         self._grammars: Grammars | None = None
+        self.parsers = Workers("parse", threads=1, max_waiting=options.max_queue)
+        self.preparers = Workers("prepare", threads=2, max_waiting=options.max_queue)
         self._making = threading.Lock()
         self._draining = False
         self._opener = opener
@@ -152,6 +157,8 @@ class Service:
         self._thread.join()
         if self.engine:
             self.engine.close()
+        self.parsers.close()
+        self.preparers.close()
 
     def _make_grammars(self) -> Grammars:
         with self._making:

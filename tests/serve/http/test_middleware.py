@@ -11,6 +11,7 @@ import pytest
 
 from nemo_trt.errors import RequestError
 from nemo_trt.serve import ServeOptions, create_app
+from tests.waiting import until
 
 pytestmark = pytest.mark.model
 
@@ -77,9 +78,13 @@ def test_a_full_queue_says_when_to_come_again(guarded: httpx.Client) -> None:
     assert answer.status_code == 429
     assert int(answer.headers["retry-after"]) >= 1
     assert answer.json()["error"]["type"] == "rate_limit_error"
-    after = guarded.post("/v1/completions", json=ASK, headers=key(KEY))
-    assert after.status_code == 200  # who left gave the places back
-    assert 'nemo_trt_errors_total{code="429"} 1.0' in guarded.get("/metrics").text
+
+    def taken() -> bool:
+        return guarded.post("/v1/completions", json=ASK, headers=key(KEY)).status_code == 200
+
+    until(taken)  # who left gave the places back
+    assert 'nemo_trt_errors_total{code="429"}' in guarded.get("/metrics").text
+    until(lambda: 'nemo_trt_errors_total{code="499"} 2.0' in guarded.get("/metrics").text)
 
 
 def test_every_answer_bears_an_id(guarded: httpx.Client) -> None:
@@ -103,6 +108,20 @@ def test_the_log_has_a_line_a_request_without_text_or_key(
     assert line["status"] == 200 and line["path"] == "/v1/completions" and line["user"] == "u-7"
     assert line["completion_tokens"] == 2 and line["seconds"] > 0
     assert "Paris" not in caplog.text and KEY not in caplog.text
+
+
+def test_the_log_says_why_a_request_was_refused(
+    guarded: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "nemo_trt.serve")
+    guarded.post("/v1/completions", json=ASK)
+    guarded.post("/v1/completions", json={"prompt": "x" * 2000}, headers=key(KEY))
+    pieces = (b"x" * 400 for _ in range(5))
+    typed = key(KEY) | {"Content-Type": "application/json"}
+    guarded.post("/v1/completions", content=pieces, headers=typed)
+    lines = [json.loads(r.message) for r in caplog.records if r.name == "nemo_trt.serve"]
+    found = [(line["status"], line["code"]) for line in lines]
+    assert found == [(401, "invalid_api_key")] + [(413, "body_too_large")] * 2
 
 
 def test_an_error_in_the_program_is_a_500_in_openais_form(

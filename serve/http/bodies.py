@@ -1,0 +1,107 @@
+"""Reads the body of a request: JSON of bounded size, parsed and validated within bounded time."""
+
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+
+from .errors import ApiError
+from .json_bounds import JsonBounds, JsonTooLarge
+
+_SMALL = 32 * 1024
+"""Bytes that are parsed at once, since a thread costs as much."""
+
+
+class JsonRoute(APIRoute):
+    """A route whose body, where it has one, is JSON of the model that its function names.
+
+    FastAPI would parse and validate it on the event loop, whatever it holds.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, which finds the body read."""
+        plain = super().get_route_handler()
+        if self.body_field is None:
+            return plain
+        model: type[BaseModel] = self.body_field.field_info.annotation  # type: ignore[assignment]
+
+        async def handler(request: Request) -> Response:
+            require_json(request)
+            try:
+                body = await read(request)
+            except ClientDisconnect:
+                return Response(status_code=499)
+            if len(body) <= _SMALL:
+                value = _validated(body, model)
+            else:
+                value = await request.app.state.service.parsers.run(_validated, body, model)
+            return await plain(_Read(request.scope, request.receive, value))
+
+        return handler
+
+
+class _Read(Request):
+    """A request whose body has become an object of its model."""
+
+    def __init__(self, scope: Any, receive: Any, value: BaseModel) -> None:
+        super().__init__(scope, receive)
+        self._value = value
+
+    async def body(self) -> bytes:
+        """Not empty: FastAPI asks for the JSON then."""
+        return b"{}"
+
+    async def json(self) -> Any:
+        """The object."""
+        return self._value
+
+
+def require_json(request: Request) -> None:
+    """A web page of another origin can send other types without asking.
+
+    Raises:
+        ApiError: the type is another one.
+    """
+    given = request.headers.get("content-type", "")
+    kind = given.partition(";")[0].strip().lower()
+    if kind != "application/json" and not (
+        kind.startswith("application/") and kind.endswith("+json")
+    ):
+        got = f"got {given[:80]!r}." if given else "got none."
+        raise ApiError(415, f"The Content-Type of the body must be application/json, {got}")
+
+
+async def read(request: Request) -> bytearray:
+    """The bytes of a JSON body.
+
+    Raises:
+        ApiError: it holds more than is allowed.
+        ClientDisconnect: the client has gone.
+    """
+    body, bounds = bytearray(), JsonBounds()
+    try:
+        async for piece in request.stream():
+            bounds.feed(piece)
+            body += piece
+    except JsonTooLarge as error:
+        raise ApiError(400, f"The body {error}", code="body_too_complex") from error
+    return body
+
+
+def _validated(body: bytearray, model: type[BaseModel]) -> BaseModel:
+    try:
+        value = json.loads(body)
+    except UnicodeDecodeError as error:
+        raise ApiError(400, f"The body must be JSON in UTF-8: {error}.") from error
+    except ValueError as error:
+        raise ApiError(400, f"The body must be JSON: {error}.") from error
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        found = [{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False)]
+        raise RequestValidationError(found, body=value) from error

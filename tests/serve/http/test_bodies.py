@@ -1,0 +1,174 @@
+"""Bodies of every kind: read within bounds, no flood of errors, refused in words."""
+
+import json
+import threading
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+import pytest
+from fastapi import APIRouter, FastAPI
+from pydantic import AfterValidator, BaseModel, ValidationError
+from starlette.testclient import TestClient
+
+from nemo_trt.serve.http import errors
+from nemo_trt.serve.http.bodies import JsonRoute
+from nemo_trt.serve.http.json_bounds import MAX_NAMED, MAX_VALUES
+from nemo_trt.serve.http.responses_schema import ResponsesRequest
+from nemo_trt.serve.http.schema import ChatRequest, CompletionRequest, DetokenizeRequest
+from nemo_trt.serve.http.validation import explain
+from nemo_trt.serve.http.workers import Workers
+
+pytestmark = pytest.mark.unit
+
+USER = {"role": "user", "content": "x"}
+
+
+VALIDATED_IN: list[str] = []
+
+
+def note_thread(value: str) -> str:
+    VALIDATED_IN.append(threading.current_thread().name)
+    return value
+
+
+class Echo(BaseModel):
+    """A body."""
+
+    text: Annotated[str, AfterValidator(note_thread)]
+
+
+@pytest.fixture(scope="module")
+def client() -> Any:
+    app = FastAPI()
+    router = APIRouter(route_class=JsonRoute)
+
+    @router.post("/echo")
+    async def echo(body: Echo) -> dict[str, Any]:
+        return {"size": len(body.text)}
+
+    app.include_router(router)
+    errors.install(app)
+    parsers = Workers("parse", threads=1, max_waiting=4)
+    app.state.service = SimpleNamespace(parsers=parsers)
+    with TestClient(app) as client:
+        yield client
+    parsers.close()
+
+
+def refused(client: TestClient, content: Any, kind: str | None = "application/json") -> Any:
+    headers = {} if kind is None else {"Content-Type": kind}
+    answer = client.post("/echo", content=content, headers=headers)
+    return answer.status_code, answer.json()["error"]
+
+
+@pytest.mark.parametrize("size", [10, 3_000_000])
+@pytest.mark.parametrize(
+    "kind", ["application/json", "Application/JSON; charset=utf-8", "application/x+json"]
+)
+def test_a_body_arrives(client: TestClient, size: int, kind: str) -> None:
+    content = json.dumps({"text": "é" * size}).encode()
+    answer = client.post("/echo", content=content, headers={"Content-Type": kind})
+    assert answer.json() == {"size": size}
+
+
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "x"])
+def test_another_content_type_is_refused_before_it_is_read(
+    client: TestClient, kind: str | None
+) -> None:
+    status, error = refused(client, b'{"text": "x"}', kind)
+    assert status == 415
+    assert error["message"].startswith("The Content-Type of the body must be application/json, got")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "The body must be JSON"),
+        (b"{", "The body must be JSON"),
+        (b'{"text": "\xff"}', "The body must be JSON in UTF-8"),
+        (b'{"text": ' + b"9" * 5000 + b"}", "The body must be JSON"),
+        (b"[]", "The body must be an object, got []."),
+        (b"{}", "text must be given."),
+        (b"[" + b"{}," * MAX_NAMED, "The body must hold at most 16384 objects"),
+        (b"[" * 200, "The body must be nested at most 100 deep."),
+        (b'{"text": "' + b"a" * 100_000, "The body must be JSON"),
+        (b'{"text": ["' + b"a" * 100_000 + b'"]}', "text must be a string, got ["),
+    ],
+)
+def test_what_is_wrong_is_said_shortly(client: TestClient, content: bytes, words: str) -> None:
+    status, error = refused(client, content)
+    assert status == 400 and error["type"] == "invalid_request_error"
+    assert error["message"].startswith(words)
+    assert len(error["message"]) < 400
+
+
+def test_a_large_body_is_validated_off_the_event_loop(client: TestClient) -> None:
+    for size in (10, 100_000):
+        client.post("/echo", json={"text": "a" * size})
+        assert ("nemo-trt parse" in VALIDATED_IN[-1]) == (size > 10)
+
+
+MANY = MAX_NAMED // 2
+FLOODS: list[tuple[Any, dict[str, Any]]] = [
+    (ChatRequest, {"messages": [{}] * MANY}),
+    (ChatRequest, {"messages": [{"role": "user"}] * MANY}),
+    (ChatRequest, {"messages": [{**USER, "content": [{"type": "text"}] * MANY}]}),
+    (ChatRequest, {"messages": [USER], **{f"field{at}": 1 for at in range(MANY)}}),
+    (ChatRequest, {"messages": [USER], "tools": [{}] * MANY}),
+    (ChatRequest, {"messages": [USER], "logit_bias": {f"x{at}": 1 for at in range(MANY)}}),
+    (ChatRequest, {"messages": [USER], "metadata": {f"x{at}": "1" for at in range(MANY)}}),
+    (ChatRequest, {"messages": [USER], "guided_choice": [1] * MAX_VALUES}),
+    (ChatRequest, {"messages": [USER], "stop": [1] * MAX_VALUES}),
+    (ChatRequest, {"messages": [{"role": "assistant", "tool_calls": [{}] * MANY}]}),
+    (CompletionRequest, {"prompt": ["x"] * MAX_VALUES}),
+    (CompletionRequest, {"prompt": [None] * MAX_VALUES}),
+    (CompletionRequest, {"prompt": [["x"]] * MANY}),
+    (CompletionRequest, {"prompt": "x", "stop_token_ids": ["x"] * MAX_VALUES}),
+    (DetokenizeRequest, {"tokens": ["x"] * MAX_VALUES}),
+    (ResponsesRequest, {"input": [{}] * MANY}),
+    (ResponsesRequest, {"input": [{**USER, "content": [{"type": "x"}] * MANY}]}),
+    (ResponsesRequest, {"input": "x", "include": ["x"] * MAX_VALUES}),
+    (ResponsesRequest, {"input": "x", "metadata": {f"x{at}": 1 for at in range(MANY)}}),
+    (ResponsesRequest, {"input": "x", "tools": [{}] * MANY}),
+]
+
+
+@pytest.mark.parametrize(("model", "body"), FLOODS)
+def test_a_flood_of_faults_is_a_few_errors(model: Any, body: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate(body)
+    assert caught.value.error_count() <= 8
+    message, _ = explain([{**e, "loc": ("body", *e["loc"])} for e in caught.value.errors()], body)
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "sentence"),
+    [
+        (CompletionRequest, {"prompt": ["x"] * 40}, "prompt must have at most 32 entries"),
+        (CompletionRequest, {"prompt": "x", "stop": ["a"] * 17}, "stop must have at most 16"),
+        (ChatRequest, {"messages": [{**USER, "content": [{"type": "text"}]}]}, "messages[0]."),
+        (
+            ChatRequest,
+            {"messages": [{**USER, "content": 5}], "n": 0},
+            "n must be at least 1, got 0.",
+        ),
+        (
+            ChatRequest,
+            {"messages": [USER], "tool_choice": "some"},
+            "tool_choice must be 'none', 'auto' or 'required'",
+        ),
+        (
+            ChatRequest,
+            {"messages": [USER], "tool_choice": {"type": "function"}},
+            "tool_choice.function must be given.",
+        ),
+    ],
+)
+def test_of_a_field_of_several_kinds_the_sentence_is_of_the_right_one(
+    model: Any, body: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        model.model_validate(body)
+    message, _ = explain([{**e, "loc": ("body", *e["loc"])} for e in caught.value.errors()], body)
+    assert message.startswith(sentence)
