@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from typing import Protocol
+from typing import Any, Protocol
 
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
@@ -32,14 +32,15 @@ class Forwarded(Response):
     """An answer that a replica gives.
 
     Nothing is sent before there is something of the body, so that a request whose replica dies is
-    given to another one. A stream that has begun is ended by an event that says so; other answers
-    are sent when they are there whole. When the client leaves, Ray cancels this, and this the
-    replica's work.
+    given to another one; of a stream, the start and comments may have been sent. A stream that has
+    begun is ended by an event that says so; other answers are sent when they are there whole. When
+    the client leaves, Ray cancels this, and this the replica's work.
     """
 
     def __init__(self, proxy: Counter, call: Call, *, timeout_s: float) -> None:
         super().__init__()
         self._proxy, self._call, self._timeout_s = proxy, call, timeout_s
+        self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer.
@@ -53,6 +54,10 @@ class Forwarded(Response):
             for attempt in range(_ATTEMPTS):
                 if await self._attempt(send, last=attempt == _ATTEMPTS - 1):
                     return
+        except ApiError as error:
+            if not self._started:
+                raise
+            await self._end(send, error.status, error.body)
         finally:
             self._proxy.running -= 1
 
@@ -68,11 +73,12 @@ class Forwarded(Response):
                         held.append(message)
                         streaming |= is_event_stream(message)
                         over = is_last(message)
-                    if streaming and any(message.get("body") for message in held):
-                        begun = True
+                    bodies = [message["body"] for message in held if message.get("body")]
+                    if streaming and bodies:
+                        begun = begun or not all(map(_is_comment, bodies))
                         time_left.reschedule(None)  # the replica has it, and keeps the time
-                        await _send(send, held)
-            await _send(send, held)
+                        await self._send(send, held)
+            await self._send(send, held)
             return True
         except TimeoutError as error:
             message = "No replica answered in time. Try again."
@@ -84,13 +90,11 @@ class Forwarded(Response):
             raise
         except (RayError, RayServeException) as error:
             if over:  # it had said all
-                await _send(send, held)
+                await self._send(send, held)
                 return True
             note(error_status=502, error=str(error).splitlines()[0])
             if begun:
-                event = json.dumps(error_body(502, _LOST, code="replica_lost"))
-                body = f"data: {event}\n\n".encode()
-                await send({"type": "http.response.body", "body": body, "more_body": False})
+                await self._end(send, 502, error_body(502, _LOST, code="replica_lost"))
                 return True
             if last:
                 raise ApiError(502, f"{_LOST} Try again.", code="replica_lost") from error
@@ -98,11 +102,34 @@ class Forwarded(Response):
         finally:
             answer.cancel()  # of what is over, this does nothing
 
+    async def _send(self, send: Send, held: list[Message]) -> None:
+        """Send what is held, and hold nothing more."""
+        if held and self._started and _starts_otherwise(held[0]):
+            await self._end(send, held[0]["status"], held[1]["body"])
+            held.clear()
+        for message in held:
+            if message["type"] == "http.response.start":
+                if self._started:
+                    continue  # of the replica that was lost
+                self._started = True
+            elif is_last(message):
+                passed_on()
+            await send(message)
+        held.clear()
 
-async def _send(send: Send, held: list[Message]) -> None:
-    """Send what is held, and hold nothing more."""
-    for message in held:
-        if is_last(message):
-            passed_on()
-        await send(message)
-    held.clear()
+    async def _end(self, send: Send, status: int, error: dict[str, Any] | bytes) -> None:
+        """End a stream by an event that tells of an error."""
+        note(error_status=status)
+        text = error if isinstance(error, bytes) else json.dumps(error).encode()
+        body = b"data: " + text + b"\n\n"
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _is_comment(body: bytes) -> bool:
+    """Whether a piece of a stream keeps it alive and says nothing."""
+    return body.startswith(b":")
+
+
+def _starts_otherwise(message: Message) -> bool:
+    """Whether it begins an answer that is no stream: another replica's error."""
+    return message["type"] == "http.response.start" and not is_event_stream(message)

@@ -86,9 +86,11 @@ def _prompt(body: bytes) -> str:
         return ""
     if not isinstance(fields, dict):
         return ""
-    found = fields.get("messages") or fields.get("prompt")
+    found = fields.get("messages") or fields.get("prompt") or fields.get("input")
     if isinstance(found, list) and found and isinstance(found[0], str | list):
         found = found[0]  # of several prompts, the first
+    before = fields.get("instructions")  # which the Responses API has before its input
+    begin = before if isinstance(before, str) else ""
     if isinstance(found, str):
-        return found
-    return json.dumps(found, ensure_ascii=False) if isinstance(found, list) else ""
+        return begin + found
+    return begin + json.dumps(found, ensure_ascii=False) if isinstance(found, list) else begin

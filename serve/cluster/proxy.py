@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from nemo_trt.serve.http import errors
+from nemo_trt.serve.http.bodies import read
 from nemo_trt.serve.http.cors import allow_origins
 from nemo_trt.serve.http.errors import ApiError
 from nemo_trt.serve.http.middleware import RequestMiddleware
@@ -123,8 +124,9 @@ async def forward(request: Request) -> Response:
         message = "The server is shutting down and takes no more requests."
         raise ApiError(503, message, code="draining", headers={"Retry-After": "2"})
     try:
-        body = await request.body()
+        body = bytes(await read(request))
     except ClientDisconnect:
         return Response(status_code=499)
-    call = Call(scope=passed_scope(request.scope, request_id()), body=body, keys=prefix_keys(body))
+    keys = await asyncio.to_thread(prefix_keys, body)
+    call = Call(scope=passed_scope(request.scope, request_id()), body=body, keys=keys)
     return Forwarded(proxy, call, timeout_s=proxy.options.request_timeout_s + _GRACE_S)

@@ -119,6 +119,32 @@ def test_what_has_not_begun_runs_again(before: list[Any]) -> None:
     assert sent([*before, LOST], again) == again[0]
 
 
+DRAINING = b'{"error": {"code": "draining"}}'
+COMMENT = body(b": waiting\n\n")
+
+
+def test_a_stream_that_had_comments_alone_runs_again() -> None:
+    news = [body(b"data: 1\n\n"), body(b"", more=False)]
+    assert sent([[STREAM, COMMENT], LOST], [[STREAM, *news]]) == [STREAM, COMMENT, *news]
+
+
+@pytest.mark.parametrize(
+    ("again", "code"),
+    [
+        ([LOST], "replica_lost"),
+        ([BackPressureError(num_queued_requests=1, max_queued_requests=1)], "queue_full"),
+        ([[WHOLE | {"status": 503}], [body(DRAINING, more=False)]], "draining"),
+    ],
+)
+def test_a_stream_that_had_comments_alone_ends_with_what_became_of_it(
+    again: list[Any], code: str
+) -> None:
+    start, comment, error = sent([[STREAM, COMMENT], LOST], again)
+    assert (start, comment, error["more_body"]) == (STREAM, COMMENT, False)
+    event = error["body"].decode()
+    assert json.loads(event.removeprefix("data: "))["error"]["code"] == code
+
+
 def test_a_request_that_loses_two_replicas_is_given_up() -> None:
     with pytest.raises(ApiError, match="lost") as caught:
         sent([LOST], [[WHOLE], LOST])

@@ -50,6 +50,15 @@ def test_prompts_of_every_kind_have_keys(prompt: Any, blocks: int) -> None:
     assert len(prefix_keys(json.dumps({"prompt": prompt}).encode())) == blocks
 
 
+def test_the_responses_api_has_keys_like_the_chat_api() -> None:
+    long = "x" * (3 * BLOCK_CHARS)
+    items = [{"role": "user", "content": long}]
+    text, listed = (json.dumps({"input": given}).encode() for given in (long, items))
+    assert len(prefix_keys(text)) == 3 and len(prefix_keys(listed)) >= 3
+    told = json.dumps({"instructions": long, "input": "Hello."}).encode()
+    assert shared(told, json.dumps({"instructions": long, "input": "Bye."}).encode()) == 3
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[1]", b"null", b"[" * 100_000, b"{}"])
 def test_a_body_that_is_not_understood_has_none(body: bytes) -> None:
     assert prefix_keys(body) == ()
