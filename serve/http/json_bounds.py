@@ -55,7 +55,7 @@ class JsonBounds:
         at = np.arange(len(others) + 1, dtype=np.int32)
         last = np.full_like(at, -self._backslashes)  # position behind the last other byte
         np.copyto(last[1:], at[1:], where=others)
-        run = at - np.maximum.accumulate(last, out=last)
+        run: NDArray[np.int32] = at - np.maximum.accumulate(last, out=last)
         self._backslashes = int(run[-1]) % 2
         return run[:-1]
 
