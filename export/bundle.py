@@ -187,7 +187,7 @@ def _finish(
     if checkpoint.tokenizer_files:
         (folder / TOKENIZER_FOLDER).mkdir()
     for file in checkpoint.tokenizer_files:
-        (folder / TOKENIZER_FOLDER / file.name).write_bytes(file.contents())
+        file.write_to(folder / TOKENIZER_FOLDER)
     progress.phase("write and check the graph")
     _save_graph(model, folder / GRAPH_FILE, checkpoint.config, precision)
     manifest = _manifest(

@@ -37,7 +37,10 @@ class TekkenTokenizer:
         """See `Tokenizer.decode`."""
         return str(self._tekken.decode(list(ids), special_token_policy=self._leave_out))
 
-    def token_bytes(self, token_id: int) -> bytes:
+    def require_usable(self) -> None:
+        """See `Tokenizer.require_usable`: the format is no template."""
+
+    def token_bytes(self, token_id: int, *, first: bool = False) -> bytes:
         """See `Tokenizer.token_bytes`."""
         if token_id < self._tekken.num_special_tokens:
             return b""

@@ -26,8 +26,20 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens, special tokens left out, invalid UTF-8 as U+FFFD."""
 
-    def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token adds to a text; none for a special token."""
+    def token_bytes(self, token_id: int, *, first: bool = False) -> bytes:
+        """The bytes that a token adds to a text; none for a special token.
+
+        Args:
+            first: the token is the first of the text: some tokenizers put a space before every
+                text, which is none of it.
+        """
+
+    def require_usable(self) -> None:
+        """Try what is else only tried when it is used.
+
+        Raises:
+            RequestError: a chat template cannot be compiled; all but `chat` works.
+        """
 
     def chat(
         self,
@@ -41,7 +53,8 @@ class Tokenizer(Protocol):
 
         Args:
             continue_final: the last turn is the assistant's, and the answer goes on with it.
-            variables: more variables of the chat template, where there is one.
+            variables: more variables of the chat template, where there is one; "chat_template"
+                names one of several templates.
 
         Raises:
             RequestError: the conversation is not one that the format allows.

@@ -35,7 +35,13 @@ _RANK = re.compile(r"^(?:mp_rank_(\d+)|tp_rank_(\d+)_pp_rank_(\d+))/model_weight
 _ACROSS_COLUMNS = (PROJ, FC2)  # row-parallel products: each rank has some input columns
 _ACROSS_ROWS = (EMBEDDING, HEAD, QKV)
 _TEKKEN_VOCABULARY = 131072
-_TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", TEKKEN)
+_TOKENIZER_NAMES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    TEKKEN,
+)
 
 
 def recognises(path: Path) -> bool:

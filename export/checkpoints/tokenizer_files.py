@@ -22,6 +22,7 @@ _NAMES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+_TEMPLATES = "additional_chat_templates/*.jinja"  # more templates, each under its file's name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,7 @@ class TokenizerFile:
     """One file of a tokenizer.
 
     Attributes:
-        name: under which a tokenizer expects it.
+        name: under which a tokenizer expects it, with a folder where it lies in one.
         path: where it lies; None for one inside a container.
         contents: makes its bytes.
     """
@@ -37,6 +38,12 @@ class TokenizerFile:
     name: str
     path: Path | None
     contents: Callable[[], bytes]
+
+    def write_to(self, folder: Path) -> None:
+        """Write the file where a tokenizer in `folder` expects it."""
+        path = folder / self.name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(self.contents())
 
 
 def in_folder(folder: Path) -> tuple[TokenizerFile, ...]:
@@ -47,6 +54,7 @@ def in_folder(folder: Path) -> tuple[TokenizerFile, ...]:
             a bundle would carry a file that is no part of the checkpoint.
     """
     paths = [folder / name for name in _NAMES if (folder / name).is_file()]
+    paths += sorted(path for path in folder.glob(_TEMPLATES) if path.is_file())
     root = folder.resolve()
     if root.parent.name == "snapshots":  # models--ORG--NAME/snapshots/REVISION, links into blobs
         root = root.parent.parent
@@ -56,12 +64,11 @@ def in_folder(folder: Path) -> tuple[TokenizerFile, ...]:
                 f"{path} must be a file of its own folder, got a link to {path.resolve()}. Replace "
                 "the link by the file."
             )
-    return tuple(on_disk(path) for path in paths)
-
-
-def on_disk(path: Path) -> TokenizerFile:
-    """A file of its own."""
-    return TokenizerFile(name=path.name, path=path, contents=path.read_bytes)
+    names = {path: path.relative_to(folder).as_posix() for path in paths}
+    return tuple(
+        TokenizerFile(name=name, path=path, contents=path.read_bytes)
+        for path, name in names.items()
+    )
 
 
 @contextmanager
@@ -72,7 +79,7 @@ def unpacked(files: Sequence[TokenizerFile]) -> Iterator[Path | None]:
         return
     with tempfile.TemporaryDirectory(prefix="nemo-trt-") as folder:
         for file in files:
-            (Path(folder) / file.name).write_bytes(file.contents())
+            file.write_to(Path(folder))
         yield Path(folder)
 
 

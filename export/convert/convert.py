@@ -50,4 +50,4 @@ def convert(
         mark(folder)
         (huggingface if to == "hf" else mistral).write(checkpoint, folder, progress)
         for file in checkpoint.tokenizer_files:
-            (folder / file.name).write_bytes(file.contents())
+            file.write_to(folder)
