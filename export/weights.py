@@ -16,13 +16,12 @@ from nemo_trt.errors import ExportError
 from nemo_trt.precision import PRECISIONS, DType
 from nemo_trt.progress import Progress
 from nemo_trt.safetensors import write_stream
-from nemo_trt.tensors import LazyTensor, TensorRef
+from nemo_trt.tensors import LazyTensor, TensorRef, row_ranges
 
 from .checkpoints import Checkpoint
 from .finite import finite_rows
 
 _COPY_BYTES = 64 * 2**20
-_PIECE_BYTES = 8 * 2**20
 _NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
 
 
@@ -115,13 +114,6 @@ def _done(source_bytes: int, job: Future[NDArray[Any]], progress: Progress) -> m
     piece = job.result()
     progress.advance(source_bytes)
     return memoryview(piece.reshape(-1).view("uint8").data)
-
-
-def row_ranges(tensor: LazyTensor) -> Iterator[tuple[int, int]]:
-    """Ranges of rows of about 8 MB."""
-    each = max(1, _PIECE_BYTES // max(tensor.row_bytes, 1))
-    for start in range(0, tensor.shape[0], each):
-        yield start, min(start + each, tensor.shape[0])
 
 
 def attach_weights(

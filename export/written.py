@@ -1,10 +1,11 @@
 """What `--force` may replace: checkpoints that nemo-trt wrote, which carry its mark."""
 
-import tarfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from nemo_trt import __version__, atomic
-from nemo_trt.errors import ExportError
+from nemo_trt.errors import CheckpointError, ExportError
+
+from .checkpoints.archive import open_archive
 
 MARK_FILE = ".nemo-trt"
 MARK_LINE = b"# Written by nemo-trt"  # the first bytes of model_config.yaml in a .nemo archive
@@ -42,9 +43,10 @@ def _is_our_archive(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        with tarfile.open(path, "r:") as tar:
-            found = next((m for m in tar if PurePosixPath(m.name) == PurePosixPath(_CONFIG)), None)
-            config = tar.extractfile(found) if found else None
-            return config is not None and config.read(len(MARK_LINE)) == MARK_LINE
-    except (tarfile.TarError, KeyError, OSError):
+        config = open_archive(path).get(_CONFIG)
+    except CheckpointError:
         return False
+    if config is None:
+        return False
+    with config.open() as file:
+        return file.read(len(MARK_LINE)) == MARK_LINE

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from nemo_trt.progress import Progress, Silent
 from nemo_trt.safetensors import read_layout
-from nemo_trt.tensors import LazyTensor
+from nemo_trt.tensors import LazyTensor, row_ranges
 
 SAMPLE_BYTES = 4096
-_PIECE_BYTES = 8 * 2**20
 
 
 def sha256_file(path: Path) -> str:
@@ -68,9 +67,8 @@ def weights_digest(tensors: Iterable[LazyTensor], progress: Progress | None = No
 
     def line(tensor: LazyTensor) -> str:
         digest = hashlib.sha256()
-        each = max(1, _PIECE_BYTES // max(tensor.row_bytes, 1))
-        for start in range(0, tensor.shape[0], each):
-            rows = tensor.rows(start, min(start + each, tensor.shape[0]))
+        for start, stop in row_ranges(tensor):
+            rows = tensor.rows(start, stop)
             digest.update(rows.data.cast("B"))
             progress.advance(rows.nbytes)
         return f"{tensor.name} {tensor.dtype} {list(tensor.shape)} {digest.hexdigest()}\n"

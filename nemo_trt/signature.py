@@ -70,9 +70,11 @@ def _bytes(data: Mapping[str, Any]) -> bytes:
 
 def _private(pem: bytes) -> Any:
     serialization, ed25519 = _cryptography()
+    from cryptography.exceptions import UnsupportedAlgorithm
+
     try:
         key = serialization.load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise RequestError(f"The signing key must be an unencrypted PEM file: {error}.") from error
     if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise RequestError(
@@ -84,9 +86,11 @@ def _private(pem: bytes) -> Any:
 
 def _public(pem: bytes) -> Any:
     serialization, ed25519 = _cryptography()
+    from cryptography.exceptions import UnsupportedAlgorithm
+
     try:
         key = serialization.load_pem_public_key(pem)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise RequestError(f"The verifying key must be a PEM public key: {error}.") from error
     if not isinstance(key, ed25519.Ed25519PublicKey):
         raise RequestError(

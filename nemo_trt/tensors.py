@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nemo_trt import bfloat16
 from nemo_trt.errors import CheckpointError
 from nemo_trt.precision import DType
+
+_PIECE_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +83,33 @@ class TensorRef(LazyTensor):
         if not self.num_bytes:
             return np.empty(self.shape, self.dtype.numpy_name)
         return np.memmap(self.path, self.dtype.numpy_name, "r", self.offset, self.shape)
+
+
+def row_ranges(tensor: LazyTensor) -> Iterator[tuple[int, int]]:
+    """Ranges of rows of about 8 MB."""
+    each = max(1, _PIECE_BYTES // max(tensor.row_bytes, 1))
+    for start in range(0, tensor.shape[0], each):
+        yield start, min(start + each, tensor.shape[0])
+
+
+def float32_rows(tensor: LazyTensor, start: int, stop: int) -> NDArray[np.float32]:
+    """Rows of a tensor of floating point, not FP8, as fp32."""
+    rows = tensor.rows(start, stop)
+    return bfloat16.to_float32(rows) if tensor.dtype is DType.BF16 else rows.astype(np.float32)
+
+
+def same_numbers(one: LazyTensor, other: LazyTensor) -> bool:
+    """Whether two tensors have one shape and hold the same numbers, in whatever dtype."""
+    if one.shape != other.shape:
+        return False
+    if one.dtype is not other.dtype and DType.FP8 in (one.dtype, other.dtype):
+        return False
+    return all(
+        one.rows(*rows).tobytes() == other.rows(*rows).tobytes()
+        if one.dtype is other.dtype
+        else np.array_equal(float32_rows(one, *rows), float32_rows(other, *rows))
+        for rows in row_ranges(one)
+    )
 
 
 def renamed(tensor: LazyTensor, name: str) -> LazyTensor:

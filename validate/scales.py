@@ -7,14 +7,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from nemo_trt import bfloat16, e4m3
+from nemo_trt import e4m3
 from nemo_trt.bundle import Bundle
 from nemo_trt.export.checkpoints import Checkpoint
-from nemo_trt.export.weights import row_ranges
-from nemo_trt.precision import DType
 from nemo_trt.quantization import STORED, Quantization, groups, scale_of
 from nemo_trt.safetensors import read_layout
-from nemo_trt.tensors import LazyTensor
+from nemo_trt.tensors import LazyTensor, float32_rows, row_ranges
 
 _SCALED = ("QuantizeLinear", "DequantizeLinear")
 _ROUNDING = 2**-8  # of a scale in BF16
@@ -110,7 +108,7 @@ def _against_source(
     """A weight's mean ratio to what it was made from, as a whole and of each row."""
     dots: list[tuple[NDArray[np.float64], ...]] = []
     for start, stop in row_ranges(source):
-        exact = _float32(source, start, stop)
+        exact = float32_rows(source, start, stop)
         bits = stored.rows(start, stop).view(np.uint8)
         made = e4m3.to_float32(bits, scale[start:stop, None] if scale.ndim else float(scale))
         dots.append(
@@ -136,8 +134,3 @@ def _against_source(
                 f"{ratio[wrong[0]]:.4f} of them {words.format(wrong[0])}"
             )
             return
-
-
-def _float32(tensor: LazyTensor, start: int, stop: int) -> NDArray[np.float32]:
-    rows = tensor.rows(start, stop)
-    return bfloat16.to_float32(rows) if tensor.dtype is DType.BF16 else rows.astype(np.float32)

@@ -1,15 +1,12 @@
 """Names of tensors as tools leave them: prefixes of wrappers, and a stored copy of a tied head."""
 
-import numpy as np
-
 from nemo_trt.config import ModelConfig
 from nemo_trt.errors import CheckpointError
-from nemo_trt.tensors import LazyTensor, renamed
+from nemo_trt.tensors import LazyTensor, renamed, same_numbers
 
 # torch.compile, DistributedDataParallel, PEFT, and the language model of a multimodal class.
 _PREFIXES = ("_orig_mod.", "module.", "base_model.model.", "language_model.")
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-_PIECE_BYTES = 8 * 2**20
 
 
 def without_prefixes(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -37,22 +34,10 @@ def without_tied_head(
     head, embedding = tensors.get(_HEAD), tensors.get(_EMBEDDING)
     if not config.tied_head or head is None or embedding is None:
         return tensors
-    if not _same_bytes(head, embedding):
+    if not same_numbers(head, embedding):
         raise CheckpointError(
             f"{_HEAD} in {where} must equal {_EMBEDDING}, since tie_word_embeddings is true, got "
             "other numbers. If the head is a layer of its own, set tie_word_embeddings to false; "
             "else remove it from the weights."
         )
     return {name: tensor for name, tensor in tensors.items() if name != _HEAD}
-
-
-def _same_bytes(one: LazyTensor, other: LazyTensor) -> bool:
-    if (one.dtype, one.shape) != (other.dtype, other.shape) or not one.shape:
-        return False
-    each = max(1, _PIECE_BYTES // max(one.row_bytes, 1))
-    for start in range(0, one.shape[0], each):
-        stop = min(start + each, one.shape[0])
-        first, second = (t.rows(start, stop).reshape(-1).view(np.uint8) for t in (one, other))
-        if not np.array_equal(first, second):
-            return False
-    return True

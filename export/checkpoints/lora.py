@@ -20,7 +20,7 @@ from nemo_trt.digest import sha256_file
 from nemo_trt.errors import CheckpointError
 from nemo_trt.precision import DType
 from nemo_trt.safetensors import read_layout
-from nemo_trt.tensors import LazyTensor
+from nemo_trt.tensors import LazyTensor, float32_rows, same_numbers
 
 from .checkpoint import Checkpoint
 from .lora_config import CONFIG, AdapterConfig
@@ -75,14 +75,23 @@ class _Change:
     base: LazyTensor | None
     deltas: tuple[_Delta, ...]
 
-    def then(self, later: "_Change", name: str) -> "_Change":
-        """The change of one adapter, and after it that of another."""
-        if later.base is not None and not (self.base and _equal(self.base, later.base)):
+    def then(self, later: "_Change", target: LazyTensor) -> "_Change":
+        """The change of one adapter, and after it that of another, whichever comes first.
+
+        Args:
+            target: the checkpoint's own weight; an equal one in an adapter changes nothing.
+        """
+        first, second = (
+            None if change.base is None or same_numbers(change.base, target) else change.base
+            for change in (self, later)
+        )
+        alike = first and second and same_numbers(first, second)
+        if not alike and (first or second):
             raise CheckpointError(
-                f"{name} must be adapted by one adapter alone where an adapter stores the weight "
-                "itself: PEFT would let the last one win. Merge the adapters with PEFT."
+                f"{target.name} must be adapted by one adapter alone where an adapter stores "
+                "another one: PEFT would let the last one win. Merge the adapters with PEFT."
             )
-        return _Change(base=self.base, deltas=(*self.deltas, *later.deltas))
+        return _Change(base=first, deltas=(*self.deltas, *later.deltas))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +103,7 @@ class Merged(LazyTensor):
 
     def rows(self, start: int, stop: int) -> NDArray[Any]:
         """See `LazyTensor.rows`."""
-        total = _float32(self.source.rows(start, stop), self.source.dtype)
+        total = float32_rows(self.source, start, stop)
         for delta in self.deltas:
             total += delta.b[start:stop] @ delta.a
         if self.dtype is DType.BF16:
@@ -117,7 +126,9 @@ def merge_adapters(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Check
     changes: dict[str, _Change] = {}
     for adapter in adapters:
         for name, change in _read(adapter, checkpoint).items():
-            changes[name] = changes[name].then(change, name) if name in changes else change
+            if name in changes:
+                change = changes[name].then(change, checkpoint.tensors[name])
+            changes[name] = change
     if not changes:
         return checkpoint
     tensors = {
@@ -176,7 +187,9 @@ def _read(adapter: Adapter, checkpoint: Checkpoint) -> dict[str, _Change]:
                 f"{path / WEIGHTS} adapts {module}, which is also the head of {checkpoint.path}: "
                 "what the head then is would be a guess. Merge the adapter with PEFT."
             )
-        found.setdefault(module, {})[lora or "base"] = tensor
+        parts = found.setdefault(module, {})
+        if parts.setdefault(lora or "base", tensor) is not tensor:
+            raise CheckpointError(f"{path / WEIGHTS} holds two weights for {module}.")
     if not found:
         raise CheckpointError(f"{path / WEIGHTS} must hold at least one adapted module, got none.")
     config.require_saved({module for module, parts in found.items() if set(parts) == {"base"}})
@@ -205,8 +218,8 @@ def _change(
         )
     if base is not None and base.dtype not in _DTYPES:
         raise CheckpointError(f"{module} in {where} must be of floating point, got {base.dtype}.")
-    if set(parts) == {"base"}:
-        if adapter.weight != 1 and not _equal(base, target):
+    if base is not None and set(parts) == {"base"}:
+        if adapter.weight != 1 and not same_numbers(base, target):
             raise CheckpointError(
                 f"{module} in {where} replaces the checkpoint's own, so that --lora must have "
                 f"weight 1, got {adapter.weight:g}."
@@ -242,28 +255,9 @@ def _delta(
             f"{module} in {where} must have rank {stated:g} by {CONFIG}, got {rank}."
         )
     factor = np.float32(adapter.weight * config.scaling(module, rank))
-    first, second = (_float32(one.rows(0, one.shape[0]), one.dtype) for one in (b, a))
+    first, second = (float32_rows(one, 0, one.shape[0]) for one in (b, a))
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise CheckpointError(f"{module} in {where} must hold finite numbers, got NaN or infinity.")
     if module == _EMBEDDING:  # its weight is (V, C), a row a token: the transpose of B @ A
         first, second = np.ascontiguousarray(second.T), np.ascontiguousarray(first.T)
     return _Delta(b=first * factor, a=second)
-
-
-def _equal(one: LazyTensor | None, other: LazyTensor) -> bool:
-    """Whether two tensors of one shape hold the same numbers."""
-    assert one is not None
-    each = max(1, 2**23 // max(one.row_bytes, 1))
-    return all(
-        np.array_equal(
-            _float32(one.rows(at, min(at + each, one.shape[0])), one.dtype),
-            _float32(other.rows(at, min(at + each, one.shape[0])), other.dtype),
-        )
-        for at in range(0, one.shape[0], each)
-    )
-
-
-def _float32(values: NDArray[Any], dtype: DType) -> NDArray[np.float32]:
-    if dtype is DType.BF16:
-        return bfloat16.to_float32(values)
-    return values.astype(np.float32)

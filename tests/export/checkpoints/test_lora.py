@@ -174,6 +174,55 @@ def test_several_adapters_with_weights_add_up(
     np.testing.assert_allclose(found, total.numpy(), rtol=2**-8, atol=1e-6)
 
 
+HEAD = "base_model.model.lm_head"
+
+
+def copied(adapter: Path, target: Path, **replaced: torch.Tensor | None) -> Adapter:
+    """An adapter with other tensors of its head; None leaves one out."""
+    target.mkdir()
+    (target / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
+    parts = {**load(adapter), **{f"{HEAD}.{n.replace('__', '.')}": t for n, t in replaced.items()}}
+    whole = {name: tensor for name, tensor in parts.items() if tensor is not None}
+    save_file(whole, target / "adapter_model.safetensors")
+    return Adapter(target)
+
+
+def test_two_adapters_of_a_weight_that_one_replaces_are_refused_in_either_order(
+    adapters: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint)
+    delta = copied(adapters["head"], tmp_path / "delta", base_layer__weight=None)
+    for first, second in (
+        (Adapter(adapters["whole head"]), delta),
+        (Adapter(adapters["whole head"]), Adapter(adapters["head"])),
+        (delta, Adapter(adapters["head"])),
+    ):
+        for pair in ([first, second], [second, first]):
+            with pytest.raises(CheckpointError, match=r"lm_head.weight must be adapted by one"):
+                merge_adapters(checkpoint, pair)
+
+
+def test_a_stored_weight_that_is_the_checkpoints_own_changes_nothing(
+    adapters: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(tiny_checkpoint)
+    own = load_file(tiny_checkpoint / "model.safetensors")["lm_head.weight"]
+    same = copied(adapters["head"], tmp_path / "same", base_layer__weight=own.float())
+    delta = copied(adapters["head"], tmp_path / "delta", base_layer__weight=None)
+    wanted = merge_adapters(checkpoint, [delta, delta]).tensors["lm_head.weight"].read()
+    for pair in ([same, delta], [delta, same], [same, same]):
+        found = merge_adapters(checkpoint, pair).tensors["lm_head.weight"].read()
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_module_has_one_weight(
+    adapters: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    twice = copied(adapters["head"], tmp_path / "twice", weight=torch.zeros(512, 64))
+    with pytest.raises(CheckpointError, match="holds two weights for lm_head"):
+        merge_adapters(open_checkpoint(tiny_checkpoint), [twice])
+
+
 def test_export_merges_and_says_so(
     adapters: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
