@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def _llguidance(tokenizer: Tokenizer) -> Callable[[dict[str, Any]], Step]:
-    grammars = Grammars(tokenizer, tokenizer.vocab_size)
+    grammars = Grammars(tokenizer, tokenizer.vocab_size, tokenizer.eos_ids)
 
     def make(schema: dict[str, Any]) -> Step:
         constraint = grammars.json_schema(schema)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from nemo_trt.config import ModelConfig
 
+from .end_tokens import end_tokens
 from .sampling import Sampler, SamplingParams
 from .session import Logits
 from .stop_strings import StopStrings
@@ -70,8 +71,7 @@ class Generation:
         self._sampler = Sampler(params, config.vocab_size, prompt)
         self._detokenizer = Detokenizer(tokenizer) if tokenizer else None
         self._stop = StopStrings(params.stop)
-        own = {*config.eos_token_ids, *(tokenizer.eos_ids if tokenizer else ())}
-        self._all_ends = frozenset({*params.stop_token_ids, *own})
+        self._all_ends = end_tokens(config, tokenizer) | frozenset(params.stop_token_ids)
         self._ends = frozenset(params.stop_token_ids) if params.ignore_eos else self._all_ends
         self._count = 0
 

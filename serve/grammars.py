@@ -1,7 +1,7 @@
 """Structured output: grammars over a tokenizer's vocabulary, by llguidance."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ class GrammarConstraint:
 
     def __init__(self, matcher: Any, vocab_size: int) -> None:
         self._matcher = matcher
-        self._bits = np.zeros(-(-vocab_size // 32), np.int32)
+        self._bits = np.zeros(vocab_size // 32 + 1, np.int32)  # one token more: see _Vocabulary
         self._vocab_size = vocab_size
 
     @property
@@ -55,16 +55,17 @@ class Grammars:
     Args:
         tokenizer: of the model.
         vocab_size: V, of the model's logits; tokens that the tokenizer lacks are never allowed.
+        end_ids: tokens that end an answer where the grammar lets it end; there may be none.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_ids: Collection[int]) -> None:
         import llguidance
 
         self._vocab_size = vocab_size
         self._matcher: Any = llguidance.LLMatcher
         self._tokenizer: Any = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(_Vocabulary(tokenizer, vocab_size)),
-            eos_token=list(tokenizer.eos_ids),
+            eos_token=[*sorted(end_ids), vocab_size],
         )
 
     def json_object(self) -> GrammarConstraint:
@@ -116,16 +117,20 @@ class Grammars:
 
 
 class _Vocabulary:
-    """A tokenizer as llguidance wants to see it."""
+    """A tokenizer as llguidance wants to see it.
+
+    It needs an end token, which a model may lack: one stands behind the vocabulary, where no
+    sampler sees it.
+    """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         known = min(tokenizer.vocab_size, vocab_size)
-        self.eos_token_id = tokenizer.eos_ids[0]
+        self.eos_token_id = vocab_size
         self.bos_token_id = tokenizer.bos_id
         pieces = [tokenizer.token_bytes(token) for token in range(known)]
         empty = [token for token, piece in enumerate(pieces) if not piece]
-        self.special_token_ids = [*empty, *range(known, vocab_size)]
-        self.tokens = pieces + [b""] * (vocab_size - known)
+        self.special_token_ids = [*empty, *range(known, vocab_size + 1)]
+        self.tokens = pieces + [b""] * (vocab_size + 1 - known)
         self._tokenizer = tokenizer
 
     def __call__(self, text: str) -> list[int]:

@@ -40,6 +40,7 @@ _LAYER = {
 }
 _OTHER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _NAME = re.compile(r"^(?:blk\.(?P<layer>\d+)\.)?(?P<leaf>[a-z_]+)\.weight$")
+_END = "tokenizer.ggml.{}_token_id"
 _PLAIN = {"F32": DType.FP32, "F16": DType.FP16, "BF16": DType.BF16}
 
 
@@ -106,7 +107,8 @@ def _config(raw: dict[str, Any], tensors: dict[str, GgufTensor], path: Path) -> 
         raise CheckpointError(
             f"{path} must have one size of key, value and rotated part, got {sorted(sizes)}."
         )
-    ends = [raw[name] for name in ("tokenizer.ggml.eos_token_id",) if name in raw]
+    # Ends of the text, of a turn and of a message: each ends an answer.
+    ends = [raw[key] for name in ("eos", "eot", "eom") if (key := _END.format(name)) in raw]
     return ModelConfig(
         architecture="LlamaForCausalLM",
         num_layers=fields.integer("llama.block_count"),
@@ -126,7 +128,7 @@ def _config(raw: dict[str, Any], tensors: dict[str, GgufTensor], path: Path) -> 
         max_position_embeddings=fields.integer("llama.context_length"),
         tied_head="output.weight" not in tensors,
         bos_token_id=raw.get("tokenizer.ggml.bos_token_id"),
-        eos_token_ids=tuple(ends),
+        eos_token_ids=tuple(dict.fromkeys(ends)),
     )
 
 

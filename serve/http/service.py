@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from nemo_trt.bundle import Bundle
+from nemo_trt.engines.end_tokens import end_tokens
 from nemo_trt.engines.runner import Runner
 from nemo_trt.errors import MachineError, NemoTrtError, StateError
 from nemo_trt.serve.approval import open_judged
@@ -164,7 +165,8 @@ class Service:
         with self._making:
             if self._grammars is None:
                 engine = self.require()
-                self._grammars = Grammars(engine.tokenizer, engine.config.vocab_size)
+                ends = end_tokens(engine.config, engine.tokenizer)
+                self._grammars = Grammars(engine.tokenizer, engine.config.vocab_size, ends)
             return self._grammars
 
     def _open(self) -> None:

@@ -38,7 +38,8 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def grammars(tokenizer: Tokenizer) -> Grammars:
-    return Grammars(tokenizer, tokenizer.vocab_size + 64)  # logits may be wider than the vocabulary
+    # Logits may be wider than the vocabulary.
+    return Grammars(tokenizer, tokenizer.vocab_size + 64, tokenizer.eos_ids)
 
 
 def follows(constraint: GrammarConstraint, tokenizer: Tokenizer, text: str) -> bool:
@@ -122,6 +123,25 @@ def test_special_tokens_and_tokens_that_do_not_exist_are_never_allowed(
     assert not mask[tokenizer.vocab_size :].any()
     special = [t for t in range(tokenizer.vocab_size) if not tokenizer.token_bytes(t)]
     assert {int(token) for token in special if mask[token]} <= set(tokenizer.eos_ids)
+
+
+@pytest.mark.parametrize("ends", [(), (0,), (0, 2)])
+def test_a_grammar_ends_with_each_end_token_of_the_model_and_without_any(
+    tokenizer: Tokenizer, ends: tuple[int, ...]
+) -> None:
+    size = tokenizer.vocab_size
+    grammars = Grammars(tokenizer, size, ends)
+    digits = grammars.regex("[0-9]+")
+    for token in tokenizer.encode("12", bos=False):
+        digits.accept(token)
+    allowed = {int(token) for token in np.flatnonzero(digits.allowed())}
+    assert {token for token in allowed if not tokenizer.token_bytes(token)} == set(ends)
+    for whole, text in ((grammars.json_object(), '{"a": 1}'), (grammars.regex("a|bc"), "bc")):
+        for token in tokenizer.encode(text, bos=False):
+            assert whole.allowed()[token]
+            whole.accept(token)
+        assert whole.finished or {int(t) for t in np.flatnonzero(whole.allowed())} == set(ends)
+        assert whole.finished or ends  # else nothing could follow
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,16 @@ def test_a_window_of_the_context_is_no_window(tiny_checkpoint: Path, tmp_path: P
     open_checkpoint(write(tiny_checkpoint, tmp_path / "x.gguf", Kind.F16, change=window))
 
 
+def test_ends_of_turns_and_messages_end_answers_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    ends = put(
+        tokenizer__ggml__eos_token_id=2,
+        tokenizer__ggml__eot_token_id=5,
+        tokenizer__ggml__eom_token_id=2,
+    )
+    path = write(tiny_checkpoint, tmp_path / "ends.gguf", Kind.F32, change=ends)
+    assert open_checkpoint(path).config.eos_token_ids == (2, 5)
+
+
 @pytest.mark.parametrize("kind", [Kind.F32, Kind.F16, Kind.BF16])
 def test_plain_numbers_are_the_model(kind: Kind, tiny_checkpoint: Path, tmp_path: Path) -> None:
     ours = open_checkpoint(write(tiny_checkpoint, tmp_path / "x.gguf", kind))
