@@ -52,7 +52,7 @@ def command(
 def _ask() -> str:
     if sys.stdin.isatty():
         click.echo("> ", nl=False, err=True)
-    return sys.stdin.readline().strip()
+    return sys.stdin.buffer.readline().decode("utf-8", "surrogateescape").strip()
 
 
 def _answer(runner: "Runner", messages: "list[Message]", params: "SamplingParams") -> str:

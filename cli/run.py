@@ -34,7 +34,7 @@ def command(
     from nemo_trt.engines.runner import Runner
 
     if prompt == "-":
-        prompt = sys.stdin.read()
+        prompt = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
     params = sampling_params(sampling)
     with Runner.open(bundle, where, max_seq_len=max_seq_len, threads=threads) as runner:
         start, count = time.perf_counter(), 0

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_trt.errors import BundleError, RequestError
+from nemo_trt.utf8 import require_utf8
 
 from .candidates import Floats, largest_ids
 from .full_draw import draw
@@ -78,6 +79,7 @@ class SamplingParams:
         ):
             if not holds:
                 raise RequestError(f"{name} must {condition}, got {getattr(self, name)}.")
+        require_utf8(self.stop, "stop")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

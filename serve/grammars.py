@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from nemo_trt.engines.tokenizers import Tokenizer
 from nemo_trt.errors import RequestError
+from nemo_trt.utf8 import require_utf8
 
 # A space, or a new line with its indentation: with white space unbounded, a model can fall into
 # writing nothing else. What a schema asks for and the library cannot enforce is an error.
@@ -81,6 +82,7 @@ class Grammars:
         Raises:
             RequestError: the schema is wrong, or uses what llguidance does not enforce.
         """
+        require_utf8(schema, "schema")
         overrides = {**_JSON, "lenient": lenient}
         try:
             grammar = self._matcher.grammar_from_json_schema(
@@ -96,6 +98,7 @@ class Grammars:
         Raises:
             RequestError: the expression is wrong.
         """
+        require_utf8(pattern, "regex")
         return self._start(self._matcher.grammar_from_regex(pattern), "regular expression")
 
     def lark(self, grammar: str) -> GrammarConstraint:
@@ -104,6 +107,7 @@ class Grammars:
         Raises:
             RequestError: the grammar is wrong.
         """
+        require_utf8(grammar, "grammar")
         return self._start(self._matcher.grammar_from_lark(grammar), "grammar")
 
     def _start(self, grammar: str, kind: str) -> GrammarConstraint:

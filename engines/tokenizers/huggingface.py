@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_trt.errors import BundleError, RequestError
+from nemo_trt.utf8 import require_utf8
 
 from .chat_template import ChatTemplates
 from .json_file import read_object
@@ -12,7 +13,6 @@ from .settings import TokenizerSettings
 from .token_bytes import token_bytes
 from .tokenizer import Message
 from .turns import merge_turns
-from .utf8 import require_utf8
 
 
 class HuggingFaceTokenizer:
@@ -53,7 +53,7 @@ class HuggingFaceTokenizer:
 
     def encode(self, text: str, *, bos: bool) -> list[int]:
         """See `Tokenizer.encode`."""
-        require_utf8(text, "The text")
+        require_utf8(text, "prompt")
         return list(self._tokenizer.encode(text, add_special_tokens=bos).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -88,6 +88,8 @@ class HuggingFaceTokenizer:
         """
         if not messages:
             raise RequestError("messages must hold at least one message.")
+        require_utf8(messages, "messages")
+        require_utf8(tools, "tools")
         given = [dict(message) for message in messages]
         merged = merge_turns(given)
         wanted: dict[str, Any] = {"continue_final": continue_final, "variables": variables}
@@ -97,7 +99,7 @@ class HuggingFaceTokenizer:
             if merged == given:
                 raise
             text = self._templates.render(merged, tools, **wanted)
-        require_utf8(text, "messages")
+        require_utf8(text, "What the chat template writes")
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _declare_special(self, settings: TokenizerSettings) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_trt.errors import BundleError, RequestError
+from nemo_trt.utf8 import require_utf8
 
 from .mistral_turns import simplify
 from .tokenizer import Message
@@ -31,6 +32,7 @@ class TekkenTokenizer:
 
     def encode(self, text: str, *, bos: bool) -> list[int]:
         """See `Tokenizer.encode`."""
+        require_utf8(text, "prompt")
         return list(self._tekken.encode(text, bos=bos, eos=False))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -67,6 +69,8 @@ class TekkenTokenizer:
                 f"chat_template_kwargs must be empty, got {', '.join(variables)}: this model's "
                 "format is no template."
             )
+        require_utf8(messages, "messages")
+        require_utf8(tools, "tools")
         offered: list[Any] | None = [dict(tool) for tool in tools] if tools else None
         turns = merge_turns(messages)
         try:

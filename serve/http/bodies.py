@@ -10,6 +10,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
+from nemo_trt.utf8 import WORDS, undecodable
+
 from .errors import ApiError
 from .json_bounds import JsonBounds, JsonTooLarge
 
@@ -95,11 +97,13 @@ async def read(request: Request) -> bytearray:
 
 def _validated(body: bytearray, model: type[BaseModel]) -> BaseModel:
     try:
-        value = json.loads(body)
+        value = json.loads(body.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ApiError(400, f"The body must be JSON in UTF-8: {error}.") from error
     except ValueError as error:
         raise ApiError(400, f"The body must be JSON: {error}.") from error
+    if (path := undecodable(value)) is not None:
+        raise ApiError(400, f"{path or 'The body'} {WORDS}", param=path or None)
     try:
         return model.model_validate(value)
     except ValidationError as error:

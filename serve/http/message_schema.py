@@ -4,7 +4,6 @@ from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -67,16 +66,8 @@ class Lenient(Strict):
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
-def _require_utf8(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PydanticKnownError("string_unicode") from error
-    return text
-
-
-Text = Annotated[str, AfterValidator(_require_utf8)]
-"""JSON can escape half a surrogate pair, which no tokenizer can read."""
+Text = str
+"""Text for the model, of any length."""
 Name = Annotated[str, Field(max_length=1024)]
 """Text that says who or which, not a text for the model."""
 

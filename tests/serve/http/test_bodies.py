@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ValidationError
 from starlette.testclient import TestClient
 
 from nemo_trt.serve.http import errors
-from nemo_trt.serve.http.bodies import JsonRoute
+from nemo_trt.serve.http.bodies import JsonRoute, _validated
 from nemo_trt.serve.http.json_bounds import MAX_NAMED, MAX_VALUES
 from nemo_trt.serve.http.responses_schema import ResponsesRequest
 from nemo_trt.serve.http.schema import ChatRequest, CompletionRequest, DetokenizeRequest
@@ -87,6 +87,9 @@ def test_another_content_type_is_refused_before_it_is_read(
         (b"{", "The body must be JSON"),
         (b'{"text": "\xff"}', "The body must be JSON in UTF-8"),
         (b'{"text": ' + b"9" * 5000 + b"}", "The body must be JSON"),
+        (b'{"text": "\xed\xa0\xbd"}', "The body must be JSON in UTF-8"),
+        (b'{"text": "cut \\ud83d"}', "text must be text that UTF-8 can hold"),
+        ('{"text": "é"}'.encode("utf-16"), "The body must be JSON in UTF-8"),
         (b"[]", "The body must be an object, got []."),
         (b"{}", "text must be given."),
         (b"[" + b"{}," * MAX_NAMED, "The body must hold at most 16384 objects"),
@@ -100,6 +103,65 @@ def test_what_is_wrong_is_said_shortly(client: TestClient, content: bytes, words
     assert status == 400 and error["type"] == "invalid_request_error"
     assert error["message"].startswith(words)
     assert len(error["message"]) < 400
+
+
+HALF = "\\ud83d"
+CHAT = '{"messages": [{"role": "user", "content": "x"}], FIELD}'
+FORMAT = CHAT.replace("FIELD", '"response_format": FORMAT')
+HALVES = {
+    "messages[0].content": (ChatRequest, '{"messages": [{"role": "user", "content": "HALF"}]}'),
+    "messages[0].content[0].text": (
+        ChatRequest,
+        '{"messages": [{"role": "user", "content": [{"type": "text", "text": "HALF"}]}]}',
+    ),
+    "stop[1]": (ChatRequest, CHAT.replace("FIELD", '"stop": ["a", "HALF"]')),
+    "chat_template_kwargs.a[0]": (
+        ChatRequest,
+        CHAT.replace("FIELD", '"chat_template_kwargs": {"a": ["HALF"]}'),
+    ),
+    "tools[0].function.parameters": (
+        ChatRequest,
+        CHAT.replace("FIELD", '"tools": [{"function": {"parameters": {"HALF": 1}}}]'),
+    ),
+    "user": (ChatRequest, CHAT.replace("FIELD", '"user": "HALF"')),
+    "response_format.regex": (
+        ChatRequest,
+        FORMAT.replace("FORMAT", '{"type": "regex", "regex": "HALF"}'),
+    ),
+    "response_format.grammar": (
+        ChatRequest,
+        FORMAT.replace("FORMAT", '{"type": "grammar", "grammar": "HALF"}'),
+    ),
+    "response_format.json_schema.schema.enum[0]": (
+        ChatRequest,
+        FORMAT.replace(
+            "FORMAT", '{"type": "json_schema", "json_schema": {"schema": {"enum": ["HALF"]}}}'
+        ),
+    ),
+    "guided_choice[0]": (ChatRequest, CHAT.replace("FIELD", '"guided_choice": ["HALF"]')),
+    "prompt": (CompletionRequest, '{"prompt": "HALF"}'),
+    "prompt[0]": (CompletionRequest, '{"prompt": ["HALF"]}'),
+    "input": (ResponsesRequest, '{"input": "HALF"}'),
+    "text.format.schema": (
+        ResponsesRequest,
+        '{"input": "x", "text": {"format": {"type": "json_schema", "schema": {"HALF": 1}}}}',
+    ),
+}
+
+
+@pytest.mark.parametrize("path", HALVES)
+def test_half_a_surrogate_pair_is_refused_wherever_it_stands(path: str) -> None:
+    model, body = HALVES[path]
+    with pytest.raises(errors.ApiError) as raised:
+        _validated(bytearray(body.replace("HALF", HALF).encode()), model)
+    assert raised.value.status == 400
+    error = raised.value.body["error"]
+    assert error["param"] == path and error["message"].startswith(f"{path} must be text that UTF-8")
+
+
+def test_a_whole_surrogate_pair_is_a_character() -> None:
+    body = bytearray(rb'{"prompt": "\ud83d\ude42"}')
+    assert _validated(body, CompletionRequest).prompt == "🙂"  # type: ignore[attr-defined]
 
 
 def test_a_large_body_is_validated_off_the_event_loop(client: TestClient) -> None:
