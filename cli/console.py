@@ -9,13 +9,15 @@ import rich.console
 import rich.markup
 import rich.progress
 
+from .pipes import drop
+
 
 class Console(rich.console.Console):
-    """A console that leaves a closed pipe to the command line, which ends in silence."""
+    """A console whose command goes on where nobody reads it: the exit code is the command's own."""
 
     def on_broken_pipe(self) -> None:
-        """Raise on; rich would exit with 1."""
-        raise BrokenPipeError
+        """Print no more; rich would exit with 1."""
+        drop(self.file)
 
 
 # A pipe has no width: tables that are kept in a file are not cut at 80 columns.

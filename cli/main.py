@@ -6,10 +6,8 @@ Exit codes: 0 done, 1 negative verdict or a server whose engine failed, 2 usage 
 
 import importlib
 import io
-import os
 import signal
 import sys
-from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -18,6 +16,8 @@ import click
 from nemo_trt import __version__
 from nemo_trt.errors import FaultError, MachineError, NemoTrtError
 from nemo_trt.extras import remedy
+
+from .pipes import drop, is_closed
 
 # Command -> its line in `nemo-trt --help`; the module of the same name holds its `command`.
 COMMANDS = {
@@ -62,8 +62,10 @@ class LazyGroup(click.Group):
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
-        except BrokenPipeError:
-            _drop_output()
+        except BrokenPipeError as error:
+            if not is_closed(sys.stdout):  # a socket's, or a child's: click would exit in silence
+                raise OSError(error.strerror or "Broken pipe") from error
+            drop(sys.stdout)
             ctx.exit(0)
         return result
 
@@ -113,13 +115,13 @@ def run(arguments: list[str]) -> int:
             standalone_mode=False,
         )
     except click.exceptions.Abort as error:  # click makes it of any KeyboardInterrupt
-        click.echo("Stopped.", err=True)
+        _say("Stopped.")
         return EXIT_TERMINATED if isinstance(error.__cause__, _Terminated) else 130
     except _Terminated:
-        click.echo("Stopped.", err=True)
+        _say("Stopped.")
         return EXIT_TERMINATED
     except KeyboardInterrupt:
-        click.echo("Stopped.", err=True)
+        _say("Stopped.")
         return 130
     except click.ClickException as error:
         error.show()
@@ -129,20 +131,20 @@ def run(arguments: list[str]) -> int:
     except NemoTrtError as error:
         if debug:
             raise
-        click.echo(f"nemo-trt: {_printable(error)}", err=True)
+        _say(f"nemo-trt: {_printable(error)}")
         if isinstance(error, FaultError):
             return EXIT_VERDICT
         return EXIT_MACHINE if isinstance(error, MachineError) else EXIT_INPUT
     except ImportError as error:
         if debug:
             raise
-        click.echo(f"nemo-trt: {error.name or error} is not installed. {remedy(error)}", err=True)
+        _say(f"nemo-trt: {error.name or error} is not installed. {remedy(error)}")
         return EXIT_MACHINE
     except OSError as error:
         if debug:
             raise
         where = f": {error.filename}" if error.filename else ""
-        click.echo(f"nemo-trt: {_printable(f'{error.strerror or error}{where}')}.", err=True)
+        _say(f"nemo-trt: {_printable(f'{error.strerror or error}{where}')}.")
         return EXIT_INPUT
     return result if isinstance(result, int) else 0
 
@@ -156,10 +158,12 @@ def _printable(error: object) -> str:
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
-def _drop_output() -> None:
-    """Let what is still to be printed go nowhere: Python flushes it when it ends."""
-    with suppress(OSError, ValueError):  # a stream that is no file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _say(words: str) -> None:
+    """One line on stderr; the exit code stands where nobody reads it."""
+    try:
+        click.echo(words, err=True)
+    except BrokenPipeError:
+        drop(sys.stderr)
 
 
 if __name__ == "__main__":

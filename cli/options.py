@@ -76,7 +76,8 @@ def where_options(command: Command) -> Command:
     def with_where(*args: Any, engine: str | None, backend: str | None, **rest: Any) -> Any:
         if engine is not None and backend is not None:
             raise click.UsageError("--engine and --backend exclude each other; leave one out.")
-        return command(*args, where=Where.of(engine or backend or "cpu"), **rest)
+        where = Where("engine", engine) if engine is not None else Where.of(backend or "cpu")
+        return command(*args, where=where, **rest)
 
     return _add(with_where, _WHERE)  # type: ignore[return-value]  # click calls it by names
 

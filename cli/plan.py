@@ -51,7 +51,9 @@ def command(
         return
     budget = plan_engine(model, gpu, max_seq_len=max_seq_len, max_batch=max_batch)
     if as_json:
-        click.echo(json.dumps(_facts(budget), indent=2))
+        from .console import OUT
+
+        OUT.out(json.dumps(_facts(budget), indent=2))
     else:
         _show(budget)
     require_fit(budget, model)

@@ -28,7 +28,9 @@ _DEFAULTS = {field.name: field.default for field in fields(ServeOptions)}
 )
 @click.option("--model-name", help="What clients call it; by default the checkpoint's name.")
 @click.option(
-    "--max-batch", type=click.IntRange(1), help="Slots, by default 8; an engine has its own."
+    "--max-batch",
+    type=click.IntRange(1),
+    help=f"Slots, by default {SLOTS}; an engine has its own.",
 )
 @click.option(
     "--max-seq-len",

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nemo_trt.errors import RequestError
+from nemo_trt.defaults import MAX_ROWS
+from nemo_trt.errors import BuildError, RequestError
 from nemo_trt.verdict import PASS
 from nemo_trt.where import Where
 
@@ -31,7 +32,9 @@ EXIT_FAIL = 1
     help="Text file, one prompt a line, in place of the built-in ones.",
 )
 @click.option(
-    "--max-batch", type=click.IntRange(1), help="Rows to test with; by default 8 (no engine)."
+    "--max-batch",
+    type=click.IntRange(1),
+    help=f"Rows to test with; by default {MAX_ROWS} (no engine).",
 )
 @click.option(
     "--max-seq-len",
@@ -83,11 +86,21 @@ def command(
     from nemo_trt.validate.run import validate_bundle
     from nemo_trt.verdict import verdict_path
 
-    from .console import OUT, Bar, escaped
+    from .console import ERR, OUT, Bar, escaped
 
     if verify_key:
-        if sign_key or reference or prompts or json_file or threads or max_batch or max_seq_len:
-            raise click.UsageError("--verify-key judges nothing; leave the other options out.")
+        others = {
+            "--reference": reference,
+            "--prompts": prompts,
+            "--max-batch": max_batch,
+            "--max-seq-len": max_seq_len,
+            "--random-weights": random_weights,
+            "--threads": threads,
+            "--json": json_file,
+            "--sign-key": sign_key,
+        }
+        if given := [name for name, value in others.items() if value]:
+            raise click.UsageError(f"--verify-key judges nothing; leave {', '.join(given)} out.")
         return _verify(Bundle.open(bundle), where, verify_key)
     private_key = read_key(sign_key) if sign_key else None
     opened = Bundle.open(bundle)
@@ -109,9 +122,9 @@ def command(
         try:
             atomic.write_text(json_file, report.to_json(private_key))
         except OSError as error:
-            click.echo(f"{json_file} was not written: {error}.", err=True)
+            ERR.out(f"{json_file} was not written: {error}.")
     if report.unwritten:
-        click.echo(f"{report.unwritten} The verdict above stands; no server sees it.", err=True)
+        ERR.out(f"{report.unwritten} The verdict above stands; no server sees it.")
     else:
         OUT.print(f"[dim]Every position: {escaped(verdict_path(opened, where))}[/]")
     return EXIT_FAIL if report.verdict == "fail" else 0
@@ -119,14 +132,22 @@ def command(
 
 def _verify(bundle: "Bundle", where: Where, key: Path) -> int:
     """Check a verdict that is there: its signature, and every byte of what it is of."""
+    from nemo_trt.engines.trt.record import read_record
     from nemo_trt.signature import read_key
     from nemo_trt.verdict import altered_weights, read_verdict
+
+    from .console import OUT
 
     verdict = read_verdict(bundle, where, public_key=read_key(key))
     words = verdict.words
     if verdict.passed:
         words = altered_weights(bundle, verdict) or words
-    click.echo(f"{bundle} on {where}: {words}")
+    if verdict.passed and where.kind == "engine":  # no session is opened, which would compare them
+        try:
+            read_record(bundle, where.engine)
+        except BuildError as error:
+            words = f"stale: {error}"
+    OUT.out(f"{bundle} on {where}: {words}")
     return 0 if words == PASS else EXIT_FAIL
 
 

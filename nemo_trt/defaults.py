@@ -6,3 +6,5 @@ ENGINE_SEQ_LEN = 4096
 """Tokens a row of an engine, where they fit."""
 SLOTS = 8
 """Requests that a server runs at once."""
+MAX_ROWS = 8
+"""Rows that a validation runs at once, at most."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nemo_trt.defaults import MAX_ROWS
 from nemo_trt.engines.rows import Rows
 from nemo_trt.engines.runner import Runner
 from nemo_trt.engines.session import CacheBlock, Logits, Session
@@ -19,7 +20,6 @@ from .sequences import (
 
 CHUNK = 7
 POISON = 1e4  # finite in every compute precision
-MAX_ROWS = 8
 _JOINT_STEPS, _PART_STEPS = 4, 2
 _RUNNER_CHUNK = 9
 _LEAST_SPLIT = 12

@@ -7,6 +7,7 @@ from pathlib import Path
 from nemo_trt import atomic, signature
 from nemo_trt.bundle import Bundle
 from nemo_trt.coverage import Coverage, digests_of
+from nemo_trt.defaults import MAX_ROWS
 from nemo_trt.digest import sha256_file
 from nemo_trt.engines import ort_session
 from nemo_trt.engines.open import open_session
@@ -20,7 +21,6 @@ from nemo_trt.progress import Progress
 from nemo_trt.verdict import verdict_path
 from nemo_trt.where import CPU, Where
 
-from .cases import MAX_ROWS
 from .report import Report
 from .sequences import make_sequences
 from .tokens import judge_tokenizer

@@ -1,7 +1,12 @@
 """The command line: exit codes, one-sentence errors, JSON, and help that shows an example."""
 
+import errno
 import json
+import os
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +29,16 @@ def bundle(tiny: Any, tmp_path: Path) -> Path:
     target = tmp_path / "bundle"
     shutil.copytree(tiny.bundle, target)
     return target
+
+
+@contextmanager
+def unread(name: str = "stdout") -> Iterator[None]:
+    """sys.stdout, or stderr, is a pipe whose reader has left, as after `| head -0`."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as stream, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, name, stream)
+        yield
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -81,8 +96,6 @@ def test_what_this_machine_lacks_exits_with_three(
 def test_a_missing_package_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "nemo_trt.export.bundle", None)
     monkeypatch.setitem(sys.modules, "torch", None)
     from nemo_trt.extras import remedy
@@ -138,6 +151,37 @@ def test_a_failed_validation_exits_with_one(
     assert run(arguments) == 1
     assert "FAIL" in capsys.readouterr().out
     assert json.loads((bundle / "validation.json").read_text())["verdict"] == "fail"
+    with unread():
+        assert run([*arguments, "--json", str(tmp_path / "report.json")]) == 1
+    assert json.loads((tmp_path / "report.json").read_text())["verdict"] == "fail"
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_refusal_stays_one_where_nobody_reads_what_comes_before_it(
+    bundle: Path, more: list[str], capsys: Output
+) -> None:
+    asked = ["plan", str(bundle), "--gpu", "l4", *more]
+    with unread():
+        assert run(asked) == 2
+    assert "got fp32" in capsys.readouterr().err
+
+
+def test_a_broken_pipe_that_is_not_the_outputs_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from nemo_trt.engines import machine
+
+    def cut() -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(machine, "examine", cut)
+    assert run(["doctor"]) == 2
+    assert "Broken pipe" in capfd.readouterr().err
+
+
+def test_an_error_that_nobody_reads_keeps_its_exit_code() -> None:
+    with unread("stderr"):
+        assert run(["inspect", "nowhere"]) == 2
 
 
 def test_a_verdict_of_another_bundle_is_called_stale(bundle: Path, capsys: Output) -> None:

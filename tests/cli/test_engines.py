@@ -86,6 +86,8 @@ def test_plan_shows_every_gpu_then_one(bundle: str, capsys: Output) -> None:
         (["build", "{}", "--gpu", "l4", "--max-seq-len", "131073"], 2, "131072"),
         (["validate", "{}", "--engine", "l4-bf16"], 2, "Build one: nemo-trt build"),
         (["validate", "{}", "--engine", "../x"], 2, "plain name"),
+        (["run", "{}", "hello", "--engine", ""], 2, "given by its name, got engine ''"),
+        (["run", "{}", "hello", "--engine", "cuda"], 2, "must have an engine cuda, got none"),
         (
             ["validate", "{}", "--engine", "l4-bf16", "--threads", "2"],
             2,

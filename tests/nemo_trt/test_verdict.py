@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from nemo_trt.bundle import Bundle
 from nemo_trt.cli.main import run
 from nemo_trt.digest import SAMPLE_BYTES, file_digest, sha256_file
+from nemo_trt.engines.trt.record import BuildOptions, EngineRecord, PlanFile
 from nemo_trt.errors import RequestError
 from nemo_trt.manifest import GRAPH_FILE, MANIFEST_FILE, VALIDATION_FILE
 from nemo_trt.safetensors import read_layout
@@ -244,7 +245,54 @@ def test_verify_key_checks_without_judging(
     vouch(bundle, private_key=private.read_bytes())
     assert run(asked) == 0
     assert "pass" in capsys.readouterr().out
-    assert run([*asked, "--threads", "2"]) == 2
+    for other in (["--threads", "2"], ["--random-weights"]):
+        assert run([*asked, *other]) == 2
+        assert f"leave {other[0]} out" in capsys.readouterr().err
+
+
+def test_verify_key_reads_an_engines_plans_too(
+    bundle: Path, vouch: Vouch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    private, public = key_pair(tmp_path, "ci")
+    engine = bundle / "engines" / "l4-bf16"
+    engine.mkdir(parents=True)
+    plan = engine / "engine.plan"
+    plan.write_bytes(bytes(100))
+    size = {"max_seq_len": 64, "max_batch": 1, "prefill_chunk": 8, "max_logits": 8}
+    record = EngineRecord(
+        name="l4-bf16",
+        build_id="",
+        bundle_id=Bundle.open(bundle).bundle_id,
+        precision="bf16",
+        options=BuildOptions(target="l4", sm=89, **size),
+        toolkit="tensorrt-rtx",
+        toolkit_version="0",
+        driver=None,
+        weight_bytes=0,
+        plans=(
+            PlanFile(
+                file=plan.name,
+                num_bytes=100,
+                digest=file_digest(plan),
+                profiles=("prefill", "decode"),
+                kernels={},
+                launches_per_layer={},
+                scratch_bytes={},
+            ),
+        ),
+        build_s=0,
+        peak_host_bytes=0,
+        nemo_trt="0",
+    )
+    (engine / "engine.json").write_text(record.to_json())
+    vouch(bundle, private_key=private.read_bytes())
+    vouch(bundle, "l4-bf16", compute_precision="bf16", private_key=private.read_bytes())
+    asked = ["validate", str(bundle), "--engine", "l4-bf16", "--verify-key", str(public)]
+    assert run(asked) == 0
+    assert capsys.readouterr().out.endswith("on l4-bf16: pass\n")
+    plan.write_bytes(bytes(99) + b"x")
+    assert run(asked) == 1
+    assert "engine.plan was altered after it was built" in capsys.readouterr().out
 
 
 def test_the_digest_is_that_of_every_byte(tmp_path: Path) -> None:

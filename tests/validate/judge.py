@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from nemo_trt.defaults import MAX_ROWS
 from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.engines.tokenizers import open_tokenizer
 from nemo_trt.export.checkpoints import Checkpoint, open_checkpoint
 from nemo_trt.export.checkpoints.lora import Adapter, merge_adapters
-from nemo_trt.validate.cases import MAX_ROWS
 from nemo_trt.validate.reference import Reference, compute_reference
 from nemo_trt.validate.report import Report
 from nemo_trt.validate.sequences import Origin, make_sequences
