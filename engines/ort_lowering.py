@@ -21,11 +21,12 @@ from .ort_graph import (
     replace,
     split_off_weight_scales,
 )
+from .ort_rounding import bf16_values, insert_rounding
 
 _BF16, _FP32 = DType.BF16.onnx_code, DType.FP32.onnx_code
 
 
-def lower(bundle: Path, graph_file: str) -> tuple[bytes, list[Weight]]:
+def lower(bundle: Path, graph_file: str, *, rounding: bool = False) -> tuple[bytes, list[Weight]]:
     """Read a bundle's graph and weights for a provider without BF16 kernels.
 
     - Everything that computes in BF16 computes in FP32.
@@ -37,19 +38,31 @@ def lower(bundle: Path, graph_file: str) -> tuple[bytes, list[Weight]]:
 
     Memory: the weights but for the gathered table, in the promoted dtype.
 
+    Args:
+        rounding: round every BF16 value to BF16 (`ort_rounding`).
+
     Returns:
         The serialised graph, its weights marked external, and every such weight.
 
     Raises:
         BundleError: the graph or a weight cannot be read.
     """
-    model = read_graph(bundle, graph_file)
+    return lower_model(read_graph(bundle, graph_file), bundle, rounding=rounding)
+
+
+def lower_model(
+    model: onnx.ModelProto, bundle: Path, *, rounding: bool = False
+) -> tuple[bytes, list[Weight]]:
+    """`lower` of a graph, or of a piece of one, whose weights lie in `bundle`; it is altered."""
     graph = model.graph
     stored = external_weights(graph)
     scales = split_off_weight_scales(graph, stored, _FP32)
     transposed = _split_off_transposes(graph, stored)
     tables = _keep_tables(graph, stored)
+    narrow = bf16_values(graph)
     promote_types(model, tables)
+    if rounding:
+        insert_rounding(graph, narrow)
     weights = []
     for initializer in graph.initializer:
         if initializer.data_location != onnx.TensorProto.EXTERNAL:

@@ -37,18 +37,28 @@ class OrtSession(BaseSession):
     longer = "Open the session with a larger max_seq_len."
 
     def __init__(
-        self, bundle: Bundle, *, max_batch: int, max_seq_len: int | None, threads: int | None
+        self,
+        bundle: Bundle,
+        *,
+        max_batch: int,
+        max_seq_len: int | None,
+        threads: int | None,
+        rounding: bool = False,
     ) -> None:
         compute = DType.FP16 if bundle.precision is DType.FP16 else DType.FP32
         fp8 = bundle.precision is DType.FP8  # rounds to FP8 where the graph says so
+        if rounding and bundle.precision.base is not DType.BF16:
+            raise RequestError(
+                f"A bundle whose rounding is rehearsed must be bf16 or fp8, got {bundle.precision}."
+            )
         super().__init__(
             bundle,
             max_batch=max_batch,
             max_seq_len=max_seq_len,
-            compute_precision=DType.FP8 if fp8 else compute,
+            compute_precision=bundle.precision if fp8 or rounding else compute,
         )
         self._cache_dtype = np.dtype(compute.numpy_name)
-        self._session: Any = _open(bundle.path, threads)
+        self._session: Any = _open(bundle.path, threads, rounding=rounding)
         self._caches: dict[str, NDArray[Any]] = {}  # past name -> (B, K, T, D)
         self._bindings: dict[tuple[int, int], Any] = {}  # (first row, rows) -> IO binding
         self._buffers: dict[tuple[str, tuple[int, ...]], tuple[NDArray[Any], Any]] = {}
@@ -63,6 +73,7 @@ class OrtSession(BaseSession):
         max_batch: int = 1,
         max_seq_len: int | None = None,
         threads: int | None = None,
+        rounding: bool = False,
     ) -> Self:
         """Open a bundle.
 
@@ -72,13 +83,18 @@ class OrtSession(BaseSession):
             max_seq_len: tokens a row at most; by default the model's context length. Memory is
                 taken as it is needed, up to this.
             threads: ONNX Runtime's compute threads; by default one per physical core.
+            rounding: round to BF16 where a BF16 or FP8 engine does, to rehearse its errors. Slow.
 
         Raises:
             BundleError: the bundle is damaged.
             MachineError: ONNX Runtime cannot run it here.
         """
         return cls(
-            Bundle.open(bundle), max_batch=max_batch, max_seq_len=max_seq_len, threads=threads
+            Bundle.open(bundle),
+            max_batch=max_batch,
+            max_seq_len=max_seq_len,
+            threads=threads,
+            rounding=rounding,
         )
 
     def _grow(self, capacity: int) -> None:
@@ -163,10 +179,10 @@ class OrtSession(BaseSession):
         return self._buffers[key]
 
 
-def _open(bundle: Path, threads: int | None) -> Any:
+def _open(bundle: Path, threads: int | None, *, rounding: bool) -> Any:
     if threads is not None and threads < 1:
         raise RequestError(f"threads must be at least 1, got {threads}.")
-    graph, weights = lower(bundle, GRAPH_FILE)
+    graph, weights = lower(bundle, GRAPH_FILE, rounding=rounding)
     options = session_options(weights)
     if threads is not None:
         options.intra_op_num_threads = threads

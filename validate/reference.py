@@ -6,6 +6,7 @@ layer, and the embedding in blocks of rows.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from nemo_trt.export.checkpoints import Checkpoint
 from nemo_trt.progress import Progress, Silent
 
 from .context import Context
+from .explain.places import COS, EMBEDDING, HIDDEN, LOGITS, NORM, SIN, Watch, rotate, watched
 from .reading import WeightSource, open_weights
 from .sequences import TokenSequence
 
@@ -57,6 +59,7 @@ def compute_reference(
     *,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    watch: Watch | None = None,
 ) -> Reference:
     """Compute the logits of every token of `sequences`, in fp32 unless told otherwise.
 
@@ -65,6 +68,7 @@ def compute_reference(
 
     Args:
         device: where the layers compute, in PyTorch's words.
+        watch: is given what every part computes of the last sequence, part by part.
 
     Raises:
         CheckpointError: transformers refuses the checkpoint's config.
@@ -76,6 +80,9 @@ def compute_reference(
     first = sequences[0]
     probe = TokenSequence(name="", tokens=first.tokens[:_PROBE_TOKENS])
     runs = [_Run(one, model, weights, dtype, device) for one in sequences]
+    runs[-1].watch = watch
+    if watch:
+        watch("embedding", runs[-1].begun())
     blocks: dict[tuple[int, str], NDArray[np.float32]] = {}
     context = Context(blocks, config.rope_theta)
     double = _Run(probe, model, weights, torch.float64, device)
@@ -105,6 +112,10 @@ def compute_reference(
     head = "model.embed_tokens.weight" if config.tied_head else "lm_head.weight"
     size = config.vocab_size
     logits = _head([norm(run.wanted()) for run in runs], weights, head, size)
+    if watch:
+        hidden, wanted = runs[-1].hidden, logits[-1].float().cpu().numpy()
+        seen = {HIDDEN: _values(hidden), NORM: _values(norm(hidden)), LOGITS: wanted[None]}
+        watch("head", seen)
     exact = _head([norm.double()(double.hidden[0])], weights, head, size)[0]
     compared = logits[0][: len(probe.tokens)].double()
     return Reference(
@@ -143,6 +154,15 @@ class _Run:
             (len(positions), len(keys)), torch.finfo(dtype).min, dtype=dtype, device=device
         )
         self.mask = hidden.masked_fill(keys <= positions[:, None], 0)[None, None]  # (1, 1, S, T)
+        self.watch: Watch | None = None
+
+    def begun(self) -> dict[str, NDArray[np.float32]]:
+        """The embedded tokens and the angles, before the first layer."""
+        return {EMBEDDING: _values(self.hidden), **self._turned()}
+
+    def _turned(self) -> dict[str, NDArray[np.float32]]:
+        half = self.angles[0].shape[-1] // 2  # transformers holds every one twice
+        return dict(zip((COS, SIN), (_values(one[..., :half]) for one in self.angles), strict=True))
 
     def wanted(self) -> Tensor:
         """Hidden states of the tokens whose logits are kept, (n, C)."""
@@ -163,15 +183,25 @@ class _Run:
                 for kind in ("key", "value")
             )
             cache.update(*(block.to(self.hidden.device, self.dtype) for block in blocks), index)
-        self.hidden = layer(
-            self.hidden,
-            attention_mask=self.mask,
-            past_key_values=cache,
-            use_cache=True,
-            position_embeddings=self.angles,
-        )
+        seen: dict[str, NDArray[np.float32]] = {}
+        with watched(layer, seen) if self.watch else nullcontext():
+            self.hidden = layer(
+                self.hidden,
+                attention_mask=self.mask,
+                past_key_values=cache,
+                use_cache=True,
+                position_embeddings=self.angles,
+            )
         held = cache.layers[index]
-        return held.keys[0].float().cpu().numpy(), held.values[0].float().cpu().numpy()
+        if self.watch:
+            rotate(layer, seen, self.angles)
+            seen |= self._turned()
+            seen |= {
+                "self_attn.key_cache": _values(held.keys),
+                "self_attn.value_cache": _values(held.values),
+            }
+            self.watch(index, seen)
+        return _values(held.keys[0]), _values(held.values[0])
 
 
 def _empty_model(checkpoint: Checkpoint) -> Any:
@@ -210,6 +240,11 @@ def _config(config: ModelConfig) -> Any:
         tie_word_embeddings=config.tied_head,
         sliding_window=None,
     )
+
+
+def _values(tensor: Tensor) -> NDArray[np.float32]:
+    values: NDArray[np.float32] = tensor.detach().float().cpu().numpy()
+    return values
 
 
 def _head(hidden: list[Tensor], weights: WeightSource, name: str, size: int) -> list[Tensor]:

@@ -1,0 +1,206 @@
+"""Finds the first place of a bundle's graph that leaves the reference by more than rounding."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from nemo_trt import contract
+from nemo_trt.bundle import Bundle
+from nemo_trt.export.checkpoints import Checkpoint
+from nemo_trt.precision import DType
+from nemo_trt.progress import Progress, Silent
+from nemo_trt.validate.reference import compute_reference
+from nemo_trt.validate.sequences import TokenSequence
+
+from .findings import LIMITS, PlaceError, place_error
+from .graph import Pieces, run, with_shapes
+from .places import Array, Part
+from .repro import Place
+
+_SPARE_TOKENS = 16
+"""Capacity behind the last token: reads and writes that go too far meet it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """What each place of the graph computed of one sequence, beside the reference.
+
+    Attributes:
+        sequence: name of the sequence that was run.
+        start: position of its first token.
+        tokens: number of its tokens.
+        precision: in which the graph computed.
+        limit: relative L2 that a sound place stays below at every position.
+        places: every place, fed with the reference's values, in the order of computation.
+        free: relative L2 of each layer's output (worst position) when the layers feed each other.
+        worst: the first place that is off, or else the one that is furthest, as it can be written.
+    """
+
+    sequence: str
+    start: int
+    tokens: int
+    precision: str
+    limit: float
+    places: tuple[PlaceError, ...]
+    free: tuple[float, ...]
+    worst: Place = field(repr=False)
+
+    @property
+    def found(self) -> tuple[PlaceError, ...]:
+        """The places that are off, the first first."""
+        return tuple(one for one in self.places if one.words)
+
+    def sentences(self) -> list[str]:
+        """What was found: a place that is off in the same way in many layers stands once."""
+        if not self.found:
+            worst = max(one.position_error for one in self.places)
+            return [
+                f"The graph computes {self.sequence} as the reference does at every place "
+                f"(relative L2 at most {worst:.1e}). A case that fails all the same is driven "
+                "wrongly, not computed wrongly: look at the session."
+            ]
+        return [
+            _sentence(list(same)) for _, same in groupby(self._ordered(), lambda one: one.place)
+        ]
+
+    def _ordered(self) -> list[PlaceError]:
+        """The found places, those of one name together, by where the name is met first."""
+        first = {one.place: index for index, one in reversed(list(enumerate(self.found)))}
+        return sorted(self.found, key=lambda one: first[one.place])
+
+
+def _sentence(same: list[PlaceError]) -> str:
+    first = same[0]
+    text = f"{first.where}: {first.words}"
+    if len(same) == 2:
+        text += f"; also in layer {same[1].part}"
+    elif len(same) > 2:
+        text += f"; also in {len(same) - 1} more layers, up to layer {same[-1].part}"
+    return text + "."
+
+
+def explain(
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    first: TokenSequence,
+    sequence: TokenSequence,
+    progress: Progress | None = None,
+) -> Explanation:
+    """Run a sequence through the graph's pieces on the CPU, each fed with the reference's values.
+
+    Memory: one layer, in the precision of the reference and of ONNX Runtime's CPU provider.
+
+    Args:
+        bundle: whose graph is explained.
+        checkpoint: what the reference is computed from.
+        first: a sequence from position 0; what stands before `sequence` is made of it.
+        sequence: what is run.
+
+    Raises:
+        BundleError: the graph has not the places that this version's exporter names.
+        MachineError: ONNX Runtime cannot run a piece.
+    """
+    work = _Explaining(bundle, sequence)
+    sequences = [first, sequence] if sequence.start else [sequence]
+    progress = progress or Silent()
+    compute_reference(checkpoint, sequences, progress, watch=work)
+    return Explanation(
+        sequence=sequence.name,
+        start=sequence.start,
+        tokens=len(sequence.tokens),
+        precision=work.precision,
+        limit=work.limit,
+        places=tuple(work.errors),
+        free=tuple(work.free),
+        worst=work.worst,
+    )
+
+
+class _Explaining:
+    """Compares part by part, as the reference computes them."""
+
+    def __init__(self, bundle: Bundle, sequence: TokenSequence) -> None:
+        self.bundle, self.sequence = bundle, sequence
+        self.pieces = Pieces(bundle)
+        precision = bundle.precision  # ONNX Runtime's CPU provider computes BF16 in fp32
+        self.precision = str(DType.FP32 if precision is DType.BF16 else precision)
+        self.limit = LIMITS[self.precision]
+        self.errors: list[PlaceError] = []
+        self.free: list[float] = []
+        self._worst: Place | None = None
+        self._hidden: Array = np.empty(0, np.float32)
+        count = len(sequence.tokens)
+        self._inputs = {
+            contract.INPUT_IDS: np.array([sequence.tokens], np.int64),
+            contract.WRITE_INDICES: np.array([sequence.start], np.int64),
+            contract.LOGIT_INDICES: np.array([sequence.wanted or range(count)], np.int64),
+        }
+
+    def __call__(self, part: Part, seen: dict[str, Array]) -> None:
+        given, compared = self._given(part, seen)
+        outputs = run(self.pieces.fed(part), self.bundle, given)
+        for place, value in self.pieces.places(part).items():
+            got = compared(place, outputs[value])
+            expected = compared(place, seen[place])
+            error = place_error(part, place, got, expected, self.bundle.config, self.limit)
+            self.errors.append(error)
+            if self._is_worst(error):
+                self._keep(error, value, given, seen[place], outputs[value])
+        if part == "embedding":
+            self._hidden = outputs[self.pieces.hidden(0)]
+        elif isinstance(part, int):
+            self._run_free(part, given, seen["output"])
+
+    @property
+    def worst(self) -> Place:
+        """The place that is kept; there is one as soon as a part was compared."""
+        assert self._worst is not None
+        return self._worst
+
+    def _is_worst(self, error: PlaceError) -> bool:
+        if self._worst is None:
+            return True
+        kept = self._worst.error
+        return not kept.words and bool(error.words or error.position_error > kept.position_error)
+
+    def _keep(
+        self, error: PlaceError, value: str, given: dict[str, Any], expected: Array, got: Array
+    ) -> None:
+        model = self.pieces.place(value)
+        feeds = {one.name: given[one.name] for one in model.graph.input}
+        if error.place.endswith("_cache"):  # the whole tensor, as the graph gives it
+            expected = given[next(iter(self.pieces.named({value: expected})))]
+        self._worst = Place(error, with_shapes(model, feeds), feeds, value, expected, got)
+
+    def _given(
+        self, part: Part, seen: dict[str, Array]
+    ) -> tuple[dict[str, Any], Callable[[str, Array], Array]]:
+        """What a piece is fed, and what is compared of a place's values."""
+        given: dict[str, Any] = {**self._inputs, **self.pieces.feeds(part, seen)}
+        start, end = self.sequence.start, self.sequence.start + len(self.sequence.tokens)
+        if isinstance(part, int):
+            config = self.bundle.config
+            shape = (1, config.num_kv_heads, end + _SPARE_TOKENS, config.head_dim)
+            for kind in ("key", "value"):
+                past, present = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+                present[:, :, :end] = seen[f"self_attn.{kind}_cache"]
+                past[:, :, :start] = present[:, :, :start]
+                given[contract.past_name(part, kind)] = past
+                given |= self.pieces.named({contract.present_name(part, kind): present})
+
+        def compared(place: str, values: Array) -> Array:
+            return values[:, :, start:end] if place.endswith("_cache") else values
+
+        return given, compared
+
+    def _run_free(self, layer: int, given: dict[str, Any], expected: Array) -> None:
+        """Feed a layer with the output of the one before, and compare its own."""
+        hidden = self.pieces.hidden(layer)
+        outputs = run(self.pieces.free(layer), self.bundle, {**given, hidden: self._hidden})
+        (self._hidden,) = outputs.values()
+        error = np.linalg.norm((self._hidden - expected).astype(np.float64), axis=-1)
+        relative = error / np.linalg.norm(expected.astype(np.float64), axis=-1)
+        self.free.append(float(np.nan_to_num(relative, nan=np.inf).max()))

@@ -1,0 +1,130 @@
+"""Writes one place of a graph as a model, inputs and expected outputs for `polygraphy run`."""
+
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from nemo_trt.atomic import new_directory
+from nemo_trt.bundle import Bundle
+from nemo_trt.engines.ort_graph import external_weights, map_weight, promote_array
+from nemo_trt.engines.ort_lowering import lower_model
+from nemo_trt.precision import DType
+
+from .findings import PlaceError
+from .graph import Array
+
+MODEL, STORED_MODEL = "model.onnx", "model-as-stored.onnx"
+INPUTS, REFERENCE, ONNXRUNTIME, SCRIPT = "inputs.json", "reference.json", "onnxrt.json", "run.sh"
+_NARROW = (TensorProto.BFLOAT16, TensorProto.FLOAT8E4M3FN)
+
+
+class Place:
+    """A place that is kept while a graph is explained, until it is written.
+
+    Attributes:
+        error: how far it was off.
+        model: the place alone, its weights in the bundle's files.
+        feeds: input name -> values.
+        output: the graph's name of the place.
+        expected, got: the reference's values, and ONNX Runtime's.
+    """
+
+    def __init__(
+        self,
+        error: PlaceError,
+        model: onnx.ModelProto,
+        feeds: dict[str, Array],
+        output: str,
+        expected: Array,
+        got: Array,
+    ) -> None:
+        self.error, self.model, self.feeds = error, model, feeds
+        self.output, self.expected, self.got = output, expected, got
+
+    def write(self, folder: Path, bundle: Bundle, limit: float) -> None:
+        """Write the place into a new folder.
+
+        - `model.onnx`: as ONNX Runtime's CPU provider ran it. BF16 is fp32.
+        - `model-as-stored.onnx`: in the bundle's own types, fp32 at its ends, because NumPy, and so
+          Polygraphy's files, have neither BF16 nor FP8.
+        - `inputs.json`, `reference.json`, `onnxrt.json`: Polygraphy's inputs and RunResults.
+        - `run.sh`: compares each with the reference.
+
+        Raises:
+            ExportError: the folder is there already.
+        """
+        from polygraphy.comparator import RunResults
+        from polygraphy.json import save_json
+
+        with new_directory(folder, replace=False) as target:
+            stored = onnx.ModelProto.FromString(self.model.SerializeToString())
+            for weight in external_weights(stored.graph).values():
+                array = map_weight(weight, bundle.path)
+                weight.ClearField("external_data")
+                weight.data_location = TensorProto.DEFAULT
+                weight.raw_data = array.tobytes()
+            wide_ends(stored)
+            _save(stored, target / STORED_MODEL)
+            graph, weights = lower_model(self.model, bundle.path)
+            lowered = onnx.ModelProto.FromString(graph)
+            for weight in weights:
+                (found,) = (i for i in lowered.graph.initializer if i.name == weight.name)
+                array = promote_array(weight.array)  # a table that stays as it is stored
+                found.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), weight.name))
+            _save(lowered, target / MODEL)
+            save_json([OrderedDict(self.feeds)], str(target / INPUTS))
+            for file, values in ((REFERENCE, self.expected), (ONNXRUNTIME, self.got)):
+                results = RunResults()
+                results.add([{self.output: values}], runner_name=file.removesuffix(".json"))
+                results.save(str(target / file))
+            script = target / SCRIPT
+            script.write_text(self._script(bundle, limit), encoding="utf-8")
+            script.chmod(0o755)
+
+    def _script(self, bundle: Bundle, limit: float) -> str:
+        threshold = limit * float(np.linalg.norm(self.expected.astype(np.float64)))
+        compare = f"--load-inputs {INPUTS} --load-outputs {REFERENCE} --compare l2"
+        return (
+            "#!/bin/sh\n"
+            f"# {self.error.where}: {self.error.words or 'sound'}.\n"
+            f"# Cut from bundle {bundle.bundle_id}, {bundle.precision}. Polygraphy exits with 1 when "
+            "the place is off.\n"
+            "# On a machine with a GPU and TensorRT: ./run.sh trt\n"
+            'cd "$(dirname "$0")" || exit 2\n'
+            'if [ "$1" = trt ]; then\n'
+            f"  exec polygraphy run {STORED_MODEL} --trt --strongly-typed {compare} "
+            f"--l2-threshold {threshold:.6g}\n"
+            "fi\n"
+            f"exec polygraphy run {MODEL} --onnxrt {compare} --l2-threshold {threshold:.6g}\n"
+        )
+
+
+def wide_ends(model: onnx.ModelProto) -> None:
+    """Make every BF16 or FP8 input and output fp32, with a Cast behind or before it."""
+    graph = model.graph
+    before, after = [], []
+    for values, inward in ((graph.input, True), (graph.output, False)):
+        for value in values:
+            narrow = value.type.tensor_type.elem_type
+            if narrow not in _NARROW:
+                continue
+            inner = f"{value.name}/stored"
+            for node in graph.node:
+                for names in (node.input, node.output):
+                    names[:] = [inner if name == value.name else name for name in names]
+            ends = ([value.name], [inner]) if inward else ([inner], [value.name])
+            to = narrow if inward else TensorProto.FLOAT
+            (before if inward else after).append(helper.make_node("Cast", *ends, to=to))
+            value.type.tensor_type.elem_type = DType.FP32.onnx_code
+    nodes = [*before, *graph.node, *after]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    onnx.save_model(
+        model, path, save_as_external_data=True, location=path.with_suffix(".weights").name
+    )
