@@ -8,30 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from nemo_trt.figures import BLUE, GREEN, GREY, ORANGE, RED, STYLE, WIDTH, new_figure
+
 from .words import num_bytes
 
-_BLUE, _ORANGE, _GREEN, _GREY, _RED = "#2563eb", "#ea580c", "#059669", "#6b7280", "#dc2626"
 _STAGE_COLOURS = {
-    "doctor": _GREY,
-    "plan": _GREY,
+    "doctor": GREY,
+    "plan": GREY,
     "export": "#7c3aed",
-    "build": _ORANGE,
-    "validate": _BLUE,
-    "bench": _GREEN,
+    "build": ORANGE,
+    "validate": BLUE,
+    "bench": GREEN,
 }
-_STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e5e7eb",
-    "axes.edgecolor": "#9ca3af",
-    "axes.axisbelow": True,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-}
-_WIDTH = 9.0  # inches; 140 dots each
 _FLOOR = 1e-12  # errors of exactly 0 stand here on a logarithmic axis
 _METRICS = (
     ("relative_l2", "max_relative_l2", "relative error of the logits, L2"),
@@ -54,7 +42,7 @@ def draw(data: dict[str, Any], report_folder: Path) -> list[dict[str, str]]:
         ("time", "Time of each step", _time),
     )
     drawn = []
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         for name, title, plot in plots:
             figure = plot(data, report_folder)
             if figure is None:
@@ -66,15 +54,6 @@ def draw(data: dict[str, Any], report_folder: Path) -> list[dict[str, str]]:
     return drawn
 
 
-def _figure(height: float, rows: int, columns: int) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
 def _logits(data: dict[str, Any], report_folder: Path) -> Any:
     """A row of panels for each validation, a panel for each metric, a line for each case."""
     judged = [
@@ -82,7 +61,7 @@ def _logits(data: dict[str, Any], report_folder: Path) -> Any:
     ]
     if not judged:
         return None
-    figure, axes = _figure(0.6 + 2.5 * len(judged), len(judged), len(_METRICS))
+    figure, axes = new_figure(0.6 + 2.5 * len(judged), len(judged), len(_METRICS))
     for row, step in zip(axes, judged, strict=True):
         file = report_folder / step["facts"]["every_position"]
         cases = json.loads(file.read_text(encoding="utf-8"))["cases"]
@@ -101,22 +80,22 @@ def _errors(axes: Any, cases: Sequence[dict[str, Any]], metric: str, limit: floa
     for line, case in enumerate(cases):
         values = np.array([float(value) for value in case["per_position"].get(metric, ())])
         if not len(values):
-            axes.text(limit, line, "no logits ", color=_RED, ha="right", va="center")
+            axes.text(limit, line, "no logits ", color=RED, ha="right", va="center")
             continue
         finite = np.maximum(values[np.isfinite(values)], _FLOOR)
         height = line + spread.uniform(-0.18, 0.18, len(finite))
-        axes.plot(finite, height, ".", color=_BLUE, alpha=0.35, markersize=4, markeredgewidth=0)
+        axes.plot(finite, height, ".", color=BLUE, alpha=0.35, markersize=4, markeredgewidth=0)
         if len(finite) < len(values):
-            axes.text(beyond, line, "not finite", color=_RED, ha="center", va="center", fontsize=8)
+            axes.text(beyond, line, "not finite", color=RED, ha="center", va="center", fontsize=8)
             continue
         worst = finite.max()
-        colour = _RED if worst > limit else _BLUE
+        colour = RED if worst > limit else BLUE
         axes.plot([worst], [line], "|", color=colour, markersize=13, markeredgewidth=2)
-    axes.axvline(limit, color=_ORANGE, linewidth=1.2, linestyle="--")
+    axes.axvline(limit, color=ORANGE, linewidth=1.2, linestyle="--")
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, limit / 10), max(high, 100 * limit))
-    axes.text(limit, -0.62, f"limit {limit:g} ", color=_ORANGE, ha="right", va="center", fontsize=8)
+    axes.text(limit, -0.62, f"limit {limit:g} ", color=ORANGE, ha="right", va="center", fontsize=8)
     axes.set_yticks(range(len(cases)), [case["name"] for case in cases])
     axes.set_ylim(len(cases) - 0.5, -0.95)
     axes.grid(visible=False, axis="y")
@@ -131,9 +110,9 @@ def _decode(data: dict[str, Any], _: Path) -> Any:
         return None
     columns = min(2, len(measured))
     lines = -(-len(measured) // columns)
-    figure, grid = _figure(0.6 + 3.1 * lines, lines, columns)
+    figure, grid = new_figure(0.6 + 3.1 * lines, lines, columns)
     if columns == 1:
-        figure.set_figwidth(0.6 * _WIDTH)
+        figure.set_figwidth(0.6 * WIDTH)
     panels = list(grid.flat)
     for axes in panels[len(measured) :]:
         axes.set_visible(False)
@@ -147,7 +126,7 @@ def _rates(axes: Any, decode: Sequence[dict[str, Any]]) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     lengths = sorted({one["tokens"] for one in decode})
-    colours = itertools.cycle((_BLUE, _GREEN, _ORANGE, _GREY))
+    colours = itertools.cycle((BLUE, GREEN, ORANGE, GREY))
     for tokens, colour in zip(lengths, colours, strict=False):
         of = [one for one in decode if one["tokens"] == tokens]
         rows = [one["rows"] for one in of]
@@ -169,7 +148,7 @@ def _rates(axes: Any, decode: Sequence[dict[str, Any]]) -> None:
                 fontsize=8,
                 color=colour,
             )
-    axes.plot([], [], "--", color=_GREY, linewidth=1, label="at the memory's bandwidth")
+    axes.plot([], [], "--", color=GREY, linewidth=1, label="at the memory's bandwidth")
     every = sorted({one["rows"] for one in decode})
     axes.set_xscale("log", base=2)
     axes.set_xticks(every, [str(rows) for rows in every])
@@ -191,11 +170,11 @@ def _time(data: dict[str, Any], _: Path) -> Any:
     done = [step for step in data["steps"] if step["verdict"] in ("pass", "fail")]
     if not done:
         return None
-    figure, grid = _figure(0.9 + 0.3 * len(done), 1, 1)
+    figure, grid = new_figure(0.9 + 0.3 * len(done), 1, 1)
     axes = grid[0][0]
     longest = max(step["seconds"] for step in done)
     for line, step in enumerate(done):
-        colour = _RED if step["verdict"] == "fail" else _STAGE_COLOURS.get(step["stage"], _GREY)
+        colour = RED if step["verdict"] == "fail" else _STAGE_COLOURS.get(step["stage"], GREY)
         axes.barh(line, step["seconds"], color=colour, alpha=0.35 if step["kept"] else 0.85)
         peak = step["peak_rss_bytes"]
         memory = f", peak {num_bytes(peak)}" if peak else ""

@@ -52,6 +52,28 @@ EXIT_FAIL = 1
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write here."
 )
 @click.option(
+    "--report",
+    "report_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the verdict as one HTML page, with plots and the worst tokens in words.",
+)
+@click.option(
+    "--explain",
+    "explained",
+    is_flag=True,
+    help="Name the layer and projection at which the bundle's graph leaves the reference.",
+)
+@click.option(
+    "--repro",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="With --explain: write that place as a model and inputs for `polygraphy run`.",
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(("bf16", "fp8")),
+    help="Round as an engine of this precision does and print what to expect; write no verdict.",
+)
+@click.option(
     "--sign-key",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Ed25519 private key (PEM) that signs the verdict.",
@@ -71,6 +93,10 @@ def command(
     where: Where,
     threads: int | None,
     json_file: Path | None,
+    report_file: Path | None,
+    explained: bool,
+    repro: Path | None,
+    rounding: str | None,
     sign_key: Path | None,
     verify_key: Path | None,
 ) -> int:
@@ -97,13 +123,22 @@ def command(
             "--random-weights": random_weights,
             "--threads": threads,
             "--json": json_file,
+            "--report": report_file,
+            "--explain": explained,
+            "--repro": repro,
+            "--rounding": rounding,
             "--sign-key": sign_key,
         }
         if given := [name for name, value in others.items() if value]:
             raise click.UsageError(f"--verify-key judges nothing; leave {', '.join(given)} out.")
         return _verify(Bundle.open(bundle), where, verify_key)
+    if rounding and sign_key:
+        raise click.UsageError("--rounding writes no verdict; leave --sign-key out.")
     private_key = read_key(sign_key) if sign_key else None
     opened = Bundle.open(bundle)
+    _require_sensible(opened, explained=explained, repro=repro, rounding=rounding)
+    if report_file:
+        import matplotlib  # noqa: F401  an error that says what to install, before the work
     with Bar() as bar:
         report = validate_bundle(
             opened,
@@ -115,19 +150,59 @@ def command(
             threads=threads,
             random_weights=random_weights,
             private_key=private_key,
+            rounding=rounding is not None,
+            explained=explained,
             progress=bar,
         )
     show(report)
+    if report.explanation and repro:
+        report.explanation.worst.write(repro, opened, report.explanation.limit)
+        OUT.print(f"[dim]For Polygraphy: {escaped(repro / 'run.sh')}[/]")
+    if report_file:
+        _write_page(report_file, report, opened)
     if json_file:
         try:
             atomic.write_text(json_file, report.to_json(private_key))
         except OSError as error:
             ERR.out(f"{json_file} was not written: {error}.")
-    if report.unwritten:
+    if rounding:
+        OUT.print(report.unwritten)
+    elif report.unwritten:
         ERR.out(f"{report.unwritten} The verdict above stands; no server sees it.")
     else:
         OUT.print(f"[dim]Every position: {escaped(verdict_path(opened, where))}[/]")
     return EXIT_FAIL if report.verdict == "fail" else 0
+
+
+def _require_sensible(
+    bundle: "Bundle", *, explained: bool, repro: Path | None, rounding: str | None
+) -> None:
+    """Refuse options that do not go together, before the work."""
+    if repro and not explained:
+        raise click.UsageError("--repro writes what --explain found; give both.")
+    if repro and repro.exists():
+        raise RequestError(f"{repro} must be a new folder, but it exists. Name another.")
+    if rounding and rounding != bundle.precision:
+        raise RequestError(
+            f"--rounding must be the bundle's own precision, {bundle.precision}, got {rounding}."
+        )
+
+
+def _write_page(file: Path, report: "Report", bundle: "Bundle") -> None:
+    from nemo_trt import atomic
+    from nemo_trt.engines.tokenizers import open_tokenizer
+    from nemo_trt.validate.page import page
+
+    from .console import ERR, OUT, escaped
+
+    folder = bundle.tokenizer_folder
+    text = page(report, open_tokenizer(folder) if folder else None)
+    try:
+        atomic.write_text(file, text)
+    except OSError as error:
+        ERR.out(f"{file} was not written: {error}.")
+    else:
+        OUT.print(f"[dim]Report: {escaped(file)}[/]")
 
 
 def _verify(bundle: "Bundle", where: Where, key: Path) -> int:
@@ -172,6 +247,18 @@ def show(report: "Report") -> None:
             f"{case.top5:.1%}",
             "[red]FAIL[/]" if case.failures else "[green]pass[/]",
         )
+    limits = report.limits
+    table.add_row(
+        f"[dim]limits of {report.engine['compute_precision']}[/]",
+        "",
+        "",
+        f"{limits['max_relative_l2']:.1e}",
+        f"{1 - limits['min_cosine']:.1e}",
+        f"{limits['max_kl']:.1e}",
+        f"{limits['min_top1']:.1%}",
+        f"{limits['min_top5']:.1%}",
+        style="dim",
+    )
     OUT.print(table)
     perplexity = report.perplexity
     OUT.print(
@@ -195,6 +282,14 @@ def show(report: "Report") -> None:
             OUT.print(f"[red]{case.name}: {escaped(failure)}[/]")
     for failure in report.failures:
         OUT.print(f"[red]{escaped(failure)}[/]")
+    if report.explanation:
+        one = report.explanation
+        OUT.print(
+            f"Explained on {one.sequence} ({one.tokens} tokens from position {one.start} on), by "
+            "ONNX Runtime on the CPU:"
+        )
+        for words in one.sentences():
+            OUT.print(f"  {escaped(words)}")
     passed = report.verdict == "pass"
     OUT.print("[bold green]PASS[/]" if passed else "[bold red]FAIL[/]")
 

@@ -1,22 +1,21 @@
 """Rounds a promoted graph where a strongly typed BF16 engine rounds, so that a CPU can rehearse it.
 
-Every value that the bundle's graph states as BF16 is rounded to BF16 where an operator computed it:
-to nearest, ties to even. Within an operator too, as TensorRT does (docs/contract.md): RMSNorm before
-its weight, attention's query after the scale, scores and probabilities. FP8 is rounded by the
-graph's own QuantizeLinear; what an FP8 product reads is not rounded once more.
+Every value that the bundle's graph states as BF16 is rounded to BF16, to nearest and ties to even,
+where an operator computed it. So is what TensorRT rounds within an operator (docs/contract.md):
+RMSNorm before its weight; attention's query after the scale, its scores and probabilities. FP8 is
+rounded by the graph's own QuantizeLinear; what an FP8 product reads is not rounded once more.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 _BF16, _FP32 = TensorProto.BFLOAT16, TensorProto.FLOAT
-_MOVES = frozenset(
-    ("Concat", "DequantizeLinear", "Expand", "Gather", "GatherND", "Reshape", "Slice", "Squeeze")
-    + ("TensorScatter", "Transpose", "Unsqueeze")
-)
+_MOVES = {"Concat", "DequantizeLinear", "Expand", "Gather", "GatherND", "Reshape", "Slice"}
+_MOVES |= {"Squeeze", "TensorScatter", "Transpose", "Unsqueeze"}
 """Operators whose result is no new number, or, of an FP8 product's input, is never stored."""
 
 
@@ -82,7 +81,7 @@ def _attention(graph: onnx.GraphProto, node: onnx.NodeProto) -> Iterator[onnx.No
     def value(part: str) -> str:
         return f"{name}/{part}"
 
-    def make(op_type: str, inputs: list[str], part: str, **attributes: object) -> onnx.NodeProto:
+    def make(op_type: str, inputs: list[str], part: str, **attributes: Any) -> onnx.NodeProto:
         return helper.make_node(op_type, inputs, [value(part)], **attributes)
 
     def constant(part: str, data: object) -> str:

@@ -14,6 +14,8 @@ _EXTRAS = {
     "peft": "validate",
     "transformers": "validate",
     "cryptography": "sign",
+    "polygraphy": "validate",
+    "matplotlib": "plots",
     "fastapi": "serve",
     "pydantic": "serve",  # of fastapi, as starlette is
     "starlette": "serve",

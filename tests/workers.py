@@ -18,7 +18,7 @@ import pytest
 GROUPS = {
     "tensorrt": ("tests/engines/trt/", "tests/acceptance/", "tests/cli/test_engines.py"),
     "ray": ("tests/serve/cluster/",),
-    "browser": ("tests/serve/page/",),
+    "browser": ("tests/serve/page/", "tests/validate/test_page.py"),
 }
 
 

@@ -75,6 +75,15 @@ def negative_log_likelihood(logits: NDArray[np.float32], targets: NDArray[np.int
     return -np.take_along_axis(log_probabilities, targets[:, None], axis=-1)[:, 0]
 
 
+def likeliest(logits: NDArray[np.float32], count: int) -> tuple[tuple[int, float], ...]:
+    """The `count` likeliest tokens of (V,) logits and their probabilities; none if not finite."""
+    if not np.isfinite(logits).all():
+        return ()
+    log_probabilities = log_softmax(logits.astype(np.float64))
+    best = np.argsort(-log_probabilities, kind="stable")[:count]
+    return tuple((int(token), float(np.exp(log_probabilities[token]))) for token in best)
+
+
 def _agreement(engine: Values, reference: Values, count: int, noise: float) -> Values:
     """Share of the engine's `count` likeliest tokens that the reference counts among its own."""
     count = min(count, engine.shape[-1])

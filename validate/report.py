@@ -1,13 +1,37 @@
 """What a validation found, as data; `validation.json` is its text."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from nemo_trt.coverage import Coverage
 from nemo_trt.verdict import SCHEMA_VERSION, signed_text
 
+from .explain.explanation import Explanation
+
 Verdict = Literal["pass", "fail"]
+
+
+Choice = tuple[int, float]
+"""A token's id and its probability."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disagreement:
+    """One of a case's worst positions, by KL.
+
+    Attributes:
+        sequence, position: where it is.
+        before: ids of the tokens that lead up to it, it among them.
+        engine, reference: the likeliest next tokens of each.
+    """
+
+    sequence: str
+    position: int
+    kl: float
+    before: tuple[int, ...]
+    engine: tuple[Choice, ...]
+    reference: tuple[Choice, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +41,7 @@ class CaseReport:
     Attributes:
         positions: (sequence, position) of every compared token, in the order of `per_position`.
         per_position: metric -> one number a position.
+        worst: its worst positions; the verdict's file leaves them out.
     """
 
     name: str
@@ -31,6 +56,7 @@ class CaseReport:
     failures: tuple[str, ...]
     positions: tuple[tuple[str, int], ...]
     per_position: dict[str, tuple[float, ...]]
+    worst: tuple[Disagreement, ...] = ()
 
 
 def broken_case(name: str, error: str) -> CaseReport:
@@ -63,6 +89,7 @@ class Report:
         perplexity: of "engine" and "reference" on the validation texts.
         coverage: files, lengths and rows that the verdict is of; None where there is no bundle.
         unwritten: why the verdict does not lie in its file; None when it does.
+        explanation: where the graph leaves the reference, if that was asked for.
     """
 
     bundle_id: str
@@ -75,6 +102,7 @@ class Report:
     failures: tuple[str, ...]
     coverage: Coverage | None = None
     unwritten: str | None = None
+    explanation: Explanation | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -87,8 +115,13 @@ class Report:
         Args:
             private_key: PEM of an Ed25519 key that signs it.
         """
-        data = {"schema_version": SCHEMA_VERSION, "verdict": self.verdict, **asdict(self)}
-        del data["unwritten"]
+        plain = replace(
+            self, explanation=None, cases=tuple(replace(one, worst=()) for one in self.cases)
+        )
+        data = {"schema_version": SCHEMA_VERSION, "verdict": self.verdict, **asdict(plain)}
+        del data["unwritten"], data["explanation"]
+        for case in data["cases"]:
+            del case["worst"]
         data["coverage"] = self.coverage.to_dict() if self.coverage else None
         return signed_text(_finite(data), private_key)
 

@@ -13,7 +13,7 @@ from nemo_trt.engines import ort_session
 from nemo_trt.engines.open import open_session
 from nemo_trt.engines.session import Session
 from nemo_trt.engines.tokenizers import open_tokenizer
-from nemo_trt.errors import BundleError, NemoTrtError
+from nemo_trt.errors import BundleError, NemoTrtError, RequestError
 from nemo_trt.export.checkpoints import Checkpoint, open_reference
 from nemo_trt.export.checkpoints.lora import Adapter, merge_adapters
 from nemo_trt.manifest import Manifest
@@ -21,6 +21,7 @@ from nemo_trt.progress import Progress
 from nemo_trt.verdict import verdict_path
 from nemo_trt.where import CPU, Where
 
+from .explain.explain import explain, worst_sequence
 from .report import Report
 from .sequences import make_sequences
 from .tokens import judge_tokenizer
@@ -40,6 +41,8 @@ def validate_bundle(
     threads: int | None = None,
     private_key: bytes | None = None,
     random_weights: bool = False,
+    rounding: bool = False,
+    explained: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Compare a bundle on ONNX Runtime, or an engine, with transformers, and write the verdict.
@@ -58,6 +61,10 @@ def validate_bundle(
         threads: compute threads, on the CPU alone.
         random_weights: the weights are random, so do not judge perplexity.
         private_key: PEM of an Ed25519 key that signs the verdict.
+        rounding: round to BF16 where a BF16 or FP8 engine does, and judge by its limits: what an
+            engine can be expected to measure. No verdict is written. On the CPU alone.
+        explained: fill `Report.explanation`: where the bundle's graph leaves the reference, on
+            ONNX Runtime's CPU provider and for the sequence that is furthest off.
 
     Raises:
         BundleError: the bundle is damaged, or its checkpoint is not where it was.
@@ -66,6 +73,8 @@ def validate_bundle(
         RequestError: a prompt is too short, or the reference is another model.
     """
     bundle, where = Bundle.open(bundle), Where.of(where)
+    if rounding and where.kind != "cpu":
+        raise RequestError(f"Rounding is rehearsed on the CPU alone, got {where}.")
     if private_key is not None:
         signature.require_private_key(private_key)
     digests = _digests(bundle, where)
@@ -75,12 +84,13 @@ def validate_bundle(
     folder = bundle.tokenizer_folder
     tokenizer = open_tokenizer(folder) if folder else None
     tokens = judge_tokenizer(tokenizer, checkpoint)
-    session = _open(bundle, where, max_batch, max_seq_len, threads)
+    session = _open(bundle, where, max_batch, max_seq_len, threads, rounding=rounding)
     try:
+        sequences = make_sequences(session, tokenizer, prompts)
         report = validate(
             session,
             checkpoint,
-            make_sequences(session, tokenizer, prompts),
+            sequences,
             bundle_id=bundle.bundle_id,
             engine=session.describe(),
             progress=progress,
@@ -100,14 +110,31 @@ def validate_bundle(
         failures=(*report.failures, *tokens.failures),
         settings={**report.settings, "tokenizer": asdict(tokens)},
     )
-    if _digests(bundle, where) != digests:
-        altered = f"{bundle} was altered while it was judged. Validate again."
-        return replace(report, unwritten=altered)
+    report = replace(
+        report, unwritten=_write(report, bundle, where, private_key, rounding=rounding)
+    )
+    if explained:
+        chosen = worst_sequence(report, sequences)
+        first = sequences.texts[0]
+        explanation = explain(bundle, checkpoint, first, chosen, progress)
+        report = replace(report, explanation=explanation)
+    return report
+
+
+def _write(
+    report: Report, bundle: Bundle, where: Where, private_key: bytes | None, *, rounding: bool
+) -> str | None:
+    """Write the verdict's file; return why it was not written, None when it was."""
+    if rounding:
+        return "This is a rehearsal of rounding: no verdict is written."
+    assert report.coverage is not None
+    if _digests(bundle, where) != report.coverage.digests:
+        return f"{bundle} was altered while it was judged. Validate again."
     try:
         atomic.write_text(verdict_path(bundle, where), report.to_json(private_key))
     except (OSError, NemoTrtError) as error:
-        return replace(report, unwritten=f"{verdict_path(bundle, where)} was not written: {error}.")
-    return report
+        return f"{verdict_path(bundle, where)} was not written: {error}."
+    return None
 
 
 def _digests(bundle: Bundle, where: Where) -> dict[str, str]:
@@ -154,6 +181,8 @@ def _open(
     max_batch: int | None,
     max_seq_len: int | None,
     threads: int | None,
+    *,
+    rounding: bool,
 ) -> Session:
     rows, limit = max_batch, max_seq_len
     if where.kind != "engine":
@@ -161,4 +190,8 @@ def _open(
     if where.kind == "cpu":
         share = _CACHE_SHARE
         limit = limit or ort_session.affordable_seq_len(bundle.config, rows or 1, share=share)
+    if rounding:
+        return ort_session.OrtSession.open(
+            bundle, max_batch=rows or 1, max_seq_len=limit, threads=threads, rounding=True
+        )
     return open_session(bundle, where, max_batch=rows, max_seq_len=limit, threads=threads)

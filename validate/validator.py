@@ -24,11 +24,14 @@ from nemo_trt.tolerances import (
 from . import cases
 from .cases import Observation
 from .language import unjudged
-from .metrics import Metrics, compare, negative_log_likelihood
+from .metrics import Metrics, compare, likeliest, negative_log_likelihood
 from .reference import Reference, compute_reference
-from .report import CaseReport, Report, broken_case
+from .report import CaseReport, Disagreement, Report, broken_case
 from .scales import scale_failures
 from .sequences import Sequences
+
+_WORST, _BEFORE, _CHOICES = 5, 16, 4
+"""Of each case: worst positions that are kept, tokens that are shown before one, its choices."""
 
 
 def validate(
@@ -145,8 +148,32 @@ def _judge(
         **figures,
         failures=case_failures(figures, len(positions), asdict(limits)),
         positions=tuple(positions),
+        worst=_worst(seen, reference, every["kl"]),
         per_position={metric: tuple(values.tolist()) for metric, values in every.items()},
     )
+
+
+def _worst(
+    seen: list[Observation], reference: Reference, kl: np.ndarray
+) -> tuple[Disagreement, ...]:
+    places = [(one, index) for one in seen for index in range(len(one.logits))]
+    found = []
+    for place in np.argsort(-kl, kind="stable")[:_WORST]:
+        one, index = places[place]
+        token = one.first + index
+        (row,) = one.sequence.rows(token, 1)
+        expected = reference.logits[one.sequence.name][row]
+        found.append(
+            Disagreement(
+                sequence=one.sequence.name,
+                position=one.sequence.start + token,
+                kl=float(kl[place]),
+                before=one.sequence.tokens[max(0, token + 1 - _BEFORE) : token + 1],
+                engine=likeliest(one.logits[index], _CHOICES),
+                reference=likeliest(expected, _CHOICES),
+            )
+        )
+    return tuple(found)
 
 
 def _likelihoods(

@@ -1,8 +1,6 @@
 """Finds the first place of a bundle's graph that leaves the reference by more than rounding."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -13,8 +11,10 @@ from nemo_trt.export.checkpoints import Checkpoint
 from nemo_trt.precision import DType
 from nemo_trt.progress import Progress, Silent
 from nemo_trt.validate.reference import compute_reference
-from nemo_trt.validate.sequences import TokenSequence
+from nemo_trt.validate.report import Report
+from nemo_trt.validate.sequences import Sequences, TokenSequence
 
+from .explanation import Explanation
 from .findings import LIMITS, PlaceError, place_error
 from .graph import Pieces, run, with_shapes
 from .places import Array, Part
@@ -24,62 +24,19 @@ _SPARE_TOKENS = 16
 """Capacity behind the last token: reads and writes that go too far meet it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
-    """What each place of the graph computed of one sequence, beside the reference.
-
-    Attributes:
-        sequence: name of the sequence that was run.
-        start: position of its first token.
-        tokens: number of its tokens.
-        precision: in which the graph computed.
-        limit: relative L2 that a sound place stays below at every position.
-        places: every place, fed with the reference's values, in the order of computation.
-        free: relative L2 of each layer's output (worst position) when the layers feed each other.
-        worst: the first place that is off, or else the one that is furthest, as it can be written.
-    """
-
-    sequence: str
-    start: int
-    tokens: int
-    precision: str
-    limit: float
-    places: tuple[PlaceError, ...]
-    free: tuple[float, ...]
-    worst: Place = field(repr=False)
-
-    @property
-    def found(self) -> tuple[PlaceError, ...]:
-        """The places that are off, the first first."""
-        return tuple(one for one in self.places if one.words)
-
-    def sentences(self) -> list[str]:
-        """What was found: a place that is off in the same way in many layers stands once."""
-        if not self.found:
-            worst = max(one.position_error for one in self.places)
-            return [
-                f"The graph computes {self.sequence} as the reference does at every place "
-                f"(relative L2 at most {worst:.1e}). A case that fails all the same is driven "
-                "wrongly, not computed wrongly: look at the session."
-            ]
-        return [
-            _sentence(list(same)) for _, same in groupby(self._ordered(), lambda one: one.place)
-        ]
-
-    def _ordered(self) -> list[PlaceError]:
-        """The found places, those of one name together, by where the name is met first."""
-        first = {one.place: index for index, one in reversed(list(enumerate(self.found)))}
-        return sorted(self.found, key=lambda one: first[one.place])
-
-
-def _sentence(same: list[PlaceError]) -> str:
-    first = same[0]
-    text = f"{first.where}: {first.words}"
-    if len(same) == 2:
-        text += f"; also in layer {same[1].part}"
-    elif len(same) > 2:
-        text += f"; also in {len(same) - 1} more layers, up to layer {same[-1].part}"
-    return text + "."
+def worst_sequence(report: Report, sequences: Sequences) -> TokenSequence:
+    """The sequence at one of whose positions a case's logits are furthest off."""
+    errors = {
+        (name, float(error))
+        for case in report.cases
+        for (name, _), error in zip(
+            case.positions, case.per_position.get("relative_l2", ()), strict=False
+        )
+    }
+    if not errors:  # every case ended in an error
+        return sequences.texts[0]
+    name, _ = max(errors, key=lambda pair: (pair[1], pair[0]))
+    return next(one for one in sequences.every if one.name == name)
 
 
 def explain(

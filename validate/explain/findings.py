@@ -1,6 +1,5 @@
 """How far a place is off, where, and what that looks like, in words."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +19,7 @@ _CHANNELS = 10.0
 """A channel holds fewer numbers than a position: its error may be so many times as large."""
 _SMALL = 0.1
 """A channel's error is measured against at least this share of the mean channel."""
+_TINY = 1e-30
 _HEADS = {place.name: place.heads for place in LAYER_PLACES}
 
 
@@ -76,7 +76,7 @@ def place_error(
     return PlaceError(
         part=part,
         place=place,
-        relative_l2=float(np.linalg.norm(error) / max(np.linalg.norm(wanted), 1e-30)),
+        relative_l2=float(np.linalg.norm(error) / max(float(np.linalg.norm(wanted)), _TINY)),
         worst_position=position,
         position_error=float(by_position[position]),
         worst_channel=channel,
@@ -90,15 +90,17 @@ def _flat(values: Array) -> Values:
     one = values[0].astype(np.float64)
     if one.ndim == 3:
         one = one.transpose(1, 0, 2)
-    return one.reshape(len(one), -1)
+    flat: Values = one.reshape(len(one), -1)
+    return flat
 
 
 def _relative(error: Values, wanted: Values, axis: int) -> Values:
     """|e| / |r| along an axis, r at least a share of its mean."""
     norms = np.linalg.norm(wanted, axis=axis)
-    least = _SMALL * np.sqrt(np.mean(norms**2)) if axis == 0 else 0.0
-    result: Values = np.linalg.norm(error, axis=axis) / np.maximum(np.maximum(norms, least), 1e-30)
-    return np.nan_to_num(result, nan=np.inf)
+    least = _SMALL * float(np.sqrt(np.mean(norms**2))) if axis == 0 else 0.0
+    size = np.maximum(np.maximum(norms, least), _TINY)
+    relative: Values = np.asarray(np.linalg.norm(error, axis=axis) / size)
+    return np.where(np.isnan(relative), np.inf, relative)
 
 
 def _words(
@@ -116,8 +118,8 @@ def _words(
     else:
         norm = float((expected**2).sum())
         factor = float((some * expected).sum()) / norm if norm else 0.0
-        rest = np.linalg.norm(some - factor * expected) / max(np.linalg.norm(some), 1e-30)
-        relative = float(np.linalg.norm(some)) / max(norm**0.5, 1e-30)
+        rest = np.linalg.norm(some - factor * expected) / max(float(np.linalg.norm(some)), _TINY)
+        relative = float(np.linalg.norm(some)) / max(norm**0.5, _TINY)
         if rest > 0.5:
             size = f"{relative:.2g} times its size off" if relative > 1 else f"{relative:.2g} off"
         elif factor < -0.999:
@@ -131,7 +133,7 @@ def _words(
     )
 
 
-def _channels(place: str, channels: Sequence[int], count: int, config: ModelConfig) -> str:
+def _channels(place: str, channels: NDArray[np.int64], count: int, config: ModelConfig) -> str:
     if len(channels) >= 0.9 * count:
         return ""
     first, last = int(min(channels)), int(max(channels))
@@ -147,7 +149,7 @@ def _channels(place: str, channels: Sequence[int], count: int, config: ModelConf
     return text
 
 
-def _positions(positions: Sequence[int], count: int) -> str:
+def _positions(positions: NDArray[np.int64], count: int) -> str:
     if len(positions) >= 0.9 * count:
         return ""
     first, last = int(min(positions)), int(max(positions))

@@ -14,7 +14,7 @@ from nemo_trt.engines.ort_lowering import lower_model
 from nemo_trt.precision import DType
 
 from .findings import PlaceError
-from .graph import Array
+from .places import Array
 
 MODEL, STORED_MODEL = "model.onnx", "model-as-stored.onnx"
 INPUTS, REFERENCE, ONNXRUNTIME, SCRIPT = "inputs.json", "reference.json", "onnxrt.json", "run.sh"
@@ -58,8 +58,10 @@ class Place:
         """
         from polygraphy.comparator import RunResults
         from polygraphy.json import save_json
+        from polygraphy.logger import G_LOGGER
 
-        with new_directory(folder, replace=False) as target:
+        quiet = G_LOGGER.verbosity(G_LOGGER.CRITICAL)
+        with new_directory(folder, replace=False) as target, quiet:
             stored = onnx.ModelProto.FromString(self.model.SerializeToString())
             for weight in external_weights(stored.graph).values():
                 array = map_weight(weight, bundle.path)
@@ -70,10 +72,10 @@ class Place:
             _save(stored, target / STORED_MODEL)
             graph, weights = lower_model(self.model, bundle.path)
             lowered = onnx.ModelProto.FromString(graph)
-            for weight in weights:
-                (found,) = (i for i in lowered.graph.initializer if i.name == weight.name)
-                array = promote_array(weight.array)  # a table that stays as it is stored
-                found.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), weight.name))
+            for one in weights:
+                (found,) = (i for i in lowered.graph.initializer if i.name == one.name)
+                array = promote_array(one.array)  # a table that stays as it is stored
+                found.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), one.name))
             _save(lowered, target / MODEL)
             save_json([OrderedDict(self.feeds)], str(target / INPUTS))
             for file, values in ((REFERENCE, self.expected), (ONNXRUNTIME, self.got)):
@@ -90,8 +92,8 @@ class Place:
         return (
             "#!/bin/sh\n"
             f"# {self.error.where}: {self.error.words or 'sound'}.\n"
-            f"# Cut from bundle {bundle.bundle_id}, {bundle.precision}. Polygraphy exits with 1 when "
-            "the place is off.\n"
+            f"# Cut from bundle {bundle.bundle_id}, {bundle.precision}.\n"
+            "# Polygraphy exits with 1 when the place is off.\n"
             "# On a machine with a GPU and TensorRT: ./run.sh trt\n"
             'cd "$(dirname "$0")" || exit 2\n'
             'if [ "$1" = trt ]; then\n'
@@ -105,7 +107,8 @@ class Place:
 def wide_ends(model: onnx.ModelProto) -> None:
     """Make every BF16 or FP8 input and output fp32, with a Cast behind or before it."""
     graph = model.graph
-    before, after = [], []
+    before: list[onnx.NodeProto] = []
+    after: list[onnx.NodeProto] = []
     for values, inward in ((graph.input, True), (graph.output, False)):
         for value in values:
             narrow = value.type.tensor_type.elem_type

@@ -1,0 +1,95 @@
+"""The rehearsal of BF16's rounding, against the graph without it and transformers' BF16 model."""
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+import transformers
+from onnx import helper
+
+from nemo_trt.cli.main import run
+from nemo_trt.engines import ort_rounding
+from nemo_trt.engines.ort_session import OrtSession
+from nemo_trt.errors import RequestError
+from nemo_trt.export.bundle import export_bundle
+from nemo_trt.precision import DType
+from nemo_trt.validate.run import validate_bundle
+
+pytestmark = pytest.mark.model
+
+TOKENS = np.arange(7, 47)
+
+
+@pytest.fixture(scope="module")
+def bf16(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rounding") / "bundle"
+    export_bundle(tiny_checkpoint, folder, precision=DType.BF16)
+    return folder
+
+
+def logits(bundle: Path, *, rounding: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Of a prefill of two rows and of decoding behind the second; and a block of its cache."""
+    with OrtSession.open(bundle, max_batch=2, max_seq_len=64, rounding=rounding) as session:
+        session.bind(64)
+        both = np.stack([TOKENS[::-1][:20], TOKENS[:20]])
+        every = np.tile(np.arange(20), (2, 1))
+        parts = [session.step(both, np.array([0, 0]), every)[1].copy()]
+        one = np.zeros((2, 1), np.int64)
+        for at in range(20, len(TOKENS)):
+            step = session.step(TOKENS[[3, at]][:, None], np.array([5, at]), one)
+            parts.append(step[1].copy())
+        cache = session.read_cache(1, "key", 1, 0, len(TOKENS))
+        return np.concatenate(parts), cache
+
+
+def relative(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(one - other, axis=-1) / np.linalg.norm(other, axis=-1)
+
+
+def test_what_is_rounded_is_representable_and_errors_are_those_of_transformers_bf16(
+    tiny_checkpoint: Path, bf16: Path
+) -> None:
+    exact, _ = logits(bf16, rounding=False)
+    rounded, cache = logits(bf16, rounding=True)
+    assert (cache == cache.astype(ml_dtypes.bfloat16).astype(np.float32)).all()
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    model = load(tiny_checkpoint, dtype=torch.bfloat16, attn_implementation="eager")
+    with torch.no_grad():
+        theirs = model(torch.tensor(TOKENS[None])).logits[0].float().numpy()
+    ours, reference = relative(rounded, exact).mean(), relative(theirs, exact).mean()
+    assert reference / 2 < ours < reference * 2
+
+
+def test_without_its_casts_the_rehearsal_computes_what_the_graph_does(
+    bf16: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So attention and norms, which are spelled out, are right: masks, heads, ragged rows."""
+    exact, _ = logits(bf16, rounding=False)
+    monkeypatch.setattr(
+        ort_rounding,
+        "_round",
+        lambda source, target: [helper.make_node("Identity", [source], [target])],
+    )
+    spelled_out, _ = logits(bf16, rounding=True)
+    assert relative(spelled_out, exact).max() < 5e-6
+
+
+def test_a_rehearsal_is_judged_by_the_engines_limits_and_leaves_no_verdict(
+    bf16: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ["--max-seq-len", "128", "--max-batch", "3"]
+    assert run(["validate", str(bf16), *short, "--rounding", "bf16"]) == 0
+    said = capsys.readouterr().out
+    assert "limits of bf16" in said and "no verdict is written" in said
+    assert not (bf16 / "validation.json").exists()
+
+
+def test_only_what_an_engine_rounds_is_rehearsed(tiny: Any, bf16: Path) -> None:
+    assert run(["validate", str(bf16), "--rounding", "fp8"]) == 2
+    with pytest.raises(RequestError, match="must be bf16 or fp8, got fp32"):
+        OrtSession.open(tiny.bundle, rounding=True)
+    with pytest.raises(RequestError, match="on the CPU alone"):
+        validate_bundle(bf16, where="cuda", rounding=True)
