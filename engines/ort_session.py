@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -17,8 +18,8 @@ from nemo_trt.precision import DType
 from nemo_trt.where import CPU, Where
 
 from .base_session import BaseSession
-from .ort_graph import session_options
-from .ort_lowering import lower
+from .ort_graph import Weight, session_options
+from .ort_lowering import lower, lower_model
 from .session import CacheBlock, Logits, SessionInfo, Tokens
 
 _GROWTH_TOKENS = 256
@@ -183,6 +184,20 @@ def _open(bundle: Path, threads: int | None, *, rounding: bool) -> Any:
     if threads is not None and threads < 1:
         raise RequestError(f"threads must be at least 1, got {threads}.")
     graph, weights = lower(bundle, GRAPH_FILE, rounding=rounding)
+    return _session(graph, weights, bundle, threads)
+
+
+def open_piece(model: onnx.ModelProto, bundle: Path) -> Any:
+    """An `onnxruntime.InferenceSession` of a piece of a bundle's graph, which is lowered.
+
+    Raises:
+        BundleError: a weight cannot be read, or ONNX Runtime refuses the piece.
+    """
+    graph, weights = lower_model(model, bundle)
+    return _session(graph, weights, bundle)
+
+
+def _session(graph: bytes, weights: list[Weight], bundle: Path, threads: int | None = None) -> Any:
     options = session_options(weights)
     if threads is not None:
         options.intra_op_num_threads = threads

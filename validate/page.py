@@ -30,7 +30,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #111827; max-width: 62rem; m
   padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
 .verdict { padding: .1rem .6rem; border-radius: .3rem; color: #fff; background: #059669; }
-.fail { background: #dc2626; } p.bad, td.bad { color: #b91c1c; } .dim { color: var(--dim); }
+.fail { background: #dc2626; } li.bad, td.bad { color: #b91c1c; } .dim { color: var(--dim); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child, .text td, .text th { text-align: left; vertical-align: top; }
@@ -82,8 +82,18 @@ def _head(report: Report) -> str:
         f"{reference['noise']:.1g}). Weights read by {_text(reference['reader'])}.<br>"
         f"Perplexity {perplexity['engine']:.4f}, reference {perplexity['reference']:.4f}.<br>"
         f'<span class="dim">Bundle {_text(report.bundle_id)}</span></p>'
-        + "".join(f'<p class="bad">{_text(words)}</p>' for words in failures)
+        + (_sentences(report.explanation) if report.explanation else "")
+        + (_failures(failures) if failures else "")
     )
+
+
+def _failures(failures: list[str]) -> str:
+    lines = "".join(f'<li class="bad">{_text(words)}</li>' for words in failures)
+    return f"<details><summary>{len(failures)} limits not met</summary><ul>{lines}</ul></details>"
+
+
+def _sentences(explanation: Explanation) -> str:
+    return "".join(f"<p><strong>{_text(words)}</strong></p>" for words in explanation.sentences())
 
 
 def _cases(report: Report) -> str:
@@ -106,12 +116,11 @@ def _case(case: CaseReport, limits: dict[str, float]) -> str:
 
 
 def _explained(explanation: Explanation) -> str:
-    sentences = "".join(f"<p>{_text(words)}</p>" for words in explanation.sentences())
     return (
         f"<h2>By layer</h2><p>{_text(explanation.sequence)}, {explanation.tokens} tokens from "
         f"position {explanation.start} on, on ONNX Runtime's CPU provider. Each place is given the "
         "reference's values, so that its error is its own; the line shows layers that feed each "
-        f"other.</p>{sentences}{_svg(_by_layer, explanation)}"
+        f"other.</p>{_svg(_by_layer, explanation)}"
     )
 
 

@@ -6,12 +6,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 
 from nemo_trt import contract
 from nemo_trt.bundle import Bundle
-from nemo_trt.engines.ort_graph import session_options
-from nemo_trt.engines.ort_lowering import lower_model
+from nemo_trt.engines.ort_session import open_piece
 from nemo_trt.errors import BundleError, MachineError
 from nemo_trt.manifest import GRAPH_FILE
 
@@ -135,17 +133,15 @@ def run(model: onnx.ModelProto, bundle: Bundle, feeds: Mapping[str, Any]) -> dic
     """Run a piece on ONNX Runtime's CPU provider through Polygraphy; output name -> values.
 
     Raises:
-        MachineError: ONNX Runtime refuses it, or fails.
+        BundleError: a weight cannot be read, or ONNX Runtime refuses the piece.
+        MachineError: ONNX Runtime fails.
     """
     from polygraphy.backend.onnxrt import OnnxrtRunner
     from polygraphy.logger import G_LOGGER
 
     names = [value.name for value in model.graph.input]
-    graph, weights = lower_model(with_shapes(model, feeds), bundle.path)
+    session = open_piece(with_shapes(model, feeds), bundle.path)
     try:
-        session = ort.InferenceSession(
-            graph, session_options(weights), providers=["CPUExecutionProvider"]
-        )
         with G_LOGGER.verbosity(G_LOGGER.CRITICAL), OnnxrtRunner(session) as runner:
             kinds = {value.name: value.type for value in session.get_inputs()}
             outputs = runner.infer({n: _as(kinds[n], feeds[n]) for n in names})
