@@ -12,10 +12,9 @@ _EXTRAS = {
     "onnxruntime": "cpu",
     "matplotlib": "plots",
     "peft": "validate",
+    "polygraphy": "validate",
     "transformers": "validate",
     "cryptography": "sign",
-    "polygraphy": "validate",
-    "matplotlib": "plots",
     "fastapi": "serve",
     "pydantic": "serve",  # of fastapi, as starlette is
     "starlette": "serve",

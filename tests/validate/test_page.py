@@ -82,6 +82,7 @@ def test_words_of_the_tokenizer_are_escaped(
     file = tmp_path / "report.html"
     file.write_text(page(report, tokenizer), encoding="utf-8")
     shown = opened(browser, file)
+    shown.locator("summary").click()
     body = shown.locator("body").inner_text()
     assert "<script>window.bad = 1</script> & ok" in body and "out of <memory>" in body
     assert "not finite" in body and "25.0%" in body
