@@ -25,7 +25,7 @@ class Bytes:
 
     bos_id, eos_ids, vocab_size, tool_calls_id = None, (END,), VOCAB, TRIGGER
 
-    def token_bytes(self, token_id: int) -> bytes:
+    def token_bytes(self, token_id: int, *, first: bool = False) -> bytes:
         return bytes([token_id]) if token_id < TRIGGER else b""
 
 
