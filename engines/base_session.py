@@ -5,9 +5,10 @@ from typing import Protocol, Self
 
 from nemo_trt.bundle import Bundle
 from nemo_trt.config import ModelConfig
-from nemo_trt.errors import CapacityError, RequestError, StateError
+from nemo_trt.errors import CapacityError, MachineError, RequestError, StateError
 from nemo_trt.where import Where
 
+from .ownership import Ownership
 from .session import CacheBlock, Logits, Tokens
 
 
@@ -61,6 +62,7 @@ class BaseSession:
         self.capacity = 0
         self.compute_precision: str = compute_precision
         self.prefill_chunk: int | None = prefill_chunk
+        self._ownership = Ownership("a session")
         self._closing = ExitStack()
         self._closed = False
 
@@ -73,7 +75,14 @@ class BaseSession:
                 f"{self.longer}"
             )
         if capacity > self.capacity:
-            self._grow(capacity)
+            with self._ownership:
+                try:
+                    self._grow(capacity)
+                except MemoryError as error:
+                    raise CapacityError(
+                        f"The cache must grow to {capacity} tokens a row, for which this machine "
+                        "has no memory. Ask for less, or open fewer rows."
+                    ) from error
 
     def step(
         self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int = 0
@@ -91,7 +100,11 @@ class BaseSession:
                 f"write_indices + S must be at most the bound {self.capacity} tokens, got "
                 f"{write_indices.max() + new_tokens}. Call bind first."
             )
-        return self._step(input_ids, write_indices, logit_indices, first_row)
+        with self._ownership:
+            try:
+                return self._step(input_ids, write_indices, logit_indices, first_row)
+            except MemoryError as error:
+                raise MachineError("This machine has no memory for a step.") from error
 
     def step_cost(self, rows: int, new_tokens: int) -> float:
         """See `Session.step_cost`."""
@@ -100,7 +113,8 @@ class BaseSession:
     def read_cache(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
         """Copy a block out of the cache. See `Session.read_cache`."""
         self._require_open()
-        return self._read(layer, kind, row, start, stop)
+        with self._ownership:
+            return self._read(layer, kind, row, start, stop)
 
     def write_cache(self, layer: int, kind: str, row: int, start: int, block: CacheBlock) -> None:
         """Overwrite a block of the cache. See `Session.write_cache`."""
@@ -108,10 +122,13 @@ class BaseSession:
         stop = start + block.shape[1]
         if stop > self.capacity:
             raise CapacityError(f"A block must end by token {self.capacity}, got {stop}.")
-        self._write(layer, kind, row, start, block)
+        with self._ownership:
+            self._write(layer, kind, row, start, block)
 
     def close(self) -> None:
-        """Free everything; a second call does nothing."""
+        """Free everything; a second call does nothing, nor does one in a forked process."""
+        if not self._ownership.is_here:
+            return
         self._closed, self.capacity = True, 0
         self._closing.close()
 
@@ -122,6 +139,7 @@ class BaseSession:
         self.close()
 
     def _require_open(self) -> None:
+        self._ownership.require_here()
         if self._closed:
             raise StateError("Cannot use a session that has been closed.")
 

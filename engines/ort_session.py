@@ -102,9 +102,12 @@ class OrtSession(BaseSession):
         wanted = max(capacity, self.capacity + self.capacity // 8)
         grown = min(-(-wanted // _GROWTH_TOKENS) * _GROWTH_TOKENS, self.max_seq_len)
         shape = (self.max_batch, self.config.num_kv_heads, grown, self.config.head_dim)
+        names = [name for name, _ in contract.cache_names(self.config.num_layers)]
+        # All or none; their memory is taken page by page as they are filled. Zeros: a masked NaN
+        # would still spread.
+        grown_caches = {name: np.zeros(shape, self._cache_dtype) for name in names}
         self._bindings.clear()  # they hold the old caches
-        for name, _ in contract.cache_names(self.config.num_layers):
-            cache = np.zeros(shape, self._cache_dtype)  # zeros: a masked NaN would still spread
+        for name, cache in grown_caches.items():
             if name in self._caches:
                 cache[:, :, : self.capacity] = self._caches[name]
             self._caches[name] = cache

@@ -101,6 +101,26 @@ class Rows:
                     f"{min(tokens)} to {max(tokens)} in row {row}."
                 )
 
+    def reserve(self, rows: Mapping[int, Sequence[int]]) -> None:
+        """Make room in the cache for what `append` would be given; what the rows hold stays.
+
+        Raises:
+            CapacityError, MachineError: there is no memory for it.
+        """
+        for span in self._spans(rows):
+            self._session.bind(self._room(span, rows))
+
+    def longest(self, rows: Mapping[int, Sequence[int]]) -> int:
+        """The row that needs most room when `append` is given `rows`; it may be one beside them."""
+        spans = self._spans(rows)
+        span = max(spans, key=lambda span: self._room(span, rows))
+        return max(span, key=lambda row: len(self._held[row]))
+
+    def _room(self, span: range, rows: Mapping[int, Sequence[int]]) -> int:
+        """Tokens a row that the cache holds behind a step of a span; padding counts."""
+        held = max(len(self._held[row]) for row in span)
+        return held + max(len(rows.get(row, ())) for row in span)
+
     def append(
         self, rows: Mapping[int, Sequence[int]], *, num_logits: int = 1
     ) -> Iterator[tuple[int, Logits]]:
@@ -124,7 +144,7 @@ class Rows:
                 input_ids[index, : len(tokens)] = tokens
                 last = np.arange(len(tokens) - wanted, len(tokens))
                 logit_indices[index] = np.maximum(last, 0)
-            self._session.bind(int(write_indices.max()) + new_tokens)
+            self._session.bind(self._room(span, rows))
             logits = self._session.step(input_ids, write_indices, logit_indices, span[0])
             for index, row in enumerate(span):
                 if row in rows:

@@ -13,6 +13,7 @@ from nemo_trt.where import CPU, Where
 
 from .generation import Generation, TokenEvent
 from .open import open_session
+from .ownership import Ownership
 from .rows import Rows, common_prefix
 from .sampling import SamplingParams
 from .session import Logits, Session
@@ -25,8 +26,9 @@ class Runner:
     """Runs a bundle: rows of tokens that grow, are read on, and are rewound.
 
     A row is one sequence; its cache holds what was appended to it and not rewound. Errors are
-    raised before anything is written. Not thread-safe: use a Runner from one thread at a time; two
-    Runners share nothing and may run in two threads.
+    raised before anything is written. Use a Runner in the process that opened it and from one
+    thread at a time; anything else is a StateError. Two Runners share nothing and may run in two
+    threads.
 
         with Runner.open(Path("bundle")) as runner:
             for event in runner.generate("The capital of France is"):
@@ -37,6 +39,8 @@ class Runner:
         self._session: Session | None = session
         self._tokenizer = tokenizer
         self._rows = Rows(session)
+        self._ownership = Ownership("a runner")
+        self._generating: dict[int, Generation] = {}  # by row, those that nothing has come between
 
     @classmethod
     def open(
@@ -74,8 +78,9 @@ class Runner:
         """The open session.
 
         Raises:
-            StateError: the runner has been closed.
+            StateError: the runner has been closed, or was opened before this process was forked.
         """
+        self._ownership.require_here()
         if self._session is None:
             raise StateError("Cannot use a runner that has been closed.")
         return self._session
@@ -92,6 +97,7 @@ class Runner:
         Raises:
             RequestError: the bundle has none.
         """
+        self._ownership.require_here()
         if self._tokenizer is None:
             raise RequestError(
                 "This bundle has no tokenizer. Pass token ids, or export a checkpoint that has one."
@@ -110,7 +116,8 @@ class Runner:
 
     def tokens(self, row: int) -> tuple[int, ...]:
         """The tokens that a row's cache holds."""
-        return tuple(self._rows.held(row))
+        with self._ownership:
+            return tuple(self._rows.held(row))
 
     def rewind(self, row: int, length: int = 0) -> None:
         """Drop a row's tokens from `length` on. No memory moves.
@@ -118,7 +125,9 @@ class Runner:
         Raises:
             RequestError: `length` is not between 0 and what the row holds.
         """
-        self._rows.rewind(row, length)
+        with self._ownership:
+            self._rows.rewind(row, length)
+            self._generating.pop(row, None)
 
     def prefill(self, rows: Mapping[int, Sequence[int]], *, chunk: int | None = None) -> Logits:
         """Append tokens to rows, which may differ in length, and return what follows each.
@@ -133,7 +142,15 @@ class Runner:
         Raises:
             CapacityError: a row would exceed `max_seq_len`; nothing was written.
             RequestError: a row or a token does not exist.
+            StateError: another thread uses the runner.
         """
+        with self._ownership:
+            result = self._prefill(rows, chunk)
+            for row in rows:
+                self._generating.pop(row, None)
+        return result
+
+    def _prefill(self, rows: Mapping[int, Sequence[int]], chunk: int | None) -> Logits:
         if chunk is not None and chunk < 1:
             raise RequestError(f"chunk must be at least 1, got {chunk}.")
         _ = self.session  # a closed runner says so
@@ -177,6 +194,8 @@ class Runner:
         Raises:
             CapacityError: a prompt does not leave room for one token.
             RequestError: no prompt, an empty one, or more prompts than rows.
+            StateError: another thread uses the runner, or another call has changed a row since its
+                last token.
         """
         every = [self._token_ids(prompt) for prompt in _as_batch(prompts)]
         if not 1 <= len(every) <= self.max_batch:
@@ -206,10 +225,16 @@ class Runner:
         return self.generate(self.tokenizer.chat(messages), params)
 
     def close(self) -> None:
-        """Free the session; a second call does nothing."""
-        if self._session is not None:
-            self._session.close()
-            self._session = None
+        """Free the session once no thread is in a call; a second call does nothing.
+
+        In a process that was forked after the runner was opened it does nothing at all.
+        """
+        if not self._ownership.is_here:
+            return
+        with self._ownership.waiting():
+            if self._session is not None:
+                self._session.close()
+                self._session = None
 
     def __enter__(self) -> Self:
         return self
@@ -219,22 +244,36 @@ class Runner:
 
     def _generate(self, rows: list[Generation], chunk: int | None) -> Iterator[TokenEvent]:
         pending: dict[int, Sequence[int]] = {}
-        for generation in rows:
-            kept = common_prefix(self._rows.held(generation.row), generation.prompt)
-            self.rewind(generation.row, kept)
-            pending[generation.row] = generation.prompt[kept:]
+        with self._ownership:
+            for generation in rows:
+                kept = common_prefix(self._rows.held(generation.row), generation.prompt)
+                self._rows.rewind(generation.row, kept)
+                self._generating[generation.row] = generation
+                pending[generation.row] = generation.prompt[kept:]
         active = {generation.row: generation for generation in rows}
         while active:
-            logits = self.prefill(pending, chunk=chunk)
+            with self._ownership:
+                self._require_untouched(active)
+                logits = self._prefill(pending, chunk)
+                limit = self.max_seq_len - 1
+                full = {row: len(self._rows.held(row)) >= limit for row in active}
             pending = {}
             for index, row in enumerate(list(active)):
-                full = len(self._rows.held(row)) + 1 >= self.max_seq_len
-                event = active[row].next(logits[index], last=full)
+                event = active[row].next(logits[index], last=full[row])
                 if event.finish_reason:
                     del active[row]
                 else:
                     pending[row] = (event.token_id,)
                 yield event
+
+    def _require_untouched(self, active: Mapping[int, Generation]) -> None:
+        """Refuse to go on with rows that another call has changed since."""
+        for row, generation in active.items():
+            if self._generating.get(row) is not generation:
+                raise StateError(
+                    f"Row {row} must be left alone while it generates, and another call has "
+                    "changed it. Finish one answer before the next, or pass all prompts together."
+                )
 
     def _token_ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):

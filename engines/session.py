@@ -36,8 +36,8 @@ class Session(Protocol):
     """Runs a bundle's graph over a KV cache that it owns.
 
     The cache holds `max_batch` rows of `capacity` tokens each. A session does not know how many of
-    them are valid: the caller passes `write_indices`. Not thread-safe; two sessions may run in two
-    threads.
+    them are valid: the caller passes `write_indices`. Use it in the process that opened it and from
+    one thread at a time; two sessions may run in two threads.
 
     Attributes:
         bundle: what it was opened from.
@@ -63,7 +63,7 @@ class Session(Protocol):
         """Make the cache hold at least `capacity` tokens a row; what it holds stays.
 
         Raises:
-            CapacityError: more than `max_seq_len`; nothing changed.
+            CapacityError: more than `max_seq_len`, or than there is memory for; nothing changed.
         """
 
     def step(

@@ -7,12 +7,14 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 from nemo_trt.bundle import Bundle
 from nemo_trt.config import ModelConfig
 from nemo_trt.engines.generation import Constraint, TokenEvent
+from nemo_trt.engines.ownership import Ownership
 from nemo_trt.engines.runner import Runner
 from nemo_trt.engines.sampling import SamplingParams
 from nemo_trt.engines.session import Session
@@ -21,6 +23,7 @@ from nemo_trt.errors import DeadlineError, NemoTrtError, StateError
 from nemo_trt.where import CPU, Where
 
 from .metrics import Metrics
+from .opening import Opening
 from .request import Ended, Output, Request, Usage
 from .scheduler import Scheduler
 from .scoring import PromptScores
@@ -95,8 +98,11 @@ class AsyncEngine:
             async for event in engine.generate("The capital of France is"):
                 print(event.text, end="")
 
+    It serves the process that opened it: in one that was forked later every call is a StateError,
+    but for `close`, which does nothing there.
+
     Args:
-        runner: closed by `close`.
+        runner: closed by `close`, and when this raises.
         prefill_tokens, max_queue: see `Scheduler`.
         metrics: where to count; by default a `Metrics` of its own.
     """
@@ -110,23 +116,28 @@ class AsyncEngine:
         metrics: Metrics | None = None,
     ) -> None:
         self._runner = runner
-        self.session: Session = runner.session
-        self.tokenizer: Tokenizer = runner.tokenizer
-        self.config: ModelConfig = runner.config
-        self.metrics = metrics or Metrics()
-        self._scheduler = Scheduler(
-            self.session,
-            self.tokenizer,
-            prefill_tokens=prefill_tokens,
-            max_queue=max_queue,
-        )
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._answers: dict[int, tuple[Answer, asyncio.AbstractEventLoop]] = {}
-        self._open, self._draining = True, False
-        self._failure: BaseException | None = None
-        self.metrics.watch(self._scheduler, self.session)
-        self._thread = threading.Thread(target=self._run, name="nemo-trt engine", daemon=True)
-        self._thread.start()
+        self._ownership = Ownership("an engine")
+        try:
+            self.session: Session = runner.session
+            self.tokenizer: Tokenizer = runner.tokenizer
+            self.config: ModelConfig = runner.config
+            self.metrics = metrics or Metrics()
+            self._scheduler = Scheduler(
+                self.session,
+                self.tokenizer,
+                prefill_tokens=prefill_tokens,
+                max_queue=max_queue,
+            )
+            self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+            self._answers: dict[int, tuple[Answer, asyncio.AbstractEventLoop]] = {}
+            self._open, self._draining, self._stopped = True, False, False
+            self._failure: BaseException | None = None
+            self.metrics.watch(self._scheduler, self.session)
+            self._thread = threading.Thread(target=self._run, name="nemo-trt engine", daemon=True)
+            self._thread.start()
+        except BaseException:
+            runner.close()
+            raise
 
     @classmethod
     def open(
@@ -140,20 +151,32 @@ class AsyncEngine:
         prefill_tokens: int = 512,
         max_queue: int = 256,
         metrics: Metrics | None = None,
-    ) -> Self:
-        """Open a bundle with the options of `Runner.open` and those of this class.
+    ) -> Opening[Self]:
+        """Open a bundle in a thread, with the options of `Runner.open` and those of this class.
+
+        Returns:
+            What to await, or to enter with `async with`. Without an event loop, make an
+            `AsyncEngine` of a Runner.
 
         Raises:
-            BundleError, BuildError, MachineError, RequestError: see `Runner.open`.
+            BundleError, BuildError, MachineError, RequestError: when awaited; see `Runner.open`.
         """
-        runner = Runner.open(
-            bundle, where, max_batch=max_batch, max_seq_len=max_seq_len, threads=threads
+        return Opening(
+            lambda: cls(
+                Runner.open(
+                    bundle, where, max_batch=max_batch, max_seq_len=max_seq_len, threads=threads
+                ),
+                prefill_tokens=prefill_tokens,
+                max_queue=max_queue,
+                metrics=metrics,
+            )
         )
-        return cls(runner, prefill_tokens=prefill_tokens, max_queue=max_queue, metrics=metrics)
 
     @property
     def failure(self) -> BaseException | None:
-        """What stopped the engine's thread, if anything did: a fault of ours."""
+        """What stopped the engine's thread, if anything did: a fault of ours, or a fork."""
+        if not self._ownership.is_here:
+            return StateError("The engine was opened before this process was forked.")
         return self._failure
 
     @property
@@ -198,6 +221,7 @@ class AsyncEngine:
 
     async def drain(self, timeout_s: float) -> bool:
         """Take nothing more and wait until all is answered; False if that takes too long."""
+        self._ownership.require_here()
         self._draining = True
         end = time.monotonic() + timeout_s
         while self._answers and time.monotonic() < end and self._failure is None:
@@ -206,11 +230,13 @@ class AsyncEngine:
 
     def wait_stopped(self) -> None:
         """Block until the engine's thread has ended: after `close`, or with `failure` set."""
+        self._ownership.require_here()
         self._thread.join()
 
     def close(self) -> None:
-        """End what runs, stop the thread and free the session; a second call does nothing."""
-        if self._open:
+        """End what runs, stop the thread and free the session; a second call does nothing, nor
+        does one in a forked process."""
+        if self._ownership.is_here and self._open:
             self._open = False
             self._inbox.put(lambda: None)
             self._thread.join()
@@ -220,7 +246,7 @@ class AsyncEngine:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.close()
+        await asyncio.to_thread(self.close)
 
     def _submit(
         self,
@@ -250,9 +276,20 @@ class AsyncEngine:
         if (refusal := self._refusal()) is not None:
             settle(None, refusal)
             return
-        self._inbox.put(submit)
+        self._put(submit)
+
+    def _put(self, command: Callable[[], None]) -> None:
+        """Let the engine's thread run a command, or this one when that has ended."""
+        self._inbox.put(command)
+        if self._stopped:
+            self._take_commands(block=False)
 
     def _refusal(self) -> NemoTrtError | None:
+        if not self._ownership.is_here:
+            return StateError(
+                "The engine was opened before this process was forked, and answers in the process "
+                "that opened it alone. Open one here."
+            )
         if self._failure is not None:
             return StateError(f"The engine has failed: {self._failure!r}. Start it again.")
         if not self._open or self._draining:
@@ -267,7 +304,8 @@ class AsyncEngine:
                     self._deliver([output] if output else [])
                     return
 
-        self._inbox.put(cancel)
+        if self._ownership.is_here:
+            self._put(cancel)
 
     def _run(self) -> None:
         try:
@@ -278,19 +316,22 @@ class AsyncEngine:
         except BaseException as error:  # whatever it is, nobody may wait for ever
             _LOG.critical("the engine has failed", exc_info=error)
             self._failure = error
-            self._take_commands(block=False)
+        self._take_commands(block=False)  # came in the last step: they are refused
         reason = self._refusal() or StateError("The engine has stopped.")
         for number in list(self._answers):
             output = self._scheduler.cancel(number) if self._failure is None else None
             usage = output.ended.usage if output and output.ended else None
             ended = Ended(reason="error", usage=usage or Usage(prompt_tokens=0), error=reason)
             self._deliver([Output(request_id=number, event=None, ended=ended)])
+        self._stopped = True
+        self._take_commands(block=False)
 
     def _take_commands(self, block: bool = True) -> None:
         if block and self._open and self._scheduler.idle:
             self._inbox.get()()
-        while not self._inbox.empty():
-            self._inbox.get()()
+        with suppress(queue.Empty):
+            while True:
+                self._inbox.get_nowait()()
 
     def _deliver(self, outputs: list[Output]) -> None:
         """Hand news to the loops that wait for it, one call a loop."""

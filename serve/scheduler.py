@@ -13,6 +13,7 @@ from nemo_trt.engines.tokenizers import Tokenizer
 from nemo_trt.errors import (
     CapacityError,
     FaultError,
+    MachineError,
     NemoTrtError,
     QueueFullError,
     RequestError,
@@ -186,7 +187,7 @@ class Scheduler:
         chunk = self._prefill_tokens // (len(chosen) + (turn is not None))
         if chosen:
             self._run({live.row: live.pending[:chunk] for live in chosen}, outputs)
-        if turn is not None:
+        if turn is not None and self._running.get(turn.row) is turn:
             self._scored_steps += 1
             turn.scored_at = self._scored_steps
             self._run({turn.row: turn.pending[: min(chunk, SCORED_TOKENS)]}, outputs)
@@ -251,8 +252,29 @@ class Scheduler:
 
     def _run(self, work: dict[int, list[int]], outputs: list[Output]) -> None:
         """Run rows, one step for each span: a step that fails ends its own rows alone."""
-        for span in self._rows.spans(work):
-            self._run_span(span, outputs)
+        if work := self._with_room(work, outputs):
+            for span in self._rows.spans(work):
+                self._run_span(span, outputs)
+
+    def _with_room(self, work: dict[int, list[int]], outputs: list[Output]) -> dict[int, list[int]]:
+        """Grow the cache for rows. Without memory for it the longest row gives way: it is emptied
+        when it rests, and else its request ends."""
+        while work:
+            try:
+                self._rows.reserve(work)
+                break
+            except (CapacityError, MachineError) as error:
+                row = self._rows.longest(work)
+                if live := self._running.get(row):
+                    outputs.append(self._finish(live, "error", error))
+                elif self._rows.held(row):
+                    self._rows.rewind(row)
+                else:
+                    break
+                work = {other: tokens for other, tokens in work.items() if other != row}
+            except NemoTrtError:  # the step meets it too, and ends its own rows
+                break
+        return work
 
     def _run_span(self, work: dict[int, list[int]], outputs: list[Output]) -> None:
         """Append tokens to rows, and sample where a row's tokens are all there."""
@@ -325,7 +347,7 @@ class Scheduler:
         else:
             del self._running[live.row]
             self._free.append(live.row)
-            if isinstance(error, RequestError | FaultError):
+            if isinstance(error, RequestError | FaultError | CapacityError):
                 self._rows.rewind(live.row)
             elif error:  # the cache may hold what is not finite, which outlives a rewind
                 self._rows.clear(live.row)

@@ -152,7 +152,10 @@ class CudaSession(BaseSession):
         }
 
     def close(self) -> None:
-        """Free everything, ONNX Runtime's session first; a second call does nothing."""
+        """Free everything, ONNX Runtime's session first; a second call does nothing, nor does one
+        in a forked process."""
+        if not self._ownership.is_here:
+            return
         self._runs.clear()
         self._session = None  # its graphs hold addresses of the memory, and it uses the stream
         super().close()

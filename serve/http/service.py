@@ -8,6 +8,7 @@ from typing import Literal
 
 from nemo_trt.bundle import Bundle
 from nemo_trt.engines.end_tokens import end_tokens
+from nemo_trt.engines.ownership import Ownership
 from nemo_trt.engines.runner import Runner
 from nemo_trt.errors import MachineError, NemoTrtError, StateError
 from nemo_trt.serve.approval import open_judged
@@ -57,6 +58,7 @@ class Service:
         self._making = threading.Lock()
         self._draining = False
         self._opener = opener
+        self._ownership = Ownership("a server")
         self._thread = threading.Thread(target=self._open, name="nemo-trt open", daemon=True)
         self._thread.start()
 
@@ -71,7 +73,9 @@ class Service:
 
     @property
     def failure(self) -> str | None:
-        """What kept the engine from opening, or stopped it since."""
+        """What kept the engine from opening, or stopped it since; a fork does."""
+        if not self._ownership.is_here:
+            return "The server was opened before this process was forked. Open it here."
         if self.engine is not None and self.engine.failure is not None:
             return _in_words(self.engine.failure)
         return self._opening_failure
@@ -150,7 +154,9 @@ class Service:
     async def drain(self, timeout_s: float) -> bool:
         """Take nothing more and wait until all is answered; False if that takes too long."""
         self._draining = True
-        return await self.engine.drain(timeout_s) if self.engine else True
+        if self.engine is None or not self._ownership.is_here:
+            return True
+        return await self.engine.drain(timeout_s)
 
     def close(self) -> None:
         """End what runs and free the engine; a second call does nothing."""

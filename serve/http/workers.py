@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from nemo_trt.engines.ownership import Ownership
 from nemo_trt.errors import QueueFullError
 
 Result = TypeVar("Result")
@@ -23,6 +24,7 @@ class Workers:
 
     def __init__(self, name: str, *, threads: int, max_waiting: int) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=f"nemo-trt {name}")
+        self._ownership = Ownership("a server")
         self._limit = threads + max_waiting
         self._pending = 0
 
@@ -31,7 +33,9 @@ class Workers:
 
         Raises:
             QueueFullError: too many calls wait.
+            StateError: this process was forked from the one whose threads they are.
         """
+        self._ownership.require_here()
         if self._pending >= self._limit:
             raise QueueFullError(f"{self._pending} requests are being prepared already. Try later.")
         self._pending += 1

@@ -27,7 +27,8 @@ LONG = SamplingParams(max_tokens=400, ignore_eos=True)
 
 @pytest.fixture(scope="module")
 def engine(sample_bundle: Any) -> Iterator[AsyncEngine]:
-    engine = AsyncEngine.open(sample_bundle.bundle, max_batch=2, max_seq_len=512, max_queue=3)
+    runner = Runner.open(sample_bundle.bundle, max_batch=2, max_seq_len=512)
+    engine = AsyncEngine(runner, max_queue=3)
     yield engine
     engine.close()
 
@@ -143,7 +144,7 @@ def test_metrics_count_what_happened(engine: AsyncEngine) -> None:
 
 def test_closing_ends_what_runs_with_an_error(sample_bundle: Any) -> None:
     async def ask() -> None:
-        engine = AsyncEngine.open(sample_bundle.bundle, max_seq_len=512)
+        engine = await AsyncEngine.open(sample_bundle.bundle, max_seq_len=512)
         answer = await engine.generate("Once upon a time", LONG).accepted()
         engine.close()
         engine.close()
