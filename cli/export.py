@@ -116,8 +116,9 @@ def command(
     from nemo_trt.export.checkpoints.lora import Adapter
     from nemo_trt.export.quantization.stored import extra_products
     from nemo_trt.stages.export import Fp8Options, export_checkpoint
+    from nemo_trt.stages.tokenizer import tokenizer_note
 
-    from .console import OUT, Bar, escaped, next_step, num_bytes
+    from .console import ERR, OUT, Bar, escaped, next_step, num_bytes
 
     _require_fp8(context, precision, fp8)
     _say_removed(bundle, weights, force)
@@ -135,6 +136,8 @@ def command(
             force=force,
             progress=bar,
         )
+    if note := tokenizer_note(made):
+        ERR.print(note, markup=False)
     manifest = made.manifest
     if as_json:
         click.echo(manifest.to_json(), nl=False)

@@ -20,6 +20,8 @@ from nemo_trt.precision import DType
 from nemo_trt.progress import Progress
 from nemo_trt.quantization import Quantization, WeightScales
 
+from .tokenizer import require_tokenizer
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fp8Options:
@@ -97,6 +99,7 @@ def export_checkpoint(
         ),
         list(adapters),
     )
+    require_tokenizer(opened)
     quantization = None
     if chosen is DType.FP8:  # refused here before minutes of calibration
         require_target(opened, bundle, precision=chosen, weights=weights, force=force)

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from nemo_trt.errors import BundleError, RequestError
+from nemo_trt.shown import shown
 from nemo_trt.utf8 import require_utf8
 
 from .chat_template import ChatTemplates
 from .json_file import read_object
-from .settings import TokenizerSettings
+from .settings import CONFIG, TokenizerSettings
 from .token_bytes import token_bytes
 from .tokenizer import Message
 from .turns import merge_turns
@@ -49,6 +50,12 @@ class HuggingFaceTokenizer:
 
     def require_usable(self) -> None:
         """See `Tokenizer.require_usable`."""
+        for name in ("bos_token", "eos_token"):
+            if name in self._named and self._id(name) is None:
+                raise BundleError(
+                    f"{name} of {CONFIG} must be in the vocabulary of tokenizer.json, got "
+                    f"{shown(self._named[name])}."
+                )
         self._templates.require_usable()
 
     def encode(self, text: str, *, bos: bool) -> list[int]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_trt.errors import BundleError
+from nemo_trt.shown import shown
 
 from .json_file import read_object, read_template
 
@@ -80,14 +81,14 @@ def _listed(raw: dict[str, Any], path: Path) -> Iterator[str]:
         if isinstance(value, list):
             yield from (_content(token, name, path) for token in value)
         elif value is not None and not isinstance(value, dict):
-            raise BundleError(f"{name} of {path} must be a list of tokens, got {_shown(value)}.")
+            raise BundleError(f"{name} of {path} must be a list of tokens, got {shown(value)}.")
 
 
 def _added_tokens(config: dict[str, Any], path: Path) -> Iterator[str]:
     """Contents of `added_tokens_decoder` ({"2": {"content": "</s>", "special": true}, ...})."""
     added = config.get("added_tokens_decoder") or {}
     if not isinstance(added, dict):
-        raise BundleError(f"added_tokens_decoder of {path} must be an object, got {_shown(added)}.")
+        raise BundleError(f"added_tokens_decoder of {path} must be an object, got {shown(added)}.")
     tokens = [(_content(value, "added_tokens_decoder", path), value) for value in added.values()]
     return (text for text, value in tokens if isinstance(value, dict) and value.get("special"))
 
@@ -96,7 +97,7 @@ def _content(token: Any, name: str, path: Path) -> str:
     """A token, which stands in these files as text or as an object."""
     text = token.get("content") if isinstance(token, dict) else token
     if not isinstance(text, str):
-        raise BundleError(f"{name} of {path} must be a token's text, got {_shown(token)}.")
+        raise BundleError(f"{name} of {path} must be a token's text, got {shown(token)}.")
     return text
 
 
@@ -122,11 +123,6 @@ def _templates(folder: Path, config: dict[str, Any], path: Path) -> dict[str, st
     ):
         raise BundleError(
             f"chat_template of {path} must be a template, or a list of objects with name and "
-            f"template, got {_shown(stored)}."
+            f"template, got {shown(stored)}."
         )
     return {one["name"]: one["template"] for one in stored}
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -38,6 +38,7 @@ class Tokenizer(Protocol):
         """Try what is else only tried when it is used.
 
         Raises:
+            BundleError: an end token is named that the vocabulary does not have.
             RequestError: a chat template cannot be compiled; all but `chat` works.
         """
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_trt.errors import CheckpointError, MachineError
+from nemo_trt.lfs import require_content
 
 from .text_files import parse_json
 
@@ -50,8 +51,8 @@ def in_folder(folder: Path) -> tuple[TokenizerFile, ...]:
     """The tokenizer's files of a folder.
 
     Raises:
-        CheckpointError: one is a link that leaves the folder, or the Hugging Face cache around it:
-            a bundle would carry a file that is no part of the checkpoint.
+        CheckpointError: one is a Git LFS pointer, or a link that leaves the folder or the Hugging
+            Face cache around it: a bundle would carry a file that is no part of the checkpoint.
     """
     paths = [folder / name for name in _NAMES if (folder / name).is_file()]
     paths += sorted(path for path in folder.glob(_TEMPLATES) if path.is_file())
@@ -59,6 +60,7 @@ def in_folder(folder: Path) -> tuple[TokenizerFile, ...]:
     if root.parent.name == "snapshots":  # models--ORG--NAME/snapshots/REVISION, links into blobs
         root = root.parent.parent
     for path in paths:
+        require_content(path)
         if not path.resolve().is_relative_to(root):
             raise CheckpointError(
                 f"{path} must be a file of its own folder, got a link to {path.resolve()}. Replace "
