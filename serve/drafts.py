@@ -12,6 +12,16 @@ _MEMORY = 8
 """Predictions over which the share of right ones is averaged."""
 
 
+class DraftSource:
+    """Tokens to draft from, with what follows each three of them. Several answers may share one."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.tokens = tokens
+        self.follows: dict[tuple[int, ...], int] = {}
+        for end, ngram in enumerate(zip(tokens, tokens[1:], tokens[2:-1], strict=False), _NGRAM):
+            self.follows[ngram] = end
+
+
 class PromptLookup:
     """Predicts one request's next tokens, and knows how often it was right.
 
@@ -22,35 +32,38 @@ class PromptLookup:
         rate: share of predictions that were right, lately; one half before there are any.
     """
 
-    def __init__(self, tokens: Sequence[int]) -> None:
+    def __init__(self, source: DraftSource) -> None:
         self.rate = 0.5
-        self._tokens: list[int] = []
+        self._source = source
+        self._size = len(source.tokens)
+        self._tail = list(source.tokens[-_NGRAM:])
+        self._own: list[int] = []  # tokens behind the source's
         self._follows: dict[tuple[int, ...], int] = {}
-        for token in tokens:
-            self._append(token)
 
     def push(self, token: int) -> None:
         """The request has one token more."""
         predicted = self.draft(1)
         if predicted:
             self.rate += ((predicted[0] == token) - self.rate) / _MEMORY
-        self._append(token)
+        if len(self._tail) == _NGRAM:
+            self._follows[tuple(self._tail)] = self._size + len(self._own)
+        self._own.append(token)
+        self._tail = [*self._tail, token][-_NGRAM:]
 
     def draft(self, limit: int) -> list[int]:
         """At most `limit` tokens that may come next; none where nothing matches."""
-        start = self._follows.get(tuple(self._tokens[-_NGRAM:]))
+        key = tuple(self._tail)
+        start = self._follows.get(key, self._source.follows.get(key))
         if start is None:
             return []
         found: list[int] = []
-        end = len(self._tokens)
+        end = self._size + len(self._own)
         for at in range(start, start + min(limit, _LONGEST)):
-            found.append(self._tokens[at] if at < end else found[at - end])
+            if at < self._size:
+                found.append(self._source.tokens[at])
+            else:
+                found.append(self._own[at - self._size] if at < end else found[at - end])
         return found
-
-    def _append(self, token: int) -> None:
-        if len(self._tokens) >= _NGRAM:
-            self._follows[tuple(self._tokens[-_NGRAM:])] = len(self._tokens)
-        self._tokens.append(token)
 
 
 def draft_length(rates: Sequence[float], cost: Callable[[int], float]) -> int:

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from nemo_trt.engines.tokenizers import Tokenizer
 from nemo_trt.errors import DeadlineError, NemoTrtError, StateError
 from nemo_trt.where import CPU, Where
 
+from .drafts import DraftSource
 from .metrics import Metrics
 from .opening import Opening
 from .request import Ended, Output, Request, Usage
@@ -179,6 +181,12 @@ class AsyncEngine:
             return StateError("The engine was opened before this process was forked.")
         return self._failure
 
+    @cached_property
+    def longest_token(self) -> int:
+        """Bytes of the longest token."""
+        sizes = (len(self.tokenizer.token_bytes(at)) for at in range(self.tokenizer.vocab_size))
+        return max(sizes)
+
     @property
     def max_seq_len(self) -> int:
         """Tokens of prompt and answer at most."""
@@ -192,7 +200,7 @@ class AsyncEngine:
         constraint: Constraint | None = None,
         timeout_s: float | None = None,
         speculate: bool = True,
-        prediction: Sequence[int] = (),
+        drafts: DraftSource | None = None,
         scores: PromptScores | None = None,
         score_only: bool = False,
         group: object | None = None,
@@ -201,7 +209,7 @@ class AsyncEngine:
 
         Args:
             timeout_s: seconds from now after which `DeadlineError` is raised.
-            constraint, speculate, prediction, scores, score_only, group: see `Request`.
+            constraint, speculate, drafts, scores, score_only, group: see `Request`.
         """
         tokens = self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else prompt
         return Answer(
@@ -212,7 +220,7 @@ class AsyncEngine:
                 deadline=None if timeout_s is None else time.monotonic() + timeout_s,
                 speculate=speculate,
                 constraint=constraint,
-                prediction=prediction,
+                drafts=drafts,
                 scores=scores,
                 score_only=score_only,
                 group=group,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,12 @@ from nemo_trt.utf8 import require_utf8
 # writing nothing else. What a schema asks for and the library cannot enforce is an error.
 _JSON = {"whitespace_pattern": r"( |\n[ \t]{0,16})?", "lenient": False}
 _LONGEST_MESSAGE = 500
+_MAX_BYTES = 2**18
+"""Of a grammar or schema. With the limits below, one compiles in well under a second."""
+_LIMITS = {"max_grammar_size": 10_000, "initial_lexer_fuel": 200_000, "step_max_items": 10_000}
+"""llguidance's, lower than its own: its time grows as the square of an object's optional
+properties, when it compiles and again with every token."""
+_CACHED = 32
 
 
 class GrammarConstraint:
@@ -24,6 +31,10 @@ class GrammarConstraint:
         self._matcher = matcher
         self._bits = np.zeros(vocab_size // 32 + 1, np.int32)  # one token more: see _Vocabulary
         self._vocab_size = vocab_size
+
+    def fresh(self) -> "GrammarConstraint":
+        """The state of another answer, from here on; what was compiled is shared."""
+        return GrammarConstraint(self._matcher.deep_copy(), self._vocab_size)
 
     @property
     def finished(self) -> bool:
@@ -64,6 +75,8 @@ class Grammars:
 
         self._vocab_size = vocab_size
         self._matcher: Any = llguidance.LLMatcher
+        self._limits: Any = llguidance.LLParserLimits(**_LIMITS)
+        self._compile = lru_cache(maxsize=_CACHED)(self._compiled)
         self._tokenizer: Any = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(_Vocabulary(tokenizer, vocab_size)),
             eos_token=[*sorted(end_ids), vocab_size],
@@ -85,11 +98,11 @@ class Grammars:
         require_utf8(schema, "schema")
         overrides = {**_JSON, "lenient": lenient}
         try:
-            grammar = self._matcher.grammar_from_json_schema(
-                json.dumps(schema), overrides=overrides
-            )
+            text = json.dumps(schema)
+            grammar = self._matcher.grammar_from_json_schema(text, overrides=overrides)
         except (TypeError, ValueError) as error:
             raise RequestError(f"The schema must be JSON that UTF-8 can hold: {error}.") from error
+        _require_short(text, "JSON schema")
         return self._start(grammar, "JSON schema")
 
     def regex(self, pattern: str) -> GrammarConstraint:
@@ -111,13 +124,24 @@ class Grammars:
         return self._start(self._matcher.grammar_from_lark(grammar), "grammar")
 
     def _start(self, grammar: str, kind: str) -> GrammarConstraint:
-        matcher = self._matcher(self._tokenizer, grammar, log_level=0)
+        _require_short(grammar, kind, factor=8)  # as llguidance writes it
+        return self._compile(grammar, kind).fresh()
+
+    def _compiled(self, grammar: str, kind: str) -> GrammarConstraint:
+        matcher = self._matcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
             message = " ".join(str(matcher.get_error()).split())
             raise RequestError(
                 f"The {kind} must be one that can be enforced: {message[:_LONGEST_MESSAGE]}"
             )
         return GrammarConstraint(matcher, self._vocab_size)
+
+
+def _require_short(text: str, kind: str, factor: int = 1) -> None:
+    if len(text) > factor * _MAX_BYTES:
+        raise RequestError(
+            f"The {kind} must be at most {_MAX_BYTES} characters long, got {len(text)}."
+        )
 
 
 class _Vocabulary:

@@ -8,6 +8,7 @@ from nemo_trt.engines.generation import Constraint, TokenEvent
 from nemo_trt.engines.sampling import SamplingParams
 from nemo_trt.errors import NemoTrtError
 
+from .drafts import DraftSource
 from .scoring import PromptScores
 
 Reason = Literal["stop", "length", "cancelled", "deadline", "error"]
@@ -18,11 +19,11 @@ class Request:
     """What to continue and how.
 
     Attributes:
-        prompt: token ids.
+        prompt: token ids, not to be altered.
         deadline: when it is given up, in seconds of the scheduler's clock.
         speculate: draft from the request's own tokens; the answer is the same.
         constraint: what the answer may consist of; each request has its own.
-        prediction: tokens that the answer may resemble, to draft from.
+        drafts: tokens to draft from; None: the prompt.
         scores: collects the log-probabilities of the prompt's tokens, before the first token of
             the answer comes.
         score_only: the request ends, with "length", when its prompt has been run.
@@ -34,7 +35,7 @@ class Request:
     deadline: float | None = None
     speculate: bool = True
     constraint: Constraint | None = None
-    prediction: Sequence[int] = ()
+    drafts: DraftSource | None = None
     scores: PromptScores | None = None
     score_only: bool = False
     group: object | None = None

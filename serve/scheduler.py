@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from nemo_trt.engines.generation import Generation
@@ -19,7 +19,7 @@ from nemo_trt.errors import (
     RequestError,
 )
 
-from .drafts import PromptLookup, draft_length
+from .drafts import DraftSource, PromptLookup, draft_length
 from .request import Ended, Output, Reason, Request, Usage
 from .scoring import SCORED_TOKENS
 
@@ -95,6 +95,7 @@ class Scheduler:
         self._running: dict[int, _Live] = {}  # by row
         self._free = deque(range(session.max_batch))  # the one that was used longest ago first
         self._next_id = self._scored_steps = 0
+        self._sound: Sequence[int] = ()  # the last prompt whose tokens were looked at
 
     @property
     def idle(self) -> bool:
@@ -128,16 +129,18 @@ class Scheduler:
         vocab_size, limit = self._session.config.vocab_size, self._session.max_seq_len
         if not prompt:
             raise RequestError("The prompt must hold at least one token.")
-        if min(prompt) < 0 or max(prompt) >= vocab_size:
-            raise RequestError(
-                f"Tokens must be 0 to {vocab_size - 1}, got {min(prompt)} to {max(prompt)}."
-            )
+        if request.prompt is not self._sound:  # answers of one prompt share it
+            if min(prompt) < 0 or max(prompt) >= vocab_size:
+                raise RequestError(
+                    f"Tokens must be 0 to {vocab_size - 1}, got {min(prompt)} to {max(prompt)}."
+                )
+            self._sound = request.prompt
         if len(prompt) >= limit:
             raise CapacityError(
                 f"The prompt must be shorter than max_seq_len, {limit} tokens, got {len(prompt)}."
             )
         self._require_place(request)
-        config = self._session.config
+        config, speculate = self._session.config, request.speculate
         live = _Live(
             request_id=self._next_id,
             request=request,
@@ -146,7 +149,7 @@ class Scheduler:
             generation=Generation(
                 0, prompt, request.params, config, self._tokenizer, request.constraint
             ),
-            lookup=PromptLookup([*request.prediction, *prompt]) if request.speculate else None,
+            lookup=PromptLookup(request.drafts or DraftSource(prompt)) if speculate else None,
             arrival=self._clock(),
         )
         self._next_id += 1

@@ -7,7 +7,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request
+from pydantic_core import to_json
 from starlette.responses import JSONResponse, Response
+
+from nemo_trt.engines.tokenizers import Tokenizer
+from nemo_trt.serve.scoring import PromptScores
 
 from .bodies import JsonRoute
 from .chat_run import CallPiece, ChatRun, start
@@ -24,7 +28,9 @@ router = APIRouter(route_class=JsonRoute)
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation."""
     service: Service = request.app.state.service
-    run = await start(body, service)
+    run = await unless_gone(request, start(body, service))
+    if run is None:
+        return Response(status_code=499)
     frame = {
         "id": f"chatcmpl-{secrets.token_hex(12)}",
         "created": int(time.time()),
@@ -39,23 +45,21 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
         cancel(run.answers)
     if found is None:
         return Response(status_code=499)
-    return JSONResponse(
-        {
-            **frame,
-            "object": "chat.completion",
-            "choices": found,
-            "usage": usage(run.answers, predicted=body.prediction is not None),
-            **_scores(run),
-        },
-        headers=run.headers,
-    )
+    answer = {
+        **frame,
+        "object": "chat.completion",
+        "choices": found,
+        "usage": usage(run.answers, predicted=body.prediction is not None),
+    }
+    if run.scores is None or body.prompt_logprobs is None:
+        return JSONResponse(answer, headers=run.headers)
+    work = service.preparers.run(_scored, answer, run.tokenizer, run.scores, body.prompt_logprobs)
+    return Response(await work, headers=run.headers, media_type="application/json")
 
 
-def _scores(run: ChatRun) -> Chunk:
-    """vLLM's `prompt_logprobs`, where they were asked for."""
-    if run.scores is None:
-        return {}
-    return {"prompt_logprobs": prompt_entries(run.tokenizer, run.scores.scores)}
+def _scored(answer: Chunk, tokenizer: Tokenizer, scores: PromptScores, top: int) -> bytes:
+    """The body with vLLM's `prompt_logprobs`."""
+    return to_json({**answer, "prompt_logprobs": prompt_entries(tokenizer, scores.scores, top)})
 
 
 async def whole(run: ChatRun) -> list[Chunk]:

@@ -1,23 +1,22 @@
 """One conversation's answers, whatever the API that asked: started, then read piece by piece."""
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from nemo_trt.engines.generation import Constraint, TokenEvent
 from nemo_trt.engines.tokenizers import Detokenizer, Tokenizer
 from nemo_trt.serve.call_parser import CallParser
+from nemo_trt.serve.drafts import DraftSource
 from nemo_trt.serve.engine import Answer, AsyncEngine
-from nemo_trt.serve.grammars import Grammars
 from nemo_trt.serve.scoring import PromptScores
 from nemo_trt.serve.tools import ToolConstraint, require_tools
 
 from .call_ids import new_id
 from .constraints import format_constraint
-from .logprobs import chat_logprob
+from .logprobs import chat_logprob, require_few
 from .message_schema import ChosenTool
-from .prompts import answer_limit, conversation, predicted
+from .prompts import answer_limit, conversation, drafts
 from .request_log import note
 from .schema import ChatRequest
 from .service import Service
@@ -96,22 +95,9 @@ async def start(body: ChatRequest, service: Service) -> ChatRun:
     if offered:
         names = [tool.function.name for tool in offered]
         trigger = require_tools(engine.tokenizer.tool_calls_id, names)
-    prompt = await conversation(
-        engine.tokenizer,
-        body.messages,
-        offered,
-        continue_final=body.continues,
-        variables=body.chat_template_kwargs,
-    )
+    prepared = await service.preparers.run(_prepare, body, service, engine, trigger)
+    prompt = prepared.prompt
     limit = answer_limit(engine, len(prompt), body.token_limit, "messages")
-    prediction = await predicted(engine.tokenizer, body.prediction)
-    constraints: list[Constraint | None] = [None] * body.n
-    relaxed: list[str] = []
-    if offered or body.format:
-        grammars = await service.grammars()
-        constraints, relaxed = await asyncio.to_thread(
-            _constraints, body, engine, grammars, trigger
-        )
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     scores = None if body.prompt_logprobs is None else PromptScores(body.prompt_logprobs)
     group = object()
@@ -119,22 +105,22 @@ async def start(body: ChatRequest, service: Service) -> ChatRun:
         engine.generate(
             prompt,
             body.params(index, max_tokens=limit, logprobs=logprobs),
-            constraint=constraint,
+            constraint=prepared.constraint(),
             timeout_s=service.options.request_timeout_s,
             speculate=body.speculate,
-            prediction=prediction,
+            drafts=prepared.drafts,
             scores=scores if index == 0 else None,
             group=group,
         )
-        for index, constraint in enumerate(constraints)
+        for index in range(body.n)
     ]
     choices = [Choice(engine.tokenizer, trigger, service.options.log_text) for _ in answers]
-    if service.options.log_text:
-        note(prompt=engine.tokenizer.decode(prompt))
+    if prepared.shown is not None:
+        note(prompt=prepared.shown)
     headers = {}
-    if relaxed:
-        note(relaxed_schemas=relaxed)
-        headers["X-Relaxed-Schemas"] = ", ".join(relaxed)
+    if prepared.relaxed:
+        note(relaxed_schemas=prepared.relaxed)
+        headers["X-Relaxed-Schemas"] = ", ".join(prepared.relaxed)
     await accepted(answers)
     return ChatRun(
         answers=answers,
@@ -146,32 +132,70 @@ async def start(body: ChatRequest, service: Service) -> ChatRun:
     )
 
 
-def _constraints(
-    body: ChatRequest, engine: AsyncEngine, grammars: Grammars, trigger: int | None
-) -> tuple[list[Constraint | None], list[str]]:
-    """What each answer may consist of, and the fields whose schemas are enforced in part only."""
-    found: list[Constraint | None] = []
-    relaxed: list[str] = []
-    free = body.tool_choice in (None, "auto")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """What a request needs before its answers begin.
+
+    Attributes:
+        constraint: makes that of one answer.
+        relaxed: fields whose schemas are enforced in part only.
+        shown: the prompt's text, where it is logged.
+    """
+
+    prompt: list[int]
+    drafts: DraftSource | None
+    constraint: Callable[[], Constraint | None]
+    relaxed: list[str]
+    shown: str | None
+
+
+def _prepare(
+    body: ChatRequest, service: Service, engine: AsyncEngine, trigger: int | None
+) -> _Prepared:
+    """Tokenize, and compile grammars, once for all answers; in a worker."""
+    prompt = conversation(
+        engine,
+        body.messages,
+        body.tools if trigger is not None else (),
+        continue_final=body.continues,
+        variables=body.chat_template_kwargs,
+    )
+    answer_limit(engine, len(prompt), body.token_limit, "messages")  # before more is done
+    if body.prompt_logprobs is not None:
+        require_few(len(prompt), body.prompt_logprobs, "prompt_logprobs")
+    constraint, relaxed = _constraint(body, service, engine, trigger)
+    return _Prepared(
+        prompt=prompt,
+        drafts=drafts(engine, prompt, body.prediction) if body.speculate else None,
+        constraint=constraint,
+        relaxed=relaxed,
+        shown=engine.tokenizer.decode(prompt) if service.options.log_text else None,
+    )
+
+
+def _constraint(
+    body: ChatRequest, service: Service, engine: AsyncEngine, trigger: int | None
+) -> tuple[Callable[[], Constraint | None], list[str]]:
+    if trigger is None and not body.format:
+        return (lambda: None), []
+    grammars = service.grammars()
+    text = format_constraint(body.format, grammars)
+    if trigger is None:
+        return (lambda: text.fresh() if text else None), []
     chosen = body.tool_choice.function.name if isinstance(body.tool_choice, ChosenTool) else None
-    for _ in range(body.n):
-        text = format_constraint(body.format, grammars)
-        if trigger is None:
-            found.append(text)
-            continue
-        calls, relaxed = calls_grammar(
-            body.tools, chosen, grammars, several=body.parallel_tool_calls
+    calls, relaxed = calls_grammar(body.tools, chosen, grammars, several=body.parallel_tool_calls)
+    free = body.tool_choice in (None, "auto")
+
+    def fresh() -> ToolConstraint:
+        return ToolConstraint(
+            trigger,
+            engine.config.vocab_size,
+            choice="auto" if free else "required",
+            calls=calls.fresh(),
+            text=text.fresh() if text and free else None,
         )
-        found.append(
-            ToolConstraint(
-                trigger,
-                engine.config.vocab_size,
-                choice="auto" if free else "required",
-                calls=calls,
-                text=text if free else None,
-            )
-        )
-    return found, relaxed
+
+    return fresh, relaxed
 
 
 class Choice:

@@ -1,24 +1,28 @@
 """POST /v1/completions."""
 
-import asyncio
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
+from pydantic_core import to_json
 from starlette.responses import JSONResponse, Response
 
 from nemo_trt.engines.generation import TokenEvent
 from nemo_trt.engines.tokenizers import Tokenizer
-from nemo_trt.serve.engine import Answer
+from nemo_trt.serve.drafts import DraftSource
+from nemo_trt.serve.engine import Answer, AsyncEngine
+from nemo_trt.serve.grammars import GrammarConstraint
 from nemo_trt.serve.scoring import PromptScores
 
 from .bodies import JsonRoute
 from .constraints import format_constraint
 from .errors import RESPONSES
-from .logprobs import TextLogprobs, prompt_entries
-from .prompts import answer_limit
+from .logprobs import TextLogprobs, prompt_entries, require_few, text_length
+from .prompts import answer_limit, encoded, require_room
 from .request_log import note
 from .schema import CompletionRequest
 from .service import Service
@@ -40,34 +44,10 @@ router = APIRouter(route_class=JsonRoute)
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continue one prompt or several."""
     service: Service = request.app.state.service
-    engine = service.require(body.model)
     note(user=body.user)
-    prompts = await asyncio.to_thread(
-        _prompts, engine.tokenizer, body.prompt, bos=body.add_special_tokens
-    )
-    for prompt in prompts:
-        answer_limit(engine, len(prompt), body.max_tokens, "prompt")
-    grammars = await service.grammars() if body.format else None
-    only = body.max_tokens == 0
-    scores = [
-        None if body.scored is None else PromptScores(body.scored)
-        for _ in range(len(prompts) * body.n)
-    ]
-    group = object()
-    answers = [
-        engine.generate(
-            prompt,
-            body.params(index, max_tokens=body.max_tokens or 1, logprobs=body.logprobs),
-            constraint=format_constraint(body.format, grammars) if grammars else None,
-            timeout_s=service.options.request_timeout_s,
-            speculate=body.speculate,
-            scores=scores[at * body.n + index],
-            score_only=only,
-            group=group,
-        )
-        for at, prompt in enumerate(prompts)
-        for index in range(body.n)
-    ]
+    run = await unless_gone(request, _start(body, service, service.require(body.model)))
+    if run is None:
+        return Response(status_code=499)
     frame = {
         "id": f"cmpl-{secrets.token_hex(12)}",
         "object": "text_completion",
@@ -75,60 +55,141 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         "model": service.model_name,
         "system_fingerprint": f"nemo-trt-{service.bundle.manifest.bundle_id[:12]}",
     }
-    if service.options.log_text:
-        note(prompt=[engine.tokenizer.decode(prompt) for prompt in prompts])
-    await accepted(answers)
-    choices = [
-        _Choice(engine.tokenizer, answer.prompt, scored, body)
-        for answer, scored in zip(answers, scores, strict=True)
-    ]
     if body.stream:
-        return EventStream(answers, _chunks(frame, body, choices, answers))
+        return EventStream(run.answers, _chunks(frame, run))
     try:
-        found = await unless_gone(request, _whole(choices, answers))
+        found = await unless_gone(request, _whole(run))
     finally:
-        cancel(answers)
+        cancel(run.answers)
     if found is None:
         return Response(status_code=499)
     if service.options.log_text:
         note(answer=[choice["text"] for choice in found])
-    return JSONResponse({**frame, "choices": found, "usage": usage(answers)})
+    answer = {**frame, "choices": found, "usage": usage(run.answers)}
+    if not body.echo and body.scored is None:
+        return JSONResponse(answer)
+    whole = await service.preparers.run(_with_prompts, answer, run)
+    return Response(whole, media_type="application/json")
 
 
-class _Choice:
-    """One continuation, after its echoed prompt."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """Continuations that are under way: of each prompt `body.n`, one behind the other."""
+
+    body: CompletionRequest
+    service: Service
+    prompts: Sequence["_Prompt"]
+    answers: Sequence[Answer]
+    tokenizer: Tokenizer
+
+    def prompt(self, index: int) -> "_Prompt":
+        """The prompt of an answer."""
+        return self.prompts[index // self.body.n]
+
+    async def events(self) -> AsyncIterator[tuple[int, TokenEvent]]:
+        """The tokens as they come; where prompts are scored, none comes before the scores."""
+        held: dict[int, list[tuple[int, TokenEvent]]] = defaultdict(list)
+        scored: set[int] = set()
+        async for index, event in merged(self.answers):
+            first = index - index % self.body.n
+            if index == first and first not in scored:
+                scored.add(first)
+                yield index, event
+                for item in held.pop(first, ()):
+                    yield item
+            elif first in scored or self.body.scored is None:
+                yield index, event
+            else:
+                held[first].append((index, event))
+
+
+async def _start(body: CompletionRequest, service: Service, engine: AsyncEngine) -> _Run:
+    """Have all continuations accepted.
+
+    Raises:
+        ApiError, NemoTrtError: the request cannot be honoured, or not now.
+    """
+    prompts, constraint = await service.preparers.run(_prepare, body, service, engine)
+    group = object()
+    answers = [
+        engine.generate(
+            prompt.tokens,
+            body.params(index, max_tokens=body.max_tokens or 1, logprobs=body.logprobs),
+            constraint=constraint.fresh() if constraint else None,
+            timeout_s=service.options.request_timeout_s,
+            speculate=body.speculate,
+            drafts=prompt.drafts,
+            scores=prompt.scores if index == 0 else None,
+            score_only=body.max_tokens == 0,
+            group=group,
+        )
+        for prompt in prompts
+        for index in range(body.n)
+    ]
+    if service.options.log_text:
+        note(prompt=[prompt.text for prompt in prompts])
+    await accepted(answers)
+    return _Run(
+        body=body,
+        service=service,
+        prompts=prompts,
+        answers=answers,
+        tokenizer=engine.tokenizer,
+    )
+
+
+def _prepare(
+    body: CompletionRequest, service: Service, engine: AsyncEngine
+) -> tuple[list["_Prompt"], GrammarConstraint | None]:
+    """Tokenize, and compile the grammar, once for all continuations; in a worker."""
+    prompts = _prompts(engine, body.prompt, bos=body.add_special_tokens)
+    for tokens in prompts:
+        answer_limit(engine, len(tokens), body.max_tokens, "prompt")
+    if body.scored is not None:
+        param = "logprobs" if body.prompt_logprobs is None else "prompt_logprobs"
+        require_few(sum(map(len, prompts)), body.scored, param)
+    constraint = format_constraint(body.format, service.grammars()) if body.format else None
+    shown = body.echo or service.options.log_text
+    return [_Prompt(engine.tokenizer, tokens, body, shown=shown) for tokens in prompts], constraint
+
+
+class _Prompt:
+    """A prompt, and what an answer tells of it.
+
+    Attributes:
+        text: empty where nobody asks for it.
+        scores: collected by the first of its answers.
+        length: of its tokens' texts, where they are echoed.
+    """
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        prompt: Sequence[int],
-        scores: PromptScores | None,
-        body: CompletionRequest,
+        self, tokenizer: Tokenizer, tokens: list[int], body: CompletionRequest, *, shown: bool
     ) -> None:
-        self._tokenizer, self._prompt, self._scores = tokenizer, prompt, scores
-        self._echo, self._asked = body.echo, body
-        self._logprobs = TextLogprobs(tokenizer)
+        self.tokens, self._tokenizer, self._body = tokens, tokenizer, body
+        self.text = tokenizer.decode(tokens) if shown else ""
+        self.length = text_length(tokenizer, tokens) if body.echo else 0
+        self.scores = None if body.scored is None else PromptScores(body.scored)
+        self.drafts = DraftSource(tokens) if body.speculate else None
+        self._lists: Chunk | None = None
 
-    def push(self, event: TokenEvent) -> tuple[str, Chunk | None]:
-        """Take a token; return the text that may be shown now, and its log-probabilities."""
-        echo, lists = self.prompt()
-        return echo + event.text, _joined(lists, self._logprobs.push(event))
-
-    def prompt(self) -> tuple[str, Chunk | None]:
-        """The prompt and its log-probabilities, the first time and where they were asked for."""
-        if not self._echo:
+    def echoed(self) -> tuple[str, Chunk | None]:
+        """Its text and log-probabilities, where they were asked for."""
+        if not self._body.echo:
             return "", None
-        self._echo = False
-        text = self._tokenizer.decode(self._prompt)
-        if self._asked.logprobs is None or self._scores is None:
-            return text, None
-        return text, self._logprobs.prompt(self._prompt, self._scores.scores)
+        if self._body.logprobs is None or self.scores is None:
+            return self.text, None
+        if self._lists is None:  # the same for all its answers
+            lists = TextLogprobs(self._tokenizer)
+            top = self._body.logprobs
+            self._lists = lists.prompt(self.tokens, self.scores.scores, top)
+        return self.text, self._lists
 
-    def extra(self) -> Chunk:
+    def entries(self) -> Chunk:
         """vLLM's `prompt_logprobs`, where they were asked for."""
-        if self._asked.prompt_logprobs is None or self._scores is None:
+        top = self._body.prompt_logprobs
+        if top is None or self.scores is None:
             return {}
-        return {"prompt_logprobs": prompt_entries(self._tokenizer, self._scores.scores)}
+        return {"prompt_logprobs": prompt_entries(self._tokenizer, self.scores.scores, top)}
 
 
 def _joined(first: Chunk | None, second: Chunk | None) -> Chunk | None:
@@ -138,48 +199,60 @@ def _joined(first: Chunk | None, second: Chunk | None) -> Chunk | None:
 
 
 def _prompts(
-    tokenizer: Tokenizer, given: str | list[int] | list[str] | list[list[int]], *, bos: bool
+    engine: AsyncEngine, given: str | list[int] | list[str] | list[list[int]], *, bos: bool
 ) -> list[list[int]]:
     """Token ids of each prompt; texts get the start token, ids stay as they are."""
-    if isinstance(given, str):
-        return [tokenizer.encode(given, bos=bos)]
-    texts = [item for item in given if isinstance(item, str)]
+    texts = [given] if isinstance(given, str) else [one for one in given if isinstance(one, str)]
     if texts:
-        return [tokenizer.encode(text, bos=bos) for text in texts]
+        for text in texts:
+            require_room(engine, [text], "prompt")
+        return [encoded(engine, text, "prompt", bos=bos) for text in texts]
     lists = [item for item in given if isinstance(item, list)]
     return lists or [[item for item in given if isinstance(item, int)]]
 
 
-async def _whole(choices: Sequence[_Choice], answers: Sequence[Answer]) -> list[Chunk]:
+def _logprobs(run: _Run) -> list[TextLogprobs]:
+    """What tells the log-probabilities of each answer."""
+    found = range(len(run.answers))
+    return [TextLogprobs(run.tokenizer, run.prompt(at).length) for at in found]
+
+
+async def _whole(run: _Run) -> list[Chunk]:
+    """The choices, without what they tell of their prompts."""
     found: list[dict[str, Any]] = [
         {"index": index, "text": "", "logprobs": None, "finish_reason": "length"}
-        for index in range(len(choices))
+        for index in range(len(run.answers))
     ]
-    async for index, event in merged(answers):
-        text, logprobs = choices[index].push(event)
-        one = found[index]
-        one["text"] += text
+    logprobs = _logprobs(run)
+    async for index, event in merged(run.answers):
+        one, lists = found[index], logprobs[index].push(event)
+        one["text"] += event.text
         one["finish_reason"] = event.finish_reason
         if one["logprobs"] is None:
-            one["logprobs"] = logprobs
-        elif logprobs:
-            for name, values in logprobs.items():
+            one["logprobs"] = lists
+        elif lists:
+            for name, values in lists.items():
                 one["logprobs"][name] += values
-    for one, choice in zip(found, choices, strict=True):
-        text, logprobs = choice.prompt()  # where not one token was asked for
-        one["text"] += text
-        one["logprobs"] = one["logprobs"] or logprobs
-        one.update(choice.extra())
     note(end=[choice["finish_reason"] for choice in found])
     return found
 
 
-async def _chunks(
-    frame: Chunk, body: CompletionRequest, choices: Sequence[_Choice], answers: Sequence[Answer]
-) -> AsyncIterator[Chunk]:
+def _with_prompts(answer: Chunk, run: _Run) -> bytes:
+    """The body, with what each choice tells of its prompt."""
+    for index, one in enumerate(answer["choices"]):
+        text, lists = run.prompt(index).echoed()
+        one["text"] = text + one["text"]
+        one["logprobs"] = _joined(lists, one["logprobs"])
+        one.update(run.prompt(index).entries())
+    return to_json(answer)
+
+
+async def _chunks(frame: Chunk, run: _Run) -> AsyncIterator[Chunk]:
+    body = run.body
     base = {**frame, "usage": None} if body.include_usage else frame
-    prompt_tokens = sum(len(answer.prompt) for answer in answers[:: body.n])
+    prompt_tokens = sum(len(prompt.tokens) for prompt in run.prompts)
     completion_tokens = 0
+    begun: set[int] = set()
 
     def chunk(index: int, text: str, logprobs: Chunk | None, reason: str | None) -> Chunk:
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
@@ -188,16 +261,24 @@ async def _chunks(
             told["usage"] = usage_so_far(prompt_tokens, completion_tokens)
         return {**base, "choices": [choice], **told}
 
-    async for index, event in merged(answers):
+    async def echoed(index: int) -> tuple[str, Chunk | None]:
+        begun.add(index)
+        if body.scored is None:
+            return run.prompt(index).echoed()
+        return await run.service.preparers.run(run.prompt(index).echoed)
+
+    logprobs = _logprobs(run)
+    async for index, event in run.events():
         completion_tokens += 1
-        text, logprobs = choices[index].push(event)
-        if text or logprobs or event.finish_reason:
-            yield chunk(index, text, logprobs, event.finish_reason)
+        before, lists = ("", None) if index in begun else await echoed(index)
+        text, lists = before + event.text, _joined(lists, logprobs[index].push(event))
+        if text or lists or event.finish_reason:
+            yield chunk(index, text, lists, event.finish_reason)
         if event.finish_reason:
             note(end=event.finish_reason)
     if body.max_tokens == 0:
-        for index, choice in enumerate(choices):
-            yield chunk(index, *choice.prompt(), "length")
-    counted = usage(answers)
+        for index in range(len(run.answers)):
+            yield chunk(index, *await echoed(index), "length")
+    counted = usage(run.answers)
     if body.include_usage:
         yield {**base, "choices": [], "usage": counted}

@@ -1,7 +1,6 @@
 """`response_format`, or vLLM's names for it, as a constraint on the answer."""
 
-from nemo_trt.engines.generation import Constraint
-from nemo_trt.serve.grammars import Grammars
+from nemo_trt.serve.grammars import GrammarConstraint, Grammars
 
 from .errors import naming
 from .format_schema import (
@@ -15,8 +14,8 @@ from .format_schema import (
 
 def format_constraint(
     wanted: tuple[str, ResponseFormat] | None, grammars: Grammars
-) -> Constraint | None:
-    """The constraint of one answer; None where the text is free.
+) -> GrammarConstraint | None:
+    """The constraint of all answers, each of which takes a fresh one; None: the text is free.
 
     Args:
         wanted: the field that says it, and what it says.

@@ -7,6 +7,11 @@ from nemo_trt.engines.generation import TokenEvent
 from nemo_trt.engines.tokenizers import Tokenizer
 from nemo_trt.serve.scoring import TokenScore
 
+from .errors import ApiError
+
+_MOST_ENTRIES = 2**17
+"""Log-probabilities of prompts that one answer tells: each costs a hundred bytes and more."""
+
 
 def chat_logprob(event: TokenEvent, tokenizer: Tokenizer) -> list[dict[str, Any]]:
     """The entry of one token; none where none was asked for, or for a token without text."""
@@ -18,11 +23,15 @@ def chat_logprob(event: TokenEvent, tokenizer: Tokenizer) -> list[dict[str, Any]
 
 
 class TextLogprobs:
-    """The lists of a plain completion: tokens, their log-probabilities, alternatives, offsets."""
+    """The lists of a plain completion: tokens, their log-probabilities, alternatives, offsets.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    Args:
+        offset: of the first token, behind what was echoed.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, offset: int = 0) -> None:
         self._tokenizer = tokenizer
-        self._offset = 0
+        self._offset = offset
 
     def push(self, event: TokenEvent) -> dict[str, Any] | None:
         """The lists with one token's values; None where none were asked for."""
@@ -30,11 +39,18 @@ class TextLogprobs:
             return None
         return self._lists(event.token_id, event.logprob, event.top_logprobs)
 
-    def prompt(self, tokens: Sequence[int], scores: Sequence[TokenScore]) -> dict[str, Any]:
-        """The lists of an echoed prompt; its first token has no log-probability."""
+    def prompt(
+        self, tokens: Sequence[int], scores: Sequence[TokenScore], top: int
+    ) -> dict[str, Any]:
+        """The lists of an echoed prompt; its first token has no log-probability.
+
+        Args:
+            top: alternatives to tell of each token; others may have been asked for.
+        """
         lists = self._lists(tokens[0], None, None)
         for score in scores:
-            for name, values in self._lists(score.token_id, score.logprob, score.top).items():
+            found = self._lists(score.token_id, score.logprob, score.top[:top])
+            for name, values in found.items():
                 lists[name] += values
         return lists
 
@@ -57,15 +73,36 @@ class TextLogprobs:
         }
 
 
+def text_length(tokenizer: Tokenizer, tokens: Sequence[int]) -> int:
+    """Characters of tokens, each alone, as offsets count them."""
+    return sum(len(_text(tokenizer, token)) for token in tokens)
+
+
+def require_few(tokens: int, top: int, param: str) -> None:
+    """Refuse more log-probabilities of a prompt than an answer may tell.
+
+    Raises:
+        ApiError: there are too many.
+    """
+    if tokens * (top + 1) > _MOST_ENTRIES:
+        raise ApiError(
+            400,
+            f"{param} must be below {max(_MOST_ENTRIES // tokens, 1)} for a prompt of {tokens} "
+            f"tokens, got {top}: an answer tells {_MOST_ENTRIES} log-probabilities of prompts at "
+            "most.",
+            param=param,
+        )
+
+
 def prompt_entries(
-    tokenizer: Tokenizer, scores: Sequence[TokenScore]
+    tokenizer: Tokenizer, scores: Sequence[TokenScore], top: int
 ) -> list[dict[str, Any] | None]:
     """vLLM's `prompt_logprobs`: for each token its own entry and the likeliest, by token id."""
     entries: list[dict[str, Any] | None] = [None]
     for score in scores:
         found = {
             str(token): {"logprob": value, "rank": rank, "decoded_token": _text(tokenizer, token)}
-            for rank, (token, value) in enumerate(score.top, 1)
+            for rank, (token, value) in enumerate(score.top[:top], 1)
         }
         found[str(score.token_id)] = {
             "logprob": score.logprob,

@@ -1,11 +1,10 @@
 """Conversations and limits: what a request's prompt is, and whether it fits."""
 
-import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from nemo_trt.engines.tokenizers import Tokenizer
+from nemo_trt.serve.drafts import DraftSource
 from nemo_trt.serve.engine import AsyncEngine
 
 from .call_ids import mistral_id
@@ -24,6 +23,8 @@ from .schema import Prediction
 BETWEEN = "\n\n"
 """Between the pieces of a message, as Mistral's own format has it."""
 _NAME = re.compile("[a-zA-Z0-9_-]{1,64}")
+_CHARS_A_TOKEN = 8
+"""More than a token has in most texts: what is shorter is tokenized without ado."""
 
 
 def text_of(content: str | Sequence[TextPart | RefusalPart] | None) -> str:
@@ -33,8 +34,8 @@ def text_of(content: str | Sequence[TextPart | RefusalPart] | None) -> str:
     return BETWEEN.join(part.text for part in content)
 
 
-async def conversation(
-    tokenizer: Tokenizer,
+def conversation(
+    engine: AsyncEngine,
     messages: Sequence[Message],
     tools: Sequence[Tool] = (),
     *,
@@ -44,12 +45,13 @@ async def conversation(
     """Tokens of a conversation in the model's own format.
 
     Raises:
+        ApiError: no context could hold it.
         RequestError: the format does not allow it.
     """
+    require_room(engine, _texts(messages), "messages")
     turns = [_turn(message) for message in messages]
     offered = [tool.model_dump(exclude_unset=True) for tool in tools]
-    return await asyncio.to_thread(
-        tokenizer.chat,
+    return engine.tokenizer.chat(
         turns,
         offered or None,
         continue_final=continue_final,
@@ -57,38 +59,102 @@ async def conversation(
     )
 
 
-async def predicted(tokenizer: Tokenizer, prediction: Prediction | None) -> list[int]:
-    """Tokens that an answer may resemble."""
+def drafts(
+    engine: AsyncEngine, prompt: Sequence[int], prediction: Prediction | None
+) -> DraftSource:
+    """What answers to a prompt are drafted from; of a prediction, as much as an answer holds."""
     if prediction is None:
-        return []
-    return await asyncio.to_thread(tokenizer.encode, text_of(prediction.content), bos=False)
+        return DraftSource(prompt)
+    text = text_of(prediction.content)[: _CHARS_A_TOKEN * engine.max_seq_len]
+    tokens = encoded(engine, text, "prediction", bos=False)[: engine.max_seq_len]
+    return DraftSource([*tokens, *prompt])
+
+
+def require_room(
+    engine: AsyncEngine, texts: Sequence[str], param: str, limit: int | None = None
+) -> None:
+    """Refuse texts that no context could hold, before they are tokenized whole.
+
+    Where that is open, they are tokenized piece by piece: a piece ends amid a token or two, so
+    twice the limit is too much without doubt.
+
+    Args:
+        limit: tokens; by default those of the context.
+
+    Raises:
+        ApiError: they are too long.
+    """
+    limit = limit or engine.max_seq_len
+    size = sum(map(len, texts))
+    if size <= _CHARS_A_TOKEN * limit:
+        return
+    words = f"your {param} has {size} characters, more than any {limit} tokens hold."
+    if size <= limit * engine.longest_token:
+        found = 0
+        for piece in _pieces(texts, _CHARS_A_TOKEN * limit):
+            found += len(encoded(engine, piece, param, bos=False))
+            if found > 2 * limit:
+                words = f"your {param} resulted in more than {2 * limit} tokens."
+                break
+        else:
+            return
+    raise _too_long(engine, f"{words} Please reduce the length of the {param}.", param)
+
+
+def encoded(engine: AsyncEngine, text: str, param: str, *, bos: bool) -> list[int]:
+    """Tokens of a text.
+
+    Raises:
+        ApiError: the tokenizer gives it up.
+    """
+    try:
+        return engine.tokenizer.encode(text, bos=bos)
+    except ValueError as error:  # Tekken's expressions give up half a million spaces in a row
+        message = f"{param} must be text that can be tokenized: {error}"
+        raise ApiError(400, message, param=param) from error
+
+
+def _pieces(texts: Iterable[str], size: int) -> Iterator[str]:
+    for text in texts:
+        for start in range(0, len(text), size):
+            yield text[start : start + size]
+
+
+def _too_long(engine: AsyncEngine, words: str, param: str) -> ApiError:
+    """Clients look for how OpenAI's message begins."""
+    known = f"This model's maximum context length is {engine.max_seq_len} tokens. However, "
+    return ApiError(400, known + words, param=param, code="context_length_exceeded")
+
+
+def _texts(messages: Sequence[Message]) -> list[str]:
+    """What of a conversation is tokenized."""
+    found = []
+    for message in messages:
+        found.append(text_of(message.content))
+        if isinstance(message, AssistantMessage):
+            found += [call.function.arguments for call in message.tool_calls or ()]
+    return found
 
 
 def answer_limit(engine: AsyncEngine, prompt: int, asked: int | None, param: str) -> int:
     """Tokens that an answer may have: what was asked for, or all that there is room for.
 
     Raises:
-        ApiError: prompt and answer do not fit. The message begins as OpenAI's does, because
-            clients look for that.
+        ApiError: prompt and answer do not fit.
     """
     limit = engine.max_seq_len
-    known = f"This model's maximum context length is {limit} tokens. However, "
     if prompt >= limit:
-        raise ApiError(
-            400,
-            f"{known}your {param} resulted in {prompt} tokens. Please reduce the length of the "
-            f"{param}.",
-            param=param,
-            code="context_length_exceeded",
+        words = (
+            f"your {param} resulted in {prompt} tokens. Please reduce the length of the {param}."
         )
+        raise _too_long(engine, words, param)
     if asked is not None and prompt + asked > limit:
-        raise ApiError(
-            400,
-            f"{known}you requested {prompt + asked} tokens ({prompt} in the {param}, {asked} in "
-            f"the completion). Please ask for at most {limit - prompt} tokens, or reduce the "
-            f"length of the {param}.",
-            param="max_tokens",
-            code="context_length_exceeded",
+        raise _too_long(
+            engine,
+            f"you requested {prompt + asked} tokens ({prompt} in the {param}, {asked} in the "
+            f"completion). Please ask for at most {limit - prompt} tokens, or reduce the length "
+            f"of the {param}.",
+            "max_tokens",
         )
     return limit - prompt if asked is None else asked
 

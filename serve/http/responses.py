@@ -28,9 +28,11 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     chat = chat_request(body)
     try:
-        run = await start(chat, service)
+        run = await unless_gone(request, start(chat, service))
     except ApiError as error:
         raise renamed(error) from None
+    if run is None:
+        return Response(status_code=499)
     writer = ResponseWriter(_response(body, service))
     if body.stream:
         return EventStream(run.answers, _streamed(writer, run), run.headers, named=True)

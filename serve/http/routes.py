@@ -1,19 +1,25 @@
 """The routes that generate nothing: models, tokens, health, metrics."""
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
+from pydantic_core import to_json
 from starlette.responses import JSONResponse, Response
 
 from nemo_trt import __version__
+from nemo_trt.engines.tokenizers import Tokenizer
+from nemo_trt.serve.engine import AsyncEngine
 from nemo_trt.serve.metrics import CONTENT_TYPE
 
 from .bodies import JsonRoute
 from .errors import RESPONSES, ApiError
-from .prompts import conversation
+from .prompts import conversation, encoded, require_room
 from .schema import DetokenizeRequest, TokenizeRequest
 from .service import Service
+from .streaming import unless_gone
+
+_MOST_TOKENS = 2**18
+"""That /tokenize counts, whatever the context."""
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -39,28 +45,22 @@ async def model(name: str, request: Request) -> dict[str, Any]:
 
 
 @router.post("/tokenize", responses=RESPONSES)
-async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
+async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     """Tokens of a text, or of a conversation in the model's own format."""
-    engine = request.app.state.service.require(body.model)
-    if body.messages is not None:
-        tokens = await conversation(
-            engine.tokenizer, body.messages, body.tools, continue_final=body.continue_final_message
-        )
-    else:
-        bos = body.add_special_tokens
-        tokens = await asyncio.to_thread(engine.tokenizer.encode, body.prompt or "", bos=bos)
-    return {"tokens": tokens, "count": len(tokens), "max_model_len": engine.max_seq_len}
+    service: Service = request.app.state.service
+    work = service.preparers.run(_tokenize, body, service.require(body.model))
+    found = await unless_gone(request, work)
+    if found is None:
+        return Response(status_code=499)
+    return Response(found, media_type="application/json")
 
 
 @router.post("/detokenize", responses=RESPONSES)
 async def detokenize(body: DetokenizeRequest, request: Request) -> dict[str, Any]:
     """The text of tokens, special ones left out."""
-    engine = request.app.state.service.require(body.model)
-    size = engine.tokenizer.vocab_size
-    wrong = [token for token in body.tokens if not 0 <= token < size]
-    if wrong:
-        raise ApiError(400, f"tokens must be 0 to {size - 1}, got {wrong[0]}.", param="tokens")
-    return {"prompt": await asyncio.to_thread(engine.tokenizer.decode, body.tokens)}
+    service: Service = request.app.state.service
+    engine = service.require(body.model)
+    return {"prompt": await service.preparers.run(_detokenize, body.tokens, engine.tokenizer)}
 
 
 @router.get("/health/live", responses={500: {"description": "The engine has failed."}})
@@ -97,6 +97,24 @@ async def metrics(request: Request) -> Response:
     """Prometheus's text format."""
     service: Service = request.app.state.service
     return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _tokenize(body: TokenizeRequest, engine: AsyncEngine) -> bytes:
+    if body.messages is not None:
+        tokens = conversation(engine, body.messages, body.tools, continue_final=body.continues)
+    else:
+        text = body.prompt or ""
+        require_room(engine, [text], "prompt", _MOST_TOKENS)  # whether it fits is asked here
+        tokens = encoded(engine, text, "prompt", bos=body.add_special_tokens)
+    return to_json({"tokens": tokens, "count": len(tokens), "max_model_len": engine.max_seq_len})
+
+
+def _detokenize(tokens: list[int], tokenizer: Tokenizer) -> str:
+    size = tokenizer.vocab_size
+    for token in (min(tokens, default=0), max(tokens, default=0)):
+        if not 0 <= token < size:
+            raise ApiError(400, f"tokens must be 0 to {size - 1}, got {token}.", param="tokens")
+    return tokenizer.decode(tokens)
 
 
 def _model(service: Service) -> dict[str, Any]:

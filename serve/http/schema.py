@@ -1,5 +1,6 @@
 """What a request may say: OpenAI's fields and the extensions that vLLM's users know."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -21,6 +22,7 @@ from .message_schema import (
 )
 
 _SEEDS = 2**64
+_NOT_VARIABLES = ("messages", "tools", "add_generation_prompt", "continue_final_message")
 StopText = Annotated[Text, Field(max_length=1024)]
 
 
@@ -53,6 +55,12 @@ class HintFields(Strict):
     spaces_between_special_tokens: bool | None = None
     use_beam_search: Literal[False] | None = None
     best_of: int | None = None
+
+
+def continued(messages: Sequence[Message], asked: bool) -> bool:
+    """Whether an answer goes on with the last message."""
+    last = messages[-1] if messages else None
+    return asked or (isinstance(last, AssistantMessage) and last.prefix)
 
 
 class SamplingFields(GuidedFields, HintFields):
@@ -89,6 +97,11 @@ class SamplingFields(GuidedFields, HintFields):
     def _common_fields_fit_each_other(self) -> "SamplingFields":
         if self.stream_options and not self.stream:
             raise ValueError("stream_options must come with stream: true.")
+        told = self.stream_options
+        if told and told.continuous_usage_stats and not told.include_usage:
+            raise ValueError(
+                "stream_options.continuous_usage_stats must come with include_usage: true."
+            )
         if self.best_of not in (None, self.n):
             raise ValueError("best_of must be absent or equal to n: answers are not ranked.")
         if self.prompt_logprobs is not None and self.stream:
@@ -174,6 +187,11 @@ class ChatRequest(SamplingFields):
             raise ValueError(
                 "add_generation_prompt must be absent or false with continue_final_message."
             )
+        for name in self.chat_template_kwargs:
+            if name in _NOT_VARIABLES:
+                raise ValueError(
+                    f"chat_template_kwargs must not have {name}: it is a field of the request."
+                )
         if self.add_generation_prompt is False and not self.continues:
             raise ValueError("add_generation_prompt must be true or absent, got false.")
         return self
@@ -181,8 +199,7 @@ class ChatRequest(SamplingFields):
     @property
     def continues(self) -> bool:
         """Whether the answer goes on with the last message."""
-        last = self.messages[-1]
-        return self.continue_final_message or (isinstance(last, AssistantMessage) and last.prefix)
+        return continued(self.messages, self.continue_final_message)
 
     @property
     def token_limit(self) -> int | None:
@@ -227,7 +244,16 @@ class TokenizeRequest(Strict):
     def _one_of_two(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("Either prompt or messages must be given.")
+        if self.messages is None and (self.tools or self.continue_final_message):
+            raise ValueError("tools and continue_final_message must come with messages.")
+        if self.messages is not None and not self.add_special_tokens:
+            raise ValueError("add_special_tokens must be true or absent with messages.")
         return self
+
+    @property
+    def continues(self) -> bool:
+        """Whether the last message is to be continued."""
+        return continued(self.messages or (), self.continue_final_message)
 
 
 class DetokenizeRequest(Strict):

@@ -1,6 +1,5 @@
 """The engine of a server: opened in the background, ready, draining, closed."""
 
-import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -111,12 +110,6 @@ class Service:
             )
         return self.engine
 
-    async def grammars(self) -> Grammars:
-        """Grammars over the model's vocabulary, which is read when the first is asked for."""
-        if self._grammars is not None:
-            return self._grammars
-        return await asyncio.to_thread(self._make_grammars)
-
     def describe(self) -> dict[str, object]:
         """What is served and how it is doing, for /health/ready and the page."""
         session = self.engine.session if self.engine else None
@@ -167,7 +160,9 @@ class Service:
         self.parsers.close()
         self.preparers.close()
 
-    def _make_grammars(self) -> Grammars:
+    def grammars(self) -> Grammars:
+        """Grammars over the model's vocabulary, which is read when the first is asked for: that
+        takes seconds, so call it in a worker."""
         with self._making:
             if self._grammars is None:
                 engine = self.require()
@@ -183,12 +178,14 @@ class Service:
             )
             if runner.session.bundle.bundle_id != self.bundle.bundle_id:
                 raise StateError("The bundle was altered while the server started.")
-            self.engine = AsyncEngine(
+            engine = AsyncEngine(
                 runner,
                 prefill_tokens=self.options.prefill_tokens,
                 max_queue=self.options.max_queue,
                 metrics=self.metrics,
             )
+            _ = engine.longest_token  # which is looked for once
+            self.engine = engine
         except NemoTrtError as error:
             self._opening_failure = str(error)
         except Exception as error:  # a thread's exception would be lost, and all would wait

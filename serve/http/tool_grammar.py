@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nemo_trt.engines.generation import Constraint
 from nemo_trt.errors import RequestError
-from nemo_trt.serve.grammars import Grammars
+from nemo_trt.serve.grammars import GrammarConstraint, Grammars
 from nemo_trt.serve.tools import calls_schema
 
 from .errors import ApiError, naming
@@ -16,7 +15,7 @@ _ANY_OBJECT = {"type": "object"}
 
 def calls_grammar(
     tools: Sequence[Tool], chosen: str | None, grammars: Grammars, *, several: bool
-) -> tuple[Constraint, list[str]]:
+) -> tuple[GrammarConstraint, list[str]]:
     """What calls of these tools may be, and the fields whose schemas are enforced in part only.
 
     A schema may use what no grammar can enforce ("uniqueItems"). Of a tool that is not strict, the

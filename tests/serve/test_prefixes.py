@@ -7,7 +7,7 @@ import pytest
 from nemo_trt.engines.runner import Runner
 from nemo_trt.engines.sampling import SamplingParams
 from nemo_trt.serve import Request, Scheduler
-from nemo_trt.serve.drafts import PromptLookup, draft_length
+from nemo_trt.serve.drafts import DraftSource, PromptLookup, draft_length
 
 from .test_scheduler import GREEDY, TOKENS, Watched, alone, answers, drain, ends, runner, session
 
@@ -97,16 +97,16 @@ def test_drafts_change_no_answer_and_save_steps(
 
 
 def test_a_draft_is_what_followed_last_time() -> None:
-    lookup = PromptLookup([1, 2, 3, 9, 8, 1, 2, 3, 4, 5, 6, 7, 1, 2, 3])
+    lookup = PromptLookup(DraftSource([1, 2, 3, 9, 8, 1, 2, 3, 4, 5, 6, 7, 1, 2, 3]))
     assert lookup.draft(4) == [4, 5, 6, 7]
     assert lookup.draft(2) == [4, 5]
     assert lookup.draft(9) == [4, 5, 6, 7, 1, 2, 3, 4, 5]  # and goes round
-    assert PromptLookup([1, 2, 3, 4]).draft(4) == []
-    assert PromptLookup([1]).draft(4) == []
+    assert PromptLookup(DraftSource([1, 2, 3, 4])).draft(4) == []
+    assert PromptLookup(DraftSource([1])).draft(4) == []
 
 
 def test_trust_follows_what_comes_without_a_draft_being_run() -> None:
-    lookup = PromptLookup([1, 2, 3, 4] * 2)
+    lookup = PromptLookup(DraftSource([1, 2, 3, 4] * 2))
     for _ in range(8):
         for token in (1, 2, 3, 4):
             lookup.push(token)
