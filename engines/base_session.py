@@ -10,6 +10,7 @@ from nemo_trt.where import Where
 
 from .ownership import Ownership
 from .session import CacheBlock, Logits, Tokens
+from .step_result import StepResult, WholeLogits
 
 
 class Cache(Protocol):
@@ -37,6 +38,7 @@ class BaseSession:
     """
 
     where: Where
+    overlaps = False
     tokens_per_read: int
     """Tokens that are computed in the time of reading the weights once."""
     _cache: Cache
@@ -65,6 +67,7 @@ class BaseSession:
         self._ownership = Ownership("a session")
         self._closing = ExitStack()
         self._closed = False
+        self._result: StepResult | None = None
 
     def bind(self, capacity: int) -> None:
         """Make the cache hold at least `capacity` tokens a row. See `Session.bind`."""
@@ -106,6 +109,28 @@ class BaseSession:
             except MemoryError as error:
                 raise MachineError("This machine has no memory for a step.") from error
 
+    def launch(
+        self,
+        input_ids: Tokens,
+        write_indices: Tokens,
+        logit_indices: Tokens,
+        first_row: int = 0,
+        temperatures: Logits | None = None,
+    ) -> None:
+        """Run the step whole, unless a subclass knows better. See `Session.launch`."""
+        self._result = None
+        self._result = WholeLogits(self.step(input_ids, write_indices, logit_indices, first_row))
+
+    def collect(self) -> StepResult:
+        """See `Session.collect`.
+
+        Raises:
+            StateError: no step was launched.
+        """
+        if self._result is None:
+            raise StateError("A step must be launched before it is collected.")
+        return self._result
+
     def step_cost(self, rows: int, new_tokens: int) -> float:
         """See `Session.step_cost`."""
         return 1 + rows * new_tokens / self.tokens_per_read
@@ -124,6 +149,13 @@ class BaseSession:
             raise CapacityError(f"A block must end by token {self.capacity}, got {stop}.")
         with self._ownership:
             self._write(layer, kind, row, start, block)
+
+    def copy_cache(self, source: int, target: int, length: int) -> None:
+        """See `Session.copy_cache`."""
+        self._require_open()
+        for layer in range(self.config.num_layers):
+            for kind in ("key", "value"):
+                self._copy(layer, kind, source, target, length)
 
     def close(self) -> None:
         """Free everything; a second call does nothing, nor does one in a forked process."""
@@ -157,3 +189,6 @@ class BaseSession:
 
     def _write(self, layer: int, kind: str, row: int, start: int, block: CacheBlock) -> None:
         self._cache.write(layer, kind, row, start, block)
+
+    def _copy(self, layer: int, kind: str, source: int, target: int, length: int) -> None:
+        self._write(layer, kind, target, 0, self._read(layer, kind, source, 0, length))

@@ -143,6 +143,10 @@ class OrtSession(BaseSession):
         stop = start + block.shape[1]
         self._caches[contract.past_name(layer, kind)][row, :, start:stop] = block
 
+    def _copy(self, layer: int, kind: str, source: int, target: int, length: int) -> None:
+        cache = self._caches[contract.past_name(layer, kind)]
+        cache[target, :, :length] = cache[source, :, :length]
+
     def describe(self) -> SessionInfo:
         """See `Session.describe`."""
         return {

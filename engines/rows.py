@@ -7,6 +7,7 @@ import numpy as np
 from nemo_trt.errors import CapacityError, RequestError
 
 from .session import Logits, Session
+from .step_result import At, StepResult
 
 _BLOCK = 256
 _SHORT = 8
@@ -52,10 +53,7 @@ class Rows:
         if not 0 <= length <= len(tokens):
             raise RequestError(f"length must be 0 to {len(tokens)} for row {source}, got {length}.")
         self._held[self._checked(target)] = []
-        for layer in range(self._session.config.num_layers):
-            for kind in ("key", "value"):
-                block = self._session.read_cache(layer, kind, source, 0, length)
-                self._session.write_cache(layer, kind, target, 0, block)
+        self._session.copy_cache(source, target, length)
         self._held[target] = list(tokens[:length])
 
     def clear(self, row: int) -> None:
@@ -72,9 +70,13 @@ class Rows:
                 for kind in ("key", "value"):
                     self._session.write_cache(layer, kind, row, start, block)
 
-    def spans(self, rows: Mapping[int, list[int]]) -> list[dict[int, list[int]]]:
-        """The parts of `rows` that `append` runs in one step each."""
-        return [{row: rows[row] for row in span if row in rows} for span in self._spans(rows)]
+    def spans(self, rows: Mapping[int, Sequence[int]]) -> list[dict[int, Sequence[int]]]:
+        """The parts of `rows` that run in one step each. Between them may lie idle rows, which cost
+        little in short steps and much in long ones."""
+        width = max(rows) - min(rows) + 1
+        if len(rows) == width or max(map(len, rows.values())) <= _SHORT:
+            return [dict(rows)]
+        return [{row: rows[row]} for row in rows]
 
     def require_fit(self, rows: Mapping[int, Sequence[int]]) -> None:
         """Check what `append` would be given.
@@ -107,19 +109,18 @@ class Rows:
         Raises:
             CapacityError, MachineError: there is no memory for it.
         """
-        for span in self._spans(rows):
-            self._session.bind(self._room(span, rows))
+        for span in self.spans(rows):
+            self._session.bind(self._room(span))
 
     def longest(self, rows: Mapping[int, Sequence[int]]) -> int:
         """The row that needs most room when `append` is given `rows`; it may be one beside them."""
-        spans = self._spans(rows)
-        span = max(spans, key=lambda span: self._room(span, rows))
-        return max(span, key=lambda row: len(self._held[row]))
+        span = max(self.spans(rows), key=self._room)
+        return max(range(min(span), max(span) + 1), key=lambda row: len(self._held[row]))
 
-    def _room(self, span: range, rows: Mapping[int, Sequence[int]]) -> int:
+    def _room(self, span: Mapping[int, Sequence[int]]) -> int:
         """Tokens a row that the cache holds behind a step of a span; padding counts."""
-        held = max(len(self._held[row]) for row in span)
-        return held + max(len(rows.get(row, ())) for row in span)
+        held = max(len(self._held[row]) for row in range(min(span), max(span) + 1))
+        return min(held + max(map(len, span.values())), self._session.max_seq_len)
 
     def append(
         self, rows: Mapping[int, Sequence[int]], *, num_logits: int = 1
@@ -133,40 +134,99 @@ class Rows:
         Yields:
             Row and (min(num_logits, its tokens), V) logits, valid until the next is asked for.
         """
-        for span in self._spans(rows):
-            new_tokens = max(len(rows.get(row, ())) for row in span)
-            wanted = min(num_logits, new_tokens)
-            input_ids = np.zeros((len(span), new_tokens), np.int64)
-            logit_indices = np.zeros((len(span), wanted), np.int64)
-            write_indices = np.array([len(self._held[row]) for row in span], np.int64)
-            for index, row in enumerate(span):
-                tokens = rows.get(row, ())
-                input_ids[index, : len(tokens)] = tokens
-                last = np.arange(len(tokens) - wanted, len(tokens))
-                logit_indices[index] = np.maximum(last, 0)
-            self._session.bind(self._room(span, rows))
-            logits = self._session.step(input_ids, write_indices, logit_indices, span[0])
-            for index, row in enumerate(span):
-                if row in rows:
-                    self._held[row].extend(rows[row])
-                    yield row, logits[index, wanted - min(wanted, len(rows[row])) :]
+        for span in self.spans(rows):
+            step = self.launch(span, num_logits=num_logits)
+            step.collect()
+            for row, tokens in span.items():
+                yield row, step.logits(row, 0, min(num_logits, len(tokens)))
 
-    def _spans(self, rows: Mapping[int, Sequence[int]]) -> list[range]:
-        """Ranges of rows to run together. Padding and idle rows are written past their end, so a
-        row without room for that runs alone."""
-        new_tokens = max(map(len, rows.values()))
+    def launch(
+        self,
+        rows: Mapping[int, Sequence[int]],
+        *,
+        num_logits: int = 1,
+        temperatures: Mapping[int, float] | None = None,
+    ) -> "Step":
+        """Start one step of one span; see `append`. Nothing else may run until it is collected.
+
+        A row writes as many tokens as the longest. Where it has no room for padding, its own last
+        tokens run once more: the cache holds what it held.
+
+        Args:
+            temperatures: what rows sample with; greedy where it is not said.
+        """
         first, last = min(rows), max(rows)
-        whole = range(first, last + 1)
-        limit = self._session.max_seq_len
-        fits = all(len(self._held[row]) + new_tokens <= limit for row in whole)
-        if fits and (len(rows) == len(whole) or new_tokens <= _SHORT):
-            return [whole]
-        return [range(row, row + 1) for row in rows]
+        span, limit = range(first, last + 1), self._session.max_seq_len
+        new_tokens = max(map(len, rows.values()))
+        wanted = min(num_logits, new_tokens)
+        lengths = np.array([len(self._held[row]) for row in span], np.int64)
+        again = np.maximum(lengths + new_tokens - limit, 0)  # tokens that run once more
+        input_ids = np.zeros((len(span), new_tokens), np.int64)
+        logit_indices = np.zeros((len(span), wanted), np.int64)
+        if new_tokens == 1:
+            for row, tokens in rows.items():
+                input_ids[row - first, 0] = tokens[0]
+            for index in np.flatnonzero(again):
+                input_ids[index, 0] = self._held[first + index][-1]
+        else:
+            for index, row in enumerate(span):
+                repeated = self._held[row][lengths[index] - again[index] :] if again[index] else []
+                tokens = [*repeated, *rows.get(row, ())]
+                input_ids[index, : len(tokens)] = tokens
+                logit_indices[index] = np.arange(len(tokens) - wanted, len(tokens)).clip(0)
+        write_indices = lengths - again
+        self._session.bind(self._room(rows))
+        degrees = None
+        if temperatures:
+            degrees = np.array([temperatures.get(row, 0.0) for row in span], np.float32)
+        self._session.launch(input_ids, write_indices, logit_indices, first, degrees)
+        starts = {row: int(lengths[row - first]) for row in rows}
+        return Step(self._session, self._held, rows, starts, first, wanted)
 
     def _checked(self, row: int) -> int:
         if not 0 <= row < self._session.max_batch:
             raise RequestError(f"row must be 0 to {self._session.max_batch - 1}, got {row}.")
         return row
+
+
+class Step:
+    """One step that was launched over a span of rows."""
+
+    def __init__(
+        self,
+        session: Session,
+        held: list[list[int]],
+        rows: Mapping[int, Sequence[int]],
+        starts: Mapping[int, int],
+        first: int,
+        wanted: int,
+    ) -> None:
+        self._session, self._held, self._rows, self._starts = session, held, rows, starts
+        self._first, self._wanted = first, wanted
+        self.result: StepResult | None = None
+
+    def collect(self) -> StepResult:
+        """Wait for the step; its rows hold their tokens then, but for rows that were rewound."""
+        self.result = self._session.collect()
+        for row, tokens in self._rows.items():
+            held = self._held[row]
+            if len(held) == self._starts[row]:
+                held.extend(tokens)
+        return self.result
+
+    def num_logits(self, row: int) -> int:
+        """Of a row's tokens, counted from the last, those that got logits."""
+        return min(self._wanted, len(self._rows[row]))
+
+    def at(self, row: int, position: int) -> At:
+        """Where the result has the `position`-th of a row's tokens that got logits."""
+        return row - self._first, self._wanted - self.num_logits(row) + position
+
+    def logits(self, row: int, first: int, last: int) -> Logits:
+        """(last - first, V) logits of some of a row's positions, counted likewise."""
+        assert self.result is not None
+        index, start = self.at(row, first)
+        return self.result.logits(index, start, start + last - first)
 
 
 def common_prefix(held: list[int], prompt: list[int]) -> int:

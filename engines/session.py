@@ -1,4 +1,4 @@
-"""The seam between the Runner and whatever computes: bind a cache, step."""
+"""The seam between the Runner and whatever computes: bind a cache, launch a step, collect it."""
 
 from typing import Any, NotRequired, Protocol, Self, TypedDict
 
@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from nemo_trt.bundle import Bundle
 from nemo_trt.config import ModelConfig
 from nemo_trt.where import Where
+
+from .step_result import StepResult
 
 Tokens = NDArray[np.int64]
 Logits = NDArray[np.float32]
@@ -48,6 +50,7 @@ class Session(Protocol):
         capacity: tokens a row that the bound cache holds now, at most `max_seq_len`.
         prefill_chunk: most new tokens that one run of the graph takes, a longer step is cut; None
             where it takes any number.
+        overlaps: whether `launch` returns while the step runs.
     """
 
     bundle: Bundle
@@ -58,6 +61,7 @@ class Session(Protocol):
     max_seq_len: int
     capacity: int
     prefill_chunk: int | None
+    overlaps: bool
 
     def bind(self, capacity: int) -> None:
         """Make the cache hold at least `capacity` tokens a row; what it holds stays.
@@ -80,6 +84,24 @@ class Session(Protocol):
             (B, N, V) float32 logits. The memory is the session's and the next step overwrites it.
         """
 
+    def launch(
+        self,
+        input_ids: Tokens,
+        write_indices: Tokens,
+        logit_indices: Tokens,
+        first_row: int = 0,
+        temperatures: Logits | None = None,
+    ) -> None:
+        """Start a step; `collect` it before anything else is asked of the session.
+
+        Args:
+            input_ids, write_indices, logit_indices, first_row: see `step`.
+            temperatures: (B,) that each row samples with; 0 for greedy rows.
+        """
+
+    def collect(self) -> StepResult:
+        """Wait for the step that was launched. What went wrong in it is raised here or there."""
+
     def step_cost(self, rows: int, new_tokens: int) -> float:
         """About how long a step takes, as a multiple of the time of reading the weights once."""
 
@@ -88,6 +110,9 @@ class Session(Protocol):
 
     def write_cache(self, layer: int, kind: str, row: int, start: int, block: CacheBlock) -> None:
         """Overwrite tokens from `start` on with a (K, tokens, D) float32 block."""
+
+    def copy_cache(self, source: int, target: int, length: int) -> None:
+        """Make a row's first `length` tokens those of another row, for all layers."""
 
     def describe(self) -> SessionInfo:
         """What runs the bundle."""

@@ -2,52 +2,22 @@
 
 import logging
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 
-from nemo_trt.engines.generation import Generation
-from nemo_trt.engines.rows import Rows, common_prefix
-from nemo_trt.engines.session import Logits, Session
+from nemo_trt.engines.rows import Rows, Step
+from nemo_trt.engines.sampling import Sampled
+from nemo_trt.engines.session import Session
+from nemo_trt.engines.step_result import sample_rows
 from nemo_trt.engines.tokenizers import Tokenizer
-from nemo_trt.errors import (
-    CapacityError,
-    FaultError,
-    MachineError,
-    NemoTrtError,
-    QueueFullError,
-    RequestError,
-)
+from nemo_trt.errors import CapacityError, FaultError, MachineError, NemoTrtError, RequestError
 
-from .drafts import DraftSource, PromptLookup, draft_length
-from .request import Ended, Output, Reason, Request, Usage
+from .admission import Admission
+from .drafts import draft_length
+from .live import Flight, Live, Turn
+from .request import Ended, Output, Reason, Request
 from .scoring import SCORED_TOKENS
 
 _LOG = logging.getLogger("nemo_trt.serve")
-_MIN_COPY = 32
-"""Tokens of a prefix below which copying it is not worth a look."""
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Live:
-    """A request in the queue, or in a row."""
-
-    request_id: int
-    request: Request
-    prompt: list[int]
-    usage: Usage
-    generation: Generation
-    lookup: PromptLookup | None
-    row: int = -1
-    arrival: float = 0.0
-    pending: list[int] = field(default_factory=list)  # not in the cache yet
-    decoding: bool = False
-    scored_at: int = 0  # when its prompt had its last turn
-
-    @property
-    def group(self) -> object:
-        """Whose answers it belongs to."""
-        return self if self.request.group is None else self.request.group
 
 
 class Scheduler:
@@ -58,11 +28,16 @@ class Scheduler:
     tokens of a request lie one decode step and `prefill_tokens` prompt tokens at most, however long
     the prompts are that arrive. Of prompts that are scored, one a step has its turn.
 
+    Where the session overlaps, what follows is launched as soon as the tokens are known; text, stop
+    strings, grammars and outputs come while it runs. An answer that ends by its text ends one step
+    late, and that step's token is dropped.
+
     Requests are admitted in the order of their arrival, but a group that has rows already lets
     those go first that have fewer: a request for many answers keeps nobody out.
 
     A finished row keeps its tokens. A prompt that begins like what any row holds, busy or not,
-    starts from there: the row is rewound or its beginning copied.
+    starts from there: the row is rewound or its beginning copied. A prompt that begins like one
+    that is being run waits for it.
 
     A request's tokens depend on its neighbours by rounding alone, its random numbers on its seed.
 
@@ -88,24 +63,22 @@ class Scheduler:
                 f"prefill_tokens and max_queue must be 1 or more, got {prefill_tokens} and "
                 f"{max_queue}."
             )
-        self._session, self._tokenizer = session, tokenizer
-        self._prefill_tokens, self._max_queue, self._clock = prefill_tokens, max_queue, clock
+        self._session, self._prefill_tokens, self._clock = session, prefill_tokens, clock
         self._rows = Rows(session)
-        self._queue: deque[_Live] = deque()
-        self._running: dict[int, _Live] = {}  # by row
-        self._free = deque(range(session.max_batch))  # the one that was used longest ago first
-        self._next_id = self._scored_steps = 0
-        self._sound: Sequence[int] = ()  # the last prompt whose tokens were looked at
+        self._places = Admission(session, self._rows, tokenizer, max_queue=max_queue, clock=clock)
+        self._cycle: Iterator[Flight] = iter(())  # what is left of a step
+        self._flight: Flight | None = None
+        self._scored_steps = 0
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not self._queue and not self._running
+        return not self._places.queue and not self._places.running and self._flight is None
 
     @property
     def num_waiting(self) -> int:
         """Requests in the queue."""
-        return len(self._queue)
+        return len(self._places.queue)
 
     @property
     def num_held_tokens(self) -> int:
@@ -115,7 +88,7 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         """Requests that have a row."""
-        return len(self._running)
+        return len(self._places.running)
 
     def submit(self, request: Request) -> int:
         """Queue a request; return the id that its outputs bear.
@@ -125,36 +98,7 @@ class Scheduler:
             QueueFullError: `max_queue` groups wait, and this is another one.
             RequestError: the prompt is empty or names tokens that do not exist.
         """
-        prompt = list(request.prompt)
-        vocab_size, limit = self._session.config.vocab_size, self._session.max_seq_len
-        if not prompt:
-            raise RequestError("The prompt must hold at least one token.")
-        if request.prompt is not self._sound:  # answers of one prompt share it
-            if min(prompt) < 0 or max(prompt) >= vocab_size:
-                raise RequestError(
-                    f"Tokens must be 0 to {vocab_size - 1}, got {min(prompt)} to {max(prompt)}."
-                )
-            self._sound = request.prompt
-        if len(prompt) >= limit:
-            raise CapacityError(
-                f"The prompt must be shorter than max_seq_len, {limit} tokens, got {len(prompt)}."
-            )
-        self._require_place(request)
-        config, speculate = self._session.config, request.speculate
-        live = _Live(
-            request_id=self._next_id,
-            request=request,
-            prompt=prompt,
-            usage=Usage(prompt_tokens=len(prompt)),
-            generation=Generation(
-                0, prompt, request.params, config, self._tokenizer, request.constraint
-            ),
-            lookup=PromptLookup(request.drafts or DraftSource(prompt)) if speculate else None,
-            arrival=self._clock(),
-        )
-        self._next_id += 1
-        self._queue.append(live)
-        return live.request_id
+        return self._places.submit(request)
 
     def cancel(self, request_id: int) -> Output | None:
         """End a request now and free its row; None where it has ended already."""
@@ -170,96 +114,83 @@ class Scheduler:
             lambda live: live.request.deadline is not None and live.request.deadline <= now,
             "deadline",
         )
-        while self._queue and self._free:
-            self._admit(self._next())
-        decoding = [live for live in self._running.values() if live.decoding]
-        if decoding:
-            self._run(self._drafted(decoding), outputs)
-        prefilling = [live for live in self._running.values() if live.pending and not live.decoding]
-        if prefilling:
-            self._prefill(prefilling, outputs)
+        if self._flight is None:
+            self._cycle = self._plan()
+            self._launch_next(outputs)
+        while self._flight is not None:
+            taken = self._collect(self._flight, outputs)
+            late: list[Output] = []  # ends of requests, some of whose tokens are to be told yet
+            whole = not self._launch_next(late)
+            if whole and self._session.overlaps:
+                self._cycle = self._plan()
+                self._launch_next(late)
+            for one in taken:
+                self._tell(one, outputs)
+            outputs.extend(late)
+            if whole:
+                break
         return outputs
 
-    def _prefill(self, waiting: list[_Live], outputs: list[Output]) -> None:
-        """Run a piece of the prompts. Scores need logits at every position: one row has its turn,
-        the one that had it longest ago."""
+    def _plan(self) -> Iterator[Flight]:
+        """The runs of one step; each is made when the one before it has been collected."""
+        self._places.admit()
+        decoding = [live for live in self._places.running.values() if live.decoding]
+        if decoding:
+            yield from self._flights(self._drafted(decoding))
+        self._places.admit()
+        running = self._places.running.values()
+        waiting = [live for live in running if not live.decoding and self._places.may_run(live)]
+        if not waiting:
+            return
+        # Scores need logits at every position: one row has its turn, longest ago first.
         scored = [live for live in waiting if live.request.scores is not None]
         plain = [live for live in waiting if live.request.scores is None]
         turn = min(scored, key=lambda live: (live.scored_at, live.request_id), default=None)
         chosen = plain[: self._prefill_tokens - (turn is not None)]
         chunk = self._prefill_tokens // (len(chosen) + (turn is not None))
         if chosen:
-            self._run({live.row: live.pending[:chunk] for live in chosen}, outputs)
-        if turn is not None and self._running.get(turn.row) is turn:
+            yield from self._flights({live.row: live.pending[:chunk] for live in chosen})
+        if turn is not None and self._places.has_row(turn):
             self._scored_steps += 1
             turn.scored_at = self._scored_steps
-            self._run({turn.row: turn.pending[: min(chunk, SCORED_TOKENS)]}, outputs)
+            yield from self._flights({turn.row: turn.pending[: min(chunk, SCORED_TOKENS)]})
 
-    def _require_place(self, request: Request) -> None:
-        """A group that has a place, in the queue or in a row, has one for all of its requests."""
-        served = {live.group for live in self._running.values()}
-        waiting = {live.group for live in self._queue} - served
-        if request.group in served | waiting or len(waiting) < self._max_queue + len(self._free):
-            return
-        raise QueueFullError(f"{len(waiting)} requests are waiting already. Try later.")
+    def _flights(self, work: dict[int, list[int]]) -> Iterator[Flight]:
+        """One for each span: a step that fails ends its own rows alone."""
+        lives = {row: self._places.running[row] for row in work}
+        for span in self._rows.spans(work):
+            rows = [row for row in span if self._places.has_row(lives[row])]
+            if rows:
+                yield Flight({row: work[row] for row in rows}, {row: lives[row] for row in rows})
 
-    def _next(self) -> _Live:
-        """Take from the queue whose group has the fewest rows; of equals, the first."""
-        rows = Counter(live.group for live in self._running.values())
-        live = min(self._queue, key=lambda waiting: rows[waiting.group])
-        self._queue.remove(live)
-        return live
+    def _launch_next(self, ended: list[Output]) -> bool:
+        """Launch the next run of this step; False where there is none."""
+        while True:
+            self._places.slots.clean()
+            flight = self._flight = next(self._cycle, None)
+            if flight is None:
+                return False
+            flight.work = self._with_room(flight.work, ended)
+            flight.lives = {row: flight.lives[row] for row in flight.work}
+            if flight.work:
+                break
+        lives = flight.lives.values()
+        every = any(live.decoding or live.request.scores is not None for live in lives)
+        try:
+            flight.step = self._rows.launch(
+                flight.work,
+                num_logits=max(map(len, flight.work.values())) if every else 1,
+                temperatures={
+                    row: live.request.params.temperature for row, live in flight.lives.items()
+                },
+            )
+        except NemoTrtError as error:
+            flight.error = error
+        return True
 
-    def _admit(self, live: _Live) -> None:
-        if live.request.scores is None:
-            row, source, length = self._place(live.prompt)
-        else:  # what the cache holds has no logits any more: leave it to others
-            row = source = self._free[0]
-            length = 0
-        if row == source:
-            self._rows.rewind(row, length)
-        else:
-            self._rows.copy(source, row, length)
-        self._free.remove(row)
-        live.row, live.usage.cached_tokens = row, length
-        live.usage.queue_s = self._clock() - live.arrival
-        live.pending = live.prompt[length:]
-        self._running[row] = live
-
-    def _place(self, prompt: list[int]) -> tuple[int, int, int]:
-        """A free row for a prompt, the row that its beginning is in, and how long that is."""
-        every = range(self._session.max_batch)
-        shared = [common_prefix(self._rows.held(row), prompt) for row in every]
-        oldest = self._free[0]
-        row = max(self._free, key=shared.__getitem__)
-        source = max(every, key=shared.__getitem__)
-        if shared[source] >= shared[row] + _MIN_COPY:
-            return oldest, source, shared[source]
-        if 2 * shared[row] >= len(self._rows.held(row)):
-            return row, row, shared[row]
-        if shared[row] >= _MIN_COPY:  # leave what lies behind the beginning to others
-            return oldest, row, shared[row]
-        return oldest, oldest, shared[oldest]
-
-    def _drafted(self, decoding: list[_Live]) -> dict[int, list[int]]:
-        """By row the token to run, and what may follow it where that pays."""
-        drafts = {live.row: self._draft(live) for live in decoding}
-        rates = [live.lookup.rate if live.lookup and drafts[live.row] else 0 for live in decoding]
-        length = draft_length(rates, lambda tokens: self._session.step_cost(len(rates), tokens))
-        return {live.row: live.pending + drafts[live.row][:length] for live in decoding}
-
-    def _draft(self, live: _Live) -> list[int]:
-        room = self._session.max_seq_len - len(self._rows.held(live.row)) - 2
-        left = live.request.params.max_tokens - live.usage.completion_tokens - 1
-        return live.lookup.draft(min(room, left)) if live.lookup and min(room, left) > 0 else []
-
-    def _run(self, work: dict[int, list[int]], outputs: list[Output]) -> None:
-        """Run rows, one step for each span: a step that fails ends its own rows alone."""
-        if work := self._with_room(work, outputs):
-            for span in self._rows.spans(work):
-                self._run_span(span, outputs)
-
-    def _with_room(self, work: dict[int, list[int]], outputs: list[Output]) -> dict[int, list[int]]:
+    def _with_room(
+        self, work: Mapping[int, list[int]], ended: list[Output]
+    ) -> Mapping[int, list[int]]:
         """Grow the cache for rows. Without memory for it the longest row gives way: it is emptied
         when it rests, and else its request ends."""
         while work:
@@ -268,8 +199,8 @@ class Scheduler:
                 break
             except (CapacityError, MachineError) as error:
                 row = self._rows.longest(work)
-                if live := self._running.get(row):
-                    outputs.append(self._finish(live, "error", error))
+                if live := self._places.running.get(row):
+                    ended.append(self._finish(live, "error", error))
                 elif self._rows.held(row):
                     self._rows.rewind(row)
                 else:
@@ -279,86 +210,165 @@ class Scheduler:
                 break
         return work
 
-    def _run_span(self, work: dict[int, list[int]], outputs: list[Output]) -> None:
-        """Append tokens to rows, and sample where a row's tokens are all there."""
-        decoding = all(self._running[row].decoding for row in work)
-        scoring = any(self._running[row].request.scores is not None for row in work)
-        num_logits = max(map(len, work.values())) if decoding or scoring else 1
+    def _collect(self, flight: Flight, outputs: list[Output]) -> list[Turn]:
+        """Wait for a run, and take the tokens of those who are still there."""
         try:
-            for row, logits in self._rows.append(work, num_logits=num_logits):
-                live = self._running[row]
-                try:
-                    if live.decoding:
-                        self._verify(live, work[row], logits, outputs)
-                    else:
-                        self._prefilled(live, work[row], logits, outputs)
-                except NemoTrtError as error:
-                    outputs.append(self._finish(live, "error", error))
-                except Exception as error:  # one request's; its neighbours must not pay for it
-                    outputs.append(self._finish(live, "error", _as_fault(error)))
+            if flight.error is not None:
+                raise flight.error
+            assert flight.step is not None
+            flight.step.collect()
         except NemoTrtError as error:  # the session: what the rows hold now is unknown
-            hit = [self._running[row] for row in work if row in self._running]
-            outputs.extend(self._finish(live, "error", error) for live in hit)
+            for row, live in flight.lives.items():
+                if self._places.has_row(live):
+                    outputs.append(self._finish(live, "error", error))
+                else:
+                    self._places.slots.taint(row)
+            return []
+        due: list[Turn] = []
+        for row, live in flight.lives.items():
+            if not self._places.has_row(live):
+                continue
+            tokens = flight.work[row]
+            if live.decoding:
+                due.append(Turn(live, tokens[1:]))
+                continue
+            try:
+                ready = self._prefilled(live, tokens, flight.step, outputs)
+            except Exception as error:  # one request's; its neighbours must not pay for it
+                outputs.append(self._finish(live, "error", _as_error(error)))
+                continue
+            if ready:
+                due.append(Turn(live, []))
+        self._take(due, flight)
+        return due
 
-    def _prefilled(
-        self, live: _Live, tokens: list[int], logits: Logits, outputs: list[Output]
-    ) -> None:
-        """A piece of the prompt has been run: score it, and sample behind the last one."""
+    def _prefilled(self, live: Live, tokens: list[int], step: Step, outputs: list[Output]) -> bool:
+        """A piece of the prompt has been run: score it; whether a token follows."""
         live.pending = live.pending[len(tokens) :]
         if live.request.scores is not None:
+            logits = step.logits(live.row, 0, len(tokens))
             live.request.scores.push(logits, [*tokens[1:], *live.pending[:1]])
         if live.pending:
-            return
+            return False
         if live.request.score_only:
             outputs.append(self._finish(live, "length"))
-            return
+            return False
         live.decoding = True
-        self._verify(live, tokens[-1:], logits[-1:], outputs)
+        return True
 
-    def _verify(
-        self, live: _Live, tokens: list[int], logits: Logits, outputs: list[Output]
-    ) -> None:
+    def _take(self, due: list[Turn], flight: Flight) -> None:
         """Sample behind the token that was due, and behind each draft that turned out right."""
-        drafts = tokens[1:]
-        held = len(self._rows.held(live.row)) - len(drafts)
-        accepted = 0
-        while True:
-            full = held + accepted + 1 >= self._session.max_seq_len
-            event = live.generation.next(logits[accepted], last=full)
-            live.usage.completion_tokens += 1
-            if live.lookup:
-                live.lookup.push(event.token_id)
-            right = accepted < len(drafts) and event.token_id == drafts[accepted]
-            accepted += right
-            if event.finish_reason or not right:
-                break
-            outputs.append(Output(request_id=live.request_id, event=event, ended=None))
-        self._rows.rewind(live.row, held + accepted)
-        live.pending = [event.token_id]
-        live.usage.drafted_tokens += len(drafts)
-        live.usage.accepted_tokens += accepted
-        ended = self._finish(live, event.finish_reason).ended if event.finish_reason else None
+        step, position = flight.step, 0
+        assert step is not None and step.result is not None
+        last = {one.live.row: step.num_logits(one.live.row) - 1 - len(one.drafts) for one in due}
+        while due:
+            asked: list[Turn] = []
+            masks = []
+            for one in due:
+                try:
+                    masks.append(one.live.generation.mask())
+                    asked.append(one)
+                except Exception as error:
+                    self._fail(one, error)
+            at = [step.at(one.live.row, last[one.live.row] + position) for one in asked]
+            samplers = [one.live.generation.sampler for one in asked]
+            found = sample_rows(step.result, at, samplers, masks) if asked else []
+            due = []
+            for one, sampled in zip(asked, found, strict=True):
+                if isinstance(sampled, Exception):
+                    self._fail(one, sampled)
+                elif self._goes_on(one, sampled, position):
+                    due.append(one)
+            position += 1
+
+    def _goes_on(self, one: Turn, sampled: Sampled, position: int) -> bool:
+        """Take a token; whether a draft stands behind it that was right."""
+        live, token = one.live, sampled.token_id
+        held = len(self._rows.held(live.row)) - len(one.drafts) + position
+        taken = live.generation.take(sampled, last=held + 1 >= self._session.max_seq_len)
+        if live.lookup:
+            live.lookup.push(token)
+        ends = taken.reason is not None
+        right = position < len(one.drafts) and token == one.drafts[position]
+        one.tokens.append((taken, right))
+        if right and not ends and live.generation.constrained:  # the next mask depends on it
+            try:
+                ends = self._tell_token(one, one.outputs)
+            except Exception as error:
+                self._fail(one, error)
+                return False
+        if right and not ends:
+            return True
+        live.pending = [token]
+        self._rows.rewind(live.row, held + right)
+        if ends and self._places.has_row(live):
+            self._places.release(live)
+        return False
+
+    def _fail(self, one: Turn, error: Exception) -> None:
+        one.error = _as_error(error)
+        self._places.release(one.live, one.error)
+
+    def _tell(self, one: Turn, outputs: list[Output]) -> None:
+        """Make outputs of what was taken, in order, up to the end of the answer."""
+        live = one.live
+        live.usage.drafted_tokens += len(one.drafts)
+        outputs.extend(one.outputs)
+        try:
+            while one.tokens:
+                if self._tell_token(one, outputs):
+                    return
+            if live.generation.constrained and self._places.has_row(live):
+                live.generation.mask()  # for the next token, while a step runs
+        except Exception as error:
+            one.error = _as_error(error)
+            if self._places.has_row(live):
+                self._places.release(live, one.error)
+        if one.error is not None:
+            ended = Ended(reason="error", usage=live.usage, error=one.error)
+            outputs.append(Output(request_id=live.request_id, event=None, ended=ended))
+
+    def _tell_token(self, one: Turn, outputs: list[Output]) -> bool:
+        """Make the output of the first token that is left; whether the answer ends with it."""
+        live, usage = one.live, one.live.usage
+        taken, right = one.tokens.pop(0)
+        event = live.generation.tell(taken)
+        usage.completion_tokens += 1
+        usage.accepted_tokens += right
+        ended = None
+        if event.finish_reason:
+            ended = Ended(reason=event.finish_reason, usage=usage)
+            if self._places.has_row(live):
+                self._places.release(live)
         outputs.append(Output(request_id=live.request_id, event=event, ended=ended))
+        return ended is not None
 
-    def _end(self, condition: Callable[[_Live], bool], reason: Reason) -> list[Output]:
-        found = [live for live in (*self._queue, *self._running.values()) if condition(live)]
-        return [self._finish(live, reason) for live in found]
+    def _drafted(self, decoding: list[Live]) -> dict[int, list[int]]:
+        """By row the token to run, and what may follow it where that pays."""
+        drafts = {live.row: self._draft(live) for live in decoding if live.lookup}
+        if not any(drafts.values()):
+            return {live.row: live.pending for live in decoding}
+        rates = [live.lookup.rate if live.lookup and drafts[live.row] else 0 for live in decoding]
+        length = draft_length(rates, lambda tokens: self._session.step_cost(len(rates), tokens))
+        return {live.row: live.pending + drafts.get(live.row, [])[:length] for live in decoding}
 
-    def _finish(self, live: _Live, reason: Reason, error: NemoTrtError | None = None) -> Output:
-        if live.row < 0:
-            self._queue.remove(live)
-        else:
-            del self._running[live.row]
-            self._free.append(live.row)
-            if isinstance(error, RequestError | FaultError | CapacityError):
-                self._rows.rewind(live.row)
-            elif error:  # the cache may hold what is not finite, which outlives a rewind
-                self._rows.clear(live.row)
+    def _draft(self, live: Live) -> list[int]:
+        room = self._session.max_seq_len - len(self._rows.held(live.row)) - 2
+        left = live.request.params.max_tokens - live.generation.count - 1
+        return live.lookup.draft(min(room, left)) if live.lookup and min(room, left) > 0 else []
+
+    def _end(self, condition: Callable[[Live], bool], reason: Reason) -> list[Output]:
+        return [self._finish(live, reason) for live in self._places.find(condition)]
+
+    def _finish(self, live: Live, reason: Reason, error: NemoTrtError | None = None) -> Output:
+        self._places.release(live, error)
         ended = Ended(reason=reason, usage=live.usage, error=error)
         return Output(request_id=live.request_id, event=None, ended=ended)
 
 
-def _as_fault(error: Exception) -> FaultError:
+def _as_error(error: Exception) -> NemoTrtError:
+    if isinstance(error, NemoTrtError):
+        return error
     _LOG.error("a request met a fault", exc_info=error)
     fault = FaultError(f"The request met a fault of nemo-trt: {type(error).__name__}: {error}")
     fault.__cause__ = error

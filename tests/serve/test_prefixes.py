@@ -9,7 +9,18 @@ from nemo_trt.engines.sampling import SamplingParams
 from nemo_trt.serve import Request, Scheduler
 from nemo_trt.serve.drafts import DraftSource, PromptLookup, draft_length
 
-from .test_scheduler import GREEDY, TOKENS, Watched, alone, answers, drain, ends, runner, session
+from .test_scheduler import (
+    GREEDY,
+    ROWS,
+    TOKENS,
+    Watched,
+    alone,
+    answers,
+    drain,
+    ends,
+    runner,
+    session,
+)
 
 pytestmark = pytest.mark.model
 
@@ -144,3 +155,30 @@ def test_a_row_that_repeats_itself_alone_is_not_worth_padding_all_others(session
     session.cost = lambda rows, tokens: 1.0  # tokens are free
     scheduler.step()
     assert session.steps[-1][1] > 1
+
+
+def test_answers_of_one_prompt_prefill_it_once(session: Watched, runner: Runner) -> None:
+    scheduler = Scheduler(session, prefill_tokens=32)
+    prompt = TOKENS[:100]
+    ids = [
+        scheduler.submit(Request(prompt=prompt, params=GREEDY, speculate=False))
+        for _ in range(ROWS)
+    ]
+    outputs = drain(scheduler)
+    assert [answers(outputs)[number] for number in ids] == [alone(runner, prompt)] * ROWS
+    assert [ends(outputs)[number].usage.cached_tokens for number in ids] == [0, 99, 99]
+    prefilled = sum(rows * tokens for rows, tokens in session.steps if tokens > 1)
+    assert prefilled <= len(prompt) + 2  # and a token each of the others, perhaps in one step
+
+
+def test_who_waits_for_a_prompt_that_is_cancelled_goes_on_from_what_there_is(
+    session: Watched, runner: Runner
+) -> None:
+    scheduler = Scheduler(session, prefill_tokens=40)
+    first = scheduler.submit(Request(prompt=TOKENS[:100], params=GREEDY))
+    second = scheduler.submit(Request(prompt=TOKENS[:100], params=GREEDY))
+    assert not scheduler.step()
+    scheduler.cancel(first)
+    outputs = drain(scheduler)
+    assert answers(outputs)[second] == alone(runner, TOKENS[:100])
+    assert ends(outputs)[second].usage.cached_tokens == 40

@@ -1,0 +1,167 @@
+"""Who gets a row, and when: the queue, the rows' holders, and prompts that wait for each other."""
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+
+from nemo_trt.engines.generation import Generation
+from nemo_trt.engines.rows import Rows, common_prefix
+from nemo_trt.engines.session import Session
+from nemo_trt.engines.tokenizers import Tokenizer
+from nemo_trt.errors import (
+    CapacityError,
+    FaultError,
+    NemoTrtError,
+    QueueFullError,
+    RequestError,
+)
+
+from .drafts import DraftSource, PromptLookup
+from .live import Live
+from .request import Request, Usage
+from .slots import MIN_COPY, Slots
+
+
+class Admission:
+    """The requests of a session: those that wait, and those that have a row.
+
+    Args:
+        session, tokenizer, max_queue, clock: see `Scheduler`.
+
+    Attributes:
+        queue: who waits, in the order of arrival.
+        running: who has a row, by row.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        rows: Rows,
+        tokenizer: Tokenizer | None,
+        *,
+        max_queue: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._session, self._tokenizer = session, tokenizer
+        self._rows, self._max_queue, self._clock = rows, max_queue, clock
+        self.slots = Slots(rows, session.max_batch)
+        self.queue: deque[Live] = deque()
+        self.running: dict[int, Live] = {}
+        self._next_id = 0
+        self._sound: Sequence[int] = ()  # the last prompt whose tokens were looked at
+
+    def has_row(self, live: Live) -> bool:
+        """Whether a request has its row still."""
+        return self.running.get(live.row) is live
+
+    def find(self, condition: Callable[[Live], bool]) -> list[Live]:
+        """The requests, waiting or running, that meet a condition."""
+        return [live for live in (*self.queue, *self.running.values()) if condition(live)]
+
+    def submit(self, request: Request) -> int:
+        """Queue a request; see `Scheduler.submit`.
+
+        Raises:
+            CapacityError: the prompt does not leave room for one token.
+            QueueFullError: `max_queue` groups wait, and this is another one.
+            RequestError: the prompt is empty or names tokens that do not exist.
+        """
+        prompt = list(request.prompt)
+        vocab_size, limit = self._session.config.vocab_size, self._session.max_seq_len
+        if not prompt:
+            raise RequestError("The prompt must hold at least one token.")
+        if request.prompt is not self._sound:  # answers of one prompt share it
+            if min(prompt) < 0 or max(prompt) >= vocab_size:
+                raise RequestError(
+                    f"Tokens must be 0 to {vocab_size - 1}, got {min(prompt)} to {max(prompt)}."
+                )
+            self._sound = request.prompt
+        if len(prompt) >= limit:
+            raise CapacityError(
+                f"The prompt must be shorter than max_seq_len, {limit} tokens, got {len(prompt)}."
+            )
+        self._require_place(request)
+        config, speculate = self._session.config, request.speculate
+        live = Live(
+            request_id=self._next_id,
+            request=request,
+            prompt=prompt,
+            usage=Usage(prompt_tokens=len(prompt)),
+            generation=Generation(
+                0, prompt, request.params, config, self._tokenizer, request.constraint
+            ),
+            lookup=PromptLookup(request.drafts or DraftSource(prompt)) if speculate else None,
+            arrival=self._clock(),
+        )
+        self._next_id += 1
+        self.queue.append(live)
+        return live.request_id
+
+    def _require_place(self, request: Request) -> None:
+        """A group that has a place, in the queue or in a row, has one for all of its requests."""
+        served = {live.group for live in self.running.values()}
+        waiting = {live.group for live in self.queue} - served
+        if (
+            request.group in served | waiting
+            or len(waiting) < self._max_queue + self.slots.num_free
+        ):
+            return
+        raise QueueFullError(f"{len(waiting)} requests are waiting already. Try later.")
+
+    def _next(self) -> Live:
+        """Take from the queue whose group has the fewest rows; of equals, the first."""
+        rows = Counter(live.group for live in self.running.values())
+        live = min(self.queue, key=lambda waiting: rows[waiting.group])
+        self.queue.remove(live)
+        return live
+
+    def admit(self) -> None:
+        """Give rows to those that wait, while there are any."""
+        while self.queue and self.slots.num_free:
+            self._give_row(self._next())
+
+    def _give_row(self, live: Live) -> None:
+        if live.request.scores is None:
+            row, length = self.slots.take(live.prompt)
+            live.leader = self._leader(live, length)
+        else:  # what the cache holds has no logits any more: leave it to others
+            row, length = self.slots.take_empty(), 0
+        live.row, live.usage.cached_tokens = row, length
+        live.usage.queue_s = self._clock() - live.arrival
+        live.pending = live.prompt[length:]
+        self.running[row] = live
+
+    def _leader(self, live: Live, length: int) -> Live | None:
+        """Who runs more of the same beginning than any row holds yet, worth waiting for."""
+        found, most = None, length + MIN_COPY - 1
+        for other in self.running.values():
+            if not other.decoding and not other.leader:
+                shared = common_prefix(other.prompt, live.prompt)
+                if shared > most:
+                    found, most = other, shared
+        return found
+
+    def may_run(self, live: Live) -> bool:
+        """Whether a request may run its prompt: the beginning that another one runs is here."""
+        leader = live.leader
+        if leader is None:
+            return True
+        if self.running.get(leader.row) is leader and not leader.decoding:
+            return False
+        live.leader = None
+        length = self.slots.share(live.row, live.prompt)
+        live.usage.cached_tokens = length
+        live.pending = live.prompt[length:]
+        return True
+
+    def release(self, live: Live, error: NemoTrtError | None = None) -> None:
+        """A request gives its place up, in the queue or in its row."""
+        if live.row < 0:
+            self.queue.remove(live)
+            return
+        del self.running[live.row]
+        harmless = isinstance(error, RequestError | FaultError | CapacityError)
+        if harmless:
+            self._rows.rewind(live.row)
+        # With another error the cache may hold what is not finite, which outlives a rewind.
+        tainted = error is not None and not harmless
+        self.slots.give_back(live.row, tainted=tainted)
