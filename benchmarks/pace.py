@@ -128,7 +128,13 @@ def pace_of(arguments: argparse.Namespace) -> Pace:
 
 def paced_runner(folder: Path, arguments: argparse.Namespace, count: int) -> Runner:
     bundle = Bundle.open(folder)
-    session = PacedSession(bundle, pace_of(arguments), max_batch=count, max_seq_len=MAX_SEQ_LEN)
+    session = PacedSession(
+        bundle,
+        pace_of(arguments),
+        max_batch=count,
+        max_seq_len=MAX_SEQ_LEN,
+        temperature=arguments.temperature,
+    )
     if bundle.tokenizer_folder is None:
         raise SystemExit(f"{folder} must hold a tokenizer.")
     return Runner(session, open_tokenizer(bundle.tokenizer_folder))
@@ -179,6 +185,7 @@ async def over_http(
 ) -> dict[str, float | str]:
     """Streamed completions of a server process; the client reads bytes and parses nothing."""
     command = [sys.executable, __file__, "--serve", "--bundle", str(folder)]
+    command += ["--temperature", str(arguments.temperature)]
     command += ["--streams", str(count), "--step-ms", str(arguments.step_ms)]
     if arguments.target:
         command = [*command[:-2], "--target", arguments.target]

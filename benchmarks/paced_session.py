@@ -1,10 +1,11 @@
-"""A session that takes a GPU's time and none of the processor's: it answers from prepared logits.
+"""A session that takes a GPU's time and none of the processor's: its answers are prepared.
 
 A step ends `step_s` after it was started, or after the session's last one ended: work queues up as
 on one stream. Nothing is computed, so a process' CPU time is the host's share alone.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 
 from nemo_trt.bundle import Bundle
 from nemo_trt.engines.base_session import BaseSession
+from nemo_trt.engines.candidates import Candidates, top_candidates
 from nemo_trt.engines.planner import kv_bytes_per_token, step_bytes
 from nemo_trt.engines.session import CacheBlock, Logits, SessionInfo, Tokens
+from nemo_trt.engines.step_result import At
 from nemo_trt.engines.targets import Target
 from nemo_trt.export.samples import SHAPES
 from nemo_trt.precision import DType
@@ -59,37 +62,80 @@ class _Nemo:
         self.weight_bytes = others * itemsize + head_and_embedding * DType.BF16.itemsize
 
 
+class _Prepared:
+    """A `StepResult` whose candidates are prepared; whole rows are fetched on demand."""
+
+    def __init__(self, logits: NDArray[np.float32], candidates: Candidates, start: int) -> None:
+        self._logits, self._candidates, self._start = logits, candidates, start
+
+    def logits(self, row: int, first: int, last: int) -> Logits:
+        """See `StepResult.logits`. A fetch costs the host what its copy costs."""
+        fetched = self._logits[(self._start + row) % len(self._logits)].copy()
+        return np.broadcast_to(fetched, (last - first, len(fetched)))
+
+    def candidates(self, at: Sequence[At]) -> Candidates:
+        """See `StepResult.candidates`."""
+        rows = [(self._start + row) % len(self._logits) for row, _ in at]
+        found = self._candidates
+        return Candidates(
+            ids=found.ids[rows],
+            logits=found.logits[rows],
+            mass=found.mass[rows],
+            mass_tempered=found.mass_tempered[rows],
+            vocab_size=found.vocab_size,
+        )
+
+
 class PacedSession(BaseSession):
-    """A `Session` whose logits are one of 64 prepared distributions: normal, with 20 peaks."""
+    """A `Session` whose logits are one of 64 prepared distributions: normal, with 20 peaks.
+
+    Args:
+        temperature: of every row; candidates are prepared for it.
+    """
 
     where: Where = CPU
+    overlaps = True
     tokens_per_read = 64
     longer = "Open the session with a larger max_seq_len."
 
-    def __init__(self, bundle: Bundle, pace: Pace, *, max_batch: int, max_seq_len: int) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        pace: Pace,
+        *,
+        max_batch: int,
+        max_seq_len: int,
+        temperature: float,
+    ) -> None:
         super().__init__(
             bundle, max_batch=max_batch, max_seq_len=max_seq_len, compute_precision="fp32"
         )
         self._pace, self._steps, self._free_at = pace, 0, 0.0
         random = np.random.default_rng(0)
         vocab_size = self.config.vocab_size
-        # One row more for every row of a step: row n of step s gets distribution (s + n) % 64.
         rows = random.normal(0, 2, (_DISTRIBUTIONS, vocab_size)).astype(np.float32)
         for row in rows:
             row[random.integers(0, vocab_size, _PEAKS)] += random.normal(12, 2, _PEAKS)
-        self._logits: NDArray[np.float32] = np.concatenate(
-            [rows] * (1 + -(-max_batch // len(rows)))
-        )
+        self._logits: NDArray[np.float32] = rows
+        degrees = np.full(len(rows), temperature, np.float32)
+        self._candidates = top_candidates(rows, degrees)
+        self._ends = 0.0
 
-    def _step(
-        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int
-    ) -> Logits:
-        ends = self._start(input_ids, write_indices)
-        time.sleep(max(0.0, ends - time.perf_counter()))
-        rows, positions = logit_indices.shape
-        start = self._steps % _DISTRIBUTIONS
-        shape = (rows, positions, self.config.vocab_size)
-        return np.broadcast_to(self._logits[start : start + rows, None], shape)
+    def launch(
+        self,
+        input_ids: Tokens,
+        write_indices: Tokens,
+        logit_indices: Tokens,
+        first_row: int = 0,
+        temperatures: Logits | None = None,
+    ) -> None:
+        """See `Session.launch`. Row n of step s gets distribution (s + n) % 64."""
+        self._ends = self._start(input_ids, write_indices)
+
+    def collect(self) -> _Prepared:
+        """See `Session.collect`."""
+        time.sleep(max(0.0, self._ends - time.perf_counter()))
+        return _Prepared(self._logits, self._candidates, self._steps % _DISTRIBUTIONS)
 
     def _start(self, input_ids: Tokens, write_indices: Tokens) -> float:
         """Put a step behind what runs; return when it ends, in `time.perf_counter`'s seconds."""
