@@ -79,7 +79,7 @@ def test_grammars_of_a_server_end_with_the_same_tokens(
     service: Any = Service.__new__(Service)
     service._grammars, service._making = None, threading.Lock()
     service.require = lambda: SimpleNamespace(tokenizer=tokenizer, config=CONFIG)
-    state = service._make_grammars().regex("[0-9]+")
+    state = service.grammars().regex("[0-9]+")
     for one in tokenizer.encode("12", bos=False):
         state.accept(one)
     allowed = np.flatnonzero(state.allowed())
