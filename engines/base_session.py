@@ -153,9 +153,10 @@ class BaseSession:
     def copy_cache(self, source: int, target: int, length: int) -> None:
         """See `Session.copy_cache`."""
         self._require_open()
-        for layer in range(self.config.num_layers):
-            for kind in ("key", "value"):
-                self._copy(layer, kind, source, target, length)
+        with self._ownership:
+            for layer in range(self.config.num_layers):
+                for kind in ("key", "value"):
+                    self._copy(layer, kind, source, target, length)
 
     def close(self) -> None:
         """Free everything; a second call does nothing, nor does one in a forked process."""

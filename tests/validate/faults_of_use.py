@@ -158,18 +158,9 @@ def _copied_too_little(true: Any, self: Rows, source: int, target: int, length: 
     self._held[target] = list(self._held[source][:length])
 
 
-def _keys_alone(true: Any, self: Rows, source: int, target: int, length: int) -> None:
-    kept = self._session.write_cache
-
-    def write(layer: int, kind: str, row: int, start: int, block: Any) -> None:
-        if kind == "key":
-            kept(layer, kind, row, start, block)
-
-    self._session.write_cache = write  # type: ignore[method-assign]
-    try:
-        true(self, source, target, length)
-    finally:
-        del self._session.write_cache
+def _keys_alone(true: Any, self: OrtSession, layer: int, kind: str, *rest: int) -> None:
+    if kind == "key":
+        true(self, layer, kind, *rest)
 
 
 def _copied_the_wrong_way(true: Any, self: Rows, source: int, target: int, length: int) -> None:
@@ -180,8 +171,10 @@ def _copied_the_wrong_way(true: Any, self: Rows, source: int, target: int, lengt
     self._held[source], self._held[target] = kept, held
 
 
-def _row_forgotten(true: Any, self: OrtSession, layer: int, kind: str, row: int, *rest: Any) -> Any:
-    return true(self, layer, kind, 0, *rest)
+def _row_forgotten(
+    true: Any, self: OrtSession, layer: int, kind: str, source: int, target: int, length: int
+) -> None:
+    true(self, layer, kind, source, 0, length)
 
 
 def _in_order_of_slots(true: Any, self: Runner, rows: Any, **named: Any) -> Any:
@@ -266,12 +259,9 @@ FAULTS: dict[str, tuple[Patch, set[str]]] = {
     "growth loses all": (on(OrtSession, "bind", _growth(slice(None))), {"growing cache"}),
     "a rewind keeps a token too many": (on(Rows, "rewind", _rewound_too_little), {"rewound rows"}),
     "a copy lacks its last token": (on(Rows, "copy", _copied_too_little), {"rewound rows"}),
-    "a copy lacks the values": (on(Rows, "copy", _keys_alone), {"rewound rows"}),
+    "a copy lacks the values": (on(OrtSession, "_copy", _keys_alone), {"rewound rows"}),
     "a copy goes the wrong way": (on(Rows, "copy", _copied_the_wrong_way), {"rewound rows"}),
-    "write_cache writes to row 0": (
-        on(OrtSession, "write_cache", _row_forgotten),
-        {"rewound rows"},
-    ),
+    "a copy goes to row 0": (on(OrtSession, "_copy", _row_forgotten), {"rewound rows"}),
     "the Runner's logits come in the order of slots": (
         on(Runner, "prefill", _in_order_of_slots),
         {"runner"},
