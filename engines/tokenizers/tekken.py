@@ -37,14 +37,15 @@ class TekkenTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer.decode`."""
-        return str(self._tekken.decode(list(ids), special_token_policy=self._leave_out))
+        known = [token for token in ids if token < self.vocab_size]
+        return str(self._tekken.decode(known, special_token_policy=self._leave_out))
 
     def require_usable(self) -> None:
         """See `Tokenizer.require_usable`: the format is no template."""
 
     def token_bytes(self, token_id: int, *, first: bool = False) -> bytes:
         """See `Tokenizer.token_bytes`."""
-        if token_id < self._tekken.num_special_tokens:
+        if not self._tekken.num_special_tokens <= token_id < self.vocab_size:
             return b""
         return bytes(self._tekken.id_to_byte_piece(token_id, self._leave_out))
 

@@ -24,10 +24,10 @@ class Tokenizer(Protocol):
         """Tokens of a text; with `bos` the tokeniser's own start token is put before them."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens, special tokens left out, invalid UTF-8 as U+FFFD."""
+        """The text of tokens: special and unknown ones left out, invalid UTF-8 as U+FFFD."""
 
     def token_bytes(self, token_id: int, *, first: bool = False) -> bytes:
-        """The bytes that a token adds to a text; none for a special token.
+        """The bytes that a token adds to a text; none for a special or an unknown token.
 
         Args:
             first: the token is the first of the text: some tokenizers put a space before every

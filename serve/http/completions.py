@@ -22,7 +22,7 @@ from .bodies import JsonRoute
 from .constraints import format_constraint
 from .errors import RESPONSES
 from .logprobs import TextLogprobs, prompt_entries, require_few, text_length
-from .prompts import answer_limit, encoded, require_room
+from .prompts import answer_limit, encoded, require_known, require_room
 from .request_log import note
 from .schema import CompletionRequest
 from .service import Service
@@ -208,7 +208,10 @@ def _prompts(
             require_room(engine, [text], "prompt")
         return [encoded(engine, text, "prompt", bos=bos) for text in texts]
     lists = [item for item in given if isinstance(item, list)]
-    return lists or [[item for item in given if isinstance(item, int)]]
+    lists = lists or [[item for item in given if isinstance(item, int)]]
+    for tokens in lists:
+        require_known(tokens, engine.config.vocab_size, "prompt")
+    return lists
 
 
 def _logprobs(run: _Run) -> list[TextLogprobs]:

@@ -114,6 +114,18 @@ def encoded(engine: AsyncEngine, text: str, param: str, *, bos: bool) -> list[in
         raise ApiError(400, message, param=param) from error
 
 
+def require_known(tokens: Sequence[int], vocab_size: int, param: str) -> None:
+    """Refuse token ids that the vocabulary lacks, before anything looks them up.
+
+    Raises:
+        ApiError: one is negative, or `vocab_size` or more.
+    """
+    for token in (min(tokens, default=0), max(tokens, default=0)):
+        if not 0 <= token < vocab_size:
+            message = f"{param} must hold tokens of 0 to {vocab_size - 1}, got {token}."
+            raise ApiError(400, message, param=param)
+
+
 def _pieces(texts: Iterable[str], size: int) -> Iterator[str]:
     for text in texts:
         for start in range(0, len(text), size):

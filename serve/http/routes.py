@@ -13,7 +13,7 @@ from nemo_trt.serve.metrics import CONTENT_TYPE
 
 from .bodies import JsonRoute
 from .errors import RESPONSES, ApiError
-from .prompts import conversation, encoded, require_room
+from .prompts import conversation, encoded, require_known, require_room
 from .schema import DetokenizeRequest, TokenizeRequest
 from .service import Service
 from .streaming import unless_gone
@@ -110,10 +110,7 @@ def _tokenize(body: TokenizeRequest, engine: AsyncEngine) -> bytes:
 
 
 def _detokenize(tokens: list[int], tokenizer: Tokenizer) -> str:
-    size = tokenizer.vocab_size
-    for token in (min(tokens, default=0), max(tokens, default=0)):
-        if not 0 <= token < size:
-            raise ApiError(400, f"tokens must be 0 to {size - 1}, got {token}.", param="tokens")
+    require_known(tokens, tokenizer.vocab_size, "tokens")
     return tokenizer.decode(tokens)
 
 

@@ -96,7 +96,9 @@ def test_what_this_machine_lacks_exits_with_three(
 def test_a_missing_package_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
-    monkeypatch.setitem(sys.modules, "nemo_trt.export.bundle", None)
+    monkeypatch.setitem(
+        sys.modules, "nemo_trt.stages.export", None
+    )  # as if its import of torch failed
     monkeypatch.setitem(sys.modules, "torch", None)
     from nemo_trt.extras import remedy
 

@@ -189,6 +189,13 @@ def test_any_tokens_stream_to_what_they_decode_to(ids: list[int], tekken: Tokeni
     assert streamed == tekken.decode(ids)
 
 
+def test_tokens_beyond_the_vocabulary_are_no_text(tekken: Tokenizer) -> None:
+    """A model's logits may be padded beyond its tokenizer's vocabulary."""
+    known = tekken.encode("Hello", bos=False)
+    assert tekken.decode([*known, tekken.vocab_size]) == "Hello"
+    assert tekken.token_bytes(tekken.vocab_size) == b""
+
+
 def test_byte_fallback_tokens_are_bytes(tmp_path: Path) -> None:
     from tokenizers import Tokenizer as Library
     from tokenizers import decoders, models

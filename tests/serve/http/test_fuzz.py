@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
@@ -57,6 +58,17 @@ def test_no_request_is_a_server_error(
 
     ask()
     assert statuses & {400, 404, 415} if mode is GenerationMode.NEGATIVE else statuses
+
+
+@pytest.mark.parametrize("extra", [{}, {"echo": True}, {"prompt_logprobs": 1}])
+@pytest.mark.parametrize("token", [-1, 131072, 2**70])
+def test_a_prompt_of_unknown_tokens_is_refused(
+    server: tuple[Any, str], token: int, extra: dict[str, Any]
+) -> None:
+    answer = httpx.post(f"{server[1]}/v1/completions", json={"prompt": [token], **extra})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == "prompt" and "0 to 131071" in error["message"]
 
 
 def test_no_slot_is_left_behind(server: tuple[Any, str]) -> None:
