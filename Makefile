@@ -15,7 +15,7 @@ BUNDLE    ?= $(MODEL)-$(PRECISION)
 # make acceptance: where its report and bundles go.
 ACCEPTED  ?= demo/acceptance-$(GPU)
 
-.PHONY: help install demo engine acceptance test test-all test-busy check docs bench peers clean
+.PHONY: build/typed help install demo engine acceptance test test-all test-busy check docs bench peers clean
 help:
 	@echo "make demo    sample model -> export -> validate -> chat, about 3 minutes after installation"
 	@echo "make engine GPU=l40s [MODEL=folder PRECISION=fp8 BUILD='--max-seq-len 8192']"
@@ -80,16 +80,19 @@ test-busy: install
 	  kill $$one $$two; [ $$code = 0 ] || exit $$code; \
 	done
 
-check: install
+# The rooms side by side in one package, as they are imported.
+build/typed: install
+	rm -rf $@ && mkdir -p $@ && cp -rs $(CURDIR)/nemo_trt $@/ \
+	  && cp -rs $(CURDIR)/export $(CURDIR)/engines $(CURDIR)/serve $(CURDIR)/validate $(CURDIR)/stages $(CURDIR)/acceptance $(CURDIR)/cli $@/nemo_trt/
+
+check: build/typed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build/typed && mkdir -p build/typed && cp -rs $(CURDIR)/nemo_trt build/typed/ \
-	  && cp -rs $(CURDIR)/export $(CURDIR)/engines $(CURDIR)/serve $(CURDIR)/validate $(CURDIR)/stages $(CURDIR)/acceptance $(CURDIR)/cli build/typed/nemo_trt/
 	cd build/typed && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p nemo_trt
 	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_docs.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-docs: install
+docs: build/typed
 	$(BIN)/python -m nemo_trt.cli.reference docs/cli.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open build/site/index.html"

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import nemo_trt
+
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.unit
 LINK = re.compile(r"""(?:\]\(|src="|srcset=")([^)"#]+)""")
@@ -30,6 +32,13 @@ def test_every_file_of_a_room_has_its_line_in_the_architecture() -> None:
         for path in [*(ROOT / room).glob("*.py"), *(ROOT / room).glob("*/__init__.py")]:
             name = f"{path.parent.name}/" if path.parent.name != room else path.name
             assert f"`{name}`" in table or path.name == "__init__.py" == name, f"{room}/{name}"
+
+
+def test_every_public_name_is_in_the_reference_under_its_home() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    found = set(re.findall(r"^::: nemo_trt\.(\S+)$", page, re.M))
+    homes = {f"{home}.{name}" for name, (home, _) in nemo_trt._HOMES.items()}
+    assert found == homes | {"errors"}
 
 
 def test_a_dead_link_is_seen(tmp_path: Path) -> None:
