@@ -28,18 +28,20 @@ _COPY_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What was measured. Rates are medians.
+    """What `measure` found. Rates are medians.
 
     Attributes:
-        runs_on: what ran the bundle.
-        threads: given to ONNX Runtime; None leaves it to take one per physical core.
-        load_s: opening the session, weights read from the page cache or disk.
-        prefill, decode: a rate for each length, and for each number of rows.
-        weight_bytes_per_step: weights that a decode step reads, as they lie in memory.
-        kv_bytes_per_token: cached bytes a token of a row.
-        bandwidth_bytes_per_s: of the memory that they lie in; None where it is not known.
-        bandwidth_source: where that number comes from.
-        peak_rss_bytes: of this process.
+        runs_on: the backend and device.
+        compute_precision: precision of the arithmetic.
+        threads: ONNX Runtime's compute threads; None means one per physical core.
+        load_s: seconds to open the session, with weights in the page cache or on disk.
+        prefill: one rate per prompt length.
+        decode: one rate per cache length and number of rows.
+        weight_bytes_per_step: bytes of weights that a decode step reads from memory.
+        kv_bytes_per_token: bytes in the cache per token of a row.
+        bandwidth_bytes_per_s: memory bandwidth; None if unknown.
+        bandwidth_source: where the bandwidth figure comes from.
+        peak_rss_bytes: peak resident memory of this process.
     """
 
     runs_on: SessionInfo
@@ -69,22 +71,23 @@ def measure(
 ) -> Measurement:
     """Measure a bundle with seeded random tokens.
 
-    Lengths that do not end within the context are left out.
+    A length that would exceed the context is skipped.
 
     Args:
         bundle: an open bundle, or its folder.
         where: "cpu", "cuda", or the name of one of the bundle's engines.
-        prefill_lengths: tokens of a prompt.
-        decode_lengths: tokens that each row's cache holds already.
-        num_decode_steps: timed at each of them.
-        max_batch: decode 1, 2, 4, ... up to this many rows at once; by default 1, of an engine all
-            that it was built with.
-        threads: compute threads, on the CPU alone.
-        gpu: on CUDA, the GPU whose data sheet states the bandwidth; by default the one found here.
+        prefill_lengths: prompt lengths to measure, in tokens.
+        decode_lengths: tokens in each row's cache before decoding, one measurement each.
+        num_decode_steps: steps timed per measurement.
+        max_batch: decode with 1, 2, 4, ... rows, up to this many; by default 1, or for an engine
+            all the rows it was built for.
+        threads: compute threads; CPU only.
+        gpu: on CUDA: the GPU whose data sheet gives the bandwidth; by default the one found here.
+        progress: told about each stage; silent by default.
 
     Raises:
         BundleError, BuildError, MachineError: see `open_session`.
-        RequestError: no length of a kind ends within the context.
+        RequestError: every prefill length, or every decode length, exceeds the context.
     """
     progress = progress or Silent()
     bundle, where = Bundle.open(bundle), Where.of(where)

@@ -41,14 +41,19 @@ class Budget:
     """An engine's memory on its GPU, in bytes.
 
     Attributes:
-        max_seq_len, max_batch, prefill_chunk, num_plans: what was asked for.
-        weight_bytes: in all plans.
-        kv_bytes: of the whole cache.
-        scratch_bytes: the larger of the two profiles'.
-        floor_ms: least time of a decode step, all bytes over the bandwidth: with an empty cache,
-            and with a full one.
-        disk_bytes, host_bytes: what the build takes.
-        fits: slots -> the longest context that fits, 0 for none.
+        target: the GPU.
+        max_seq_len: tokens per row.
+        max_batch: number of rows.
+        prefill_chunk: tokens of one row that a prefill step takes.
+        num_plans: 1, or 2 when prefill and decode are separate plans.
+        weight_bytes: weights in all plans.
+        kv_bytes: the whole KV cache.
+        scratch_bytes: the larger scratch memory of the two profiles.
+        floor_ms: lower bound of a decode step in milliseconds, bytes read over bandwidth: with an
+            empty cache, and with a full one.
+        disk_bytes: disk space that the build needs.
+        host_bytes: host memory that the build needs.
+        fits: number of rows -> the longest context that fits, 0 if none does.
     """
 
     target: Target
@@ -66,7 +71,7 @@ class Budget:
 
     @property
     def used_bytes(self) -> int:
-        """All of it."""
+        """Weights, cache, scratch and a reserve."""
         return self.weight_bytes + self.kv_bytes + self.scratch_bytes + RESERVE_BYTES
 
     @property

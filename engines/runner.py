@@ -23,7 +23,7 @@ Prompt = str | Sequence[int]
 
 
 class Runner:
-    """Runs a bundle: rows of tokens that grow, are read on, and are rewound.
+    """Runs a bundle: prefill, decode and rewind of rows, and generation.
 
     A row is one sequence; its cache holds what was appended to it and not rewound. Errors are
     raised before anything is written. Use a Runner in the process that opened it and from one
@@ -57,13 +57,16 @@ class Runner:
         Args:
             bundle: an open bundle, or its folder.
             where: "cpu", "cuda", or the name of one of the bundle's TensorRT engines.
-            max_batch, max_seq_len, threads: see `open_session`.
+            max_batch: number of rows, 1 by default; an engine has its own.
+            max_seq_len: most tokens per row, by default the model's context; an engine has its own.
+            threads: compute threads; CPU only.
 
         Raises:
             BundleError: the bundle is missing or damaged.
-            BuildError: it has no such engine, or one of another bundle or TensorRT.
-            MachineError: the GPU or the libraries are not here.
-            RequestError: an option is given that does not apply there, or is out of range.
+            BuildError: the bundle has no such engine, or it belongs to another bundle or another
+                version of TensorRT.
+            MachineError: the GPU or a library is missing.
+            RequestError: an option does not apply there, or is out of range.
         """
         bundle = Bundle.open(bundle)
         folder = bundle.tokenizer_folder

@@ -94,19 +94,20 @@ class Answer:
 
 
 class AsyncEngine:
-    """Answers many requests at once. Takes a Runner whole; nobody else may use it.
+    """Answers many requests at once with one Runner, which nobody else may use.
 
         async with AsyncEngine.open(Path("bundle"), max_batch=8) as engine:
             async for event in engine.generate("The capital of France is"):
                 print(event.text, end="")
 
-    It serves the process that opened it: in one that was forked later every call is a StateError,
-    but for `close`, which does nothing there.
+    Use it in the process that opened it. In a process forked later every call raises StateError,
+    except `close`, which does nothing there.
 
     Args:
-        runner: closed by `close`, and when this raises.
-        prefill_tokens, max_queue: see `Scheduler`.
-        metrics: where to count; by default a `Metrics` of its own.
+        runner: the Runner to use. It is closed by `close`, and if this constructor raises.
+        prefill_tokens: most prompt tokens per step.
+        max_queue: most requests waiting for a slot; further ones raise QueueFullError.
+        metrics: counters to update; by default new ones.
     """
 
     def __init__(
@@ -154,11 +155,11 @@ class AsyncEngine:
         max_queue: int = 256,
         metrics: Metrics | None = None,
     ) -> Opening[Self]:
-        """Open a bundle in a thread, with the options of `Runner.open` and those of this class.
+        """Open a bundle in a thread. The arguments are those of `Runner.open` and of this class.
 
         Returns:
-            What to await, or to enter with `async with`. Without an event loop, make an
-            `AsyncEngine` of a Runner.
+            An object to await, or to enter with `async with`. Without an event loop, construct an
+            `AsyncEngine` from a Runner.
 
         Raises:
             BundleError, BuildError, MachineError, RequestError: when awaited; see `Runner.open`.
@@ -176,7 +177,7 @@ class AsyncEngine:
 
     @property
     def failure(self) -> BaseException | None:
-        """What stopped the engine's thread, if anything did: a fault of ours, or a fork."""
+        """The exception that stopped the engine's thread, or None."""
         if not self._ownership.is_here:
             return StateError("The engine was opened before this process was forked.")
         return self._failure
@@ -189,7 +190,7 @@ class AsyncEngine:
 
     @property
     def max_seq_len(self) -> int:
-        """Tokens of prompt and answer at most."""
+        """Most tokens of prompt and answer together."""
         return self.session.max_seq_len
 
     def generate(
@@ -205,11 +206,22 @@ class AsyncEngine:
         score_only: bool = False,
         group: object | None = None,
     ) -> Answer:
-        """Continue a prompt: text (BOS is put before it), or token ids as they are.
+        """Continue a prompt.
 
         Args:
-            timeout_s: seconds from now after which `DeadlineError` is raised.
-            constraint, speculate, drafts, scores, score_only, group: see `Request`.
+            prompt: text, which gets the BOS token, or token ids, which are used as they are.
+            params: sampling parameters; `SamplingParams()` by default.
+            constraint: grammar that the answer must follow.
+            timeout_s: seconds after which the answer raises `DeadlineError`.
+            speculate: verify drafted tokens; the answer is the same, faster.
+            drafts: where drafted tokens come from; by default the prompt.
+            scores: collects log-probabilities of the prompt's tokens.
+            score_only: end after the prompt has been scored.
+            group: any object. Requests of the same group share their prompt's prefill and one place
+                in the queue.
+
+        Returns:
+            An async iterator over `TokenEvent`.
         """
         tokens = self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else prompt
         return Answer(
@@ -228,7 +240,7 @@ class AsyncEngine:
         )
 
     async def drain(self, timeout_s: float) -> bool:
-        """Take nothing more and wait until all is answered; False if that takes too long."""
+        """Refuse new requests and wait for the rest to end; False after `timeout_s` seconds."""
         self._ownership.require_here()
         self._draining = True
         end = time.monotonic() + timeout_s
@@ -242,8 +254,10 @@ class AsyncEngine:
         self._thread.join()
 
     def close(self) -> None:
-        """End what runs, stop the thread and free the session; a second call does nothing, nor
-        does one in a forked process."""
+        """End all requests, stop the thread and free the session.
+
+        A second call does nothing, nor does a call in a forked process.
+        """
         if self._ownership.is_here and self._open:
             self._open = False
             self._inbox.put(lambda: None)

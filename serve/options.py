@@ -13,20 +13,21 @@ _HOST = re.compile(r"[^/*\s:\[\]]+|\[[0-9a-fA-F:.%]+\]")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeOptions:
-    """Settings of one server.
+    """Settings of a server.
 
     Attributes:
-        model_name: what clients call the model; by default the bundle's folder name.
-        api_keys: any one of them opens the API; none means that no key is asked for.
-        max_body_bytes: of a request; more is answered with 413.
-        max_queue: requests that may wait for a slot; more are answered with 429.
-        prefill_tokens: prompt tokens a step, which bounds the gap between two tokens of others.
-        request_timeout_s: time of a request, waiting included; then it ends with an error.
-        allow_unvalidated: serve what has no passing verdict, and say so.
-        verify_key: PEM file of the Ed25519 public key whose signature the verdict must bear.
-        cors_origins: origins whose pages may use the API, "https://chat.example"; none by default.
-        allowed_hosts: that the Host header may name, without ports; none means any.
-        log_text: write prompts and answers to the log.
+        model_name: the model's name in the API; by default the checkpoint's name.
+        api_keys: accepted API keys; if empty, no key is required.
+        max_body_bytes: largest request body; a larger one is answered with 413.
+        max_queue: most requests waiting for a slot; further ones are answered with 429.
+        prefill_tokens: most prompt tokens per step; bounds the delay of other requests' tokens.
+        request_timeout_s: seconds a request may take, waiting included; then it is an error.
+        allow_unvalidated: also serve a bundle or engine without a passing verdict, with a warning.
+        verify_key: PEM file of an Ed25519 public key; the verdict must be signed with its private
+            key.
+        cors_origins: origins whose pages may call the API, such as "https://chat.example".
+        allowed_hosts: accepted names in the Host header, without ports; if empty, any.
+        log_text: also log prompts and answers.
     """
 
     model_name: str | None = None

@@ -28,15 +28,18 @@ class Fp8Options:
     """How an FP8 bundle gets its scales. A checkpoint of FP8 weights has its own.
 
     Attributes:
-        calibration: samples, JSON lines or one text a line; by default built-in texts.
-        samples: use only the first so many.
-        scales: take the scales of this FP8 bundle, or of its manifest; no calibration.
-        clip: the magnitude that an activation's scale is made for.
-        max_kl: groups of projections stay in BF16 until the rest costs less than this, in nats.
-        fp8_weights: a weight scale for each merged projection, or for each output channel.
-        fp8_lm_head: quantise the head too.
+        calibration: file of calibration texts, JSON lines or one text per line; built-in texts by
+            default.
+        samples: number of calibration texts to use, from the first; all by default.
+        scales: FP8 bundle, or its manifest, whose scales are used instead of calibrating.
+        clip: how an activation's range is found.
+        max_kl: limit for the KL divergence from the unquantised model, in nats. Groups of
+            projections stay in BF16 until the rest is below it.
+        fp8_weights: one weight scale per merged projection, or per output channel.
+        fp8_lm_head: also quantise the head.
         device: PyTorch device to calibrate on.
-        merge_scales: of a checkpoint of FP8 weights: one scale for q, k, v and one for gate, up.
+        merge_scales: for a checkpoint with FP8 weights: use one scale for q, k and v, and one for
+            gate and up.
     """
 
     calibration: Path | None = None
@@ -67,17 +70,18 @@ def export_checkpoint(
     """Export a checkpoint to a bundle: an ONNX graph with KV-cache inputs beside its weights.
 
     Args:
-        checkpoint: file or folder.
-        bundle: folder to write. With `weights="in-place"`, the one that holds the weight files.
-        precision: compute precision; by default the one that the weights are stored in. "fp8"
+        checkpoint: the checkpoint's file or folder.
+        bundle: folder to write. With `weights="in-place"`, the folder that holds the weight files.
+        precision: compute precision; by default the precision of the stored weights. "fp8"
             calibrates first, unless the checkpoint holds FP8 weights and their scales.
-        weights: "copy" the weight files, or leave them "in-place".
-        format: of the checkpoint; by default the first whose files are there.
+        weights: "copy" the weight files, or use them "in-place".
+        format: the checkpoint's format; by default the first one whose files are found.
         dequantise: read FP8 weights as BF16.
-        adapters: PEFT LoRA adapters to merge into the weights, in order.
-        fp8: of precision "fp8" alone.
-        sha256: digest the weight files whole.
+        adapters: PEFT LoRA adapters to merge into the weights, in this order.
+        fp8: options for precision "fp8"; refused with any other.
+        sha256: record the SHA-256 of every weight file.
         force: replace an existing bundle.
+        progress: told about each stage; silent by default.
 
     Returns:
         The bundle that was written.

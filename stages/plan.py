@@ -45,11 +45,12 @@ def plan_engine(
     Whether it fits is `Budget.free_bytes >= 0`; `require_fit` says what would.
 
     Args:
-        source: a bundle, its folder, or a checkpoint.
+        source: an open bundle, or the path of a bundle or checkpoint.
         gpu: name of the GPU; `nemo-trt plan` lists them.
-        precision: see `planned`.
-        max_seq_len: tokens a row; by default the most that fit.
-        max_batch: rows.
+        precision: for a checkpoint: the precision of the bundle that would be exported. A bundle
+            has its own.
+        max_seq_len: tokens per row; by default the most that fit.
+        max_batch: number of rows.
 
     Raises:
         BundleError, CheckpointError: the source is damaged.

@@ -47,29 +47,30 @@ def validate_bundle(
 ) -> Report:
     """Compare a bundle on ONNX Runtime, or an engine, with transformers, and write the verdict.
 
-    On the CPU, and of an engine, it is validation.json; on CUDA validation-cuda.json. The verdict
-    covers every byte of bundle and engine, and the rows and lengths that were judged. Where the
-    file cannot be written, the report says so in `unwritten` and is whole all the same.
+    The verdict is written to validation.json in the bundle (CPU) or the engine's folder, or to
+    validation-cuda.json (CUDA). It holds digests of every file judged, and the rows and context
+    lengths that were judged. If the file cannot be written, `Report.unwritten` says why and the
+    report is still complete.
 
     Args:
         bundle: an open bundle, or its folder.
         reference: checkpoint to compare with; by default the one the bundle was exported from.
-        prompts: texts in place of the built-in ones.
-        max_batch: rows to test with, by default 8; an engine has its own.
-        max_seq_len: context to test up to, by default the model's as far as memory allows.
+        prompts: texts to use instead of the built-in ones.
+        max_batch: number of rows to test, 8 by default; an engine has its own.
+        max_seq_len: longest context to test, by default the model's if memory allows.
         where: what runs the bundle: "cpu", "cuda", or the name of one of its engines.
-        threads: compute threads, on the CPU alone.
-        random_weights: the weights are random, so do not judge perplexity.
-        private_key: PEM of an Ed25519 key that signs the verdict.
-        rounding: round to BF16 where a BF16 or FP8 engine does, and judge by its limits: what an
-            engine can be expected to measure. No verdict is written. On the CPU alone.
+        threads: compute threads; CPU only.
+        private_key: PEM of the Ed25519 private key to sign the verdict with.
+        random_weights: the weights are random; do not judge perplexity.
+        rounding: simulate an engine: round to BF16 wherever a BF16 or FP8 engine rounds, and apply
+            the engine's limits. Writes no verdict. CPU only.
         explained: fill `Report.explanation`: where the bundle's graph leaves the reference, on
             ONNX Runtime's CPU provider and for the sequence that is furthest off.
 
     Raises:
         BundleError: the bundle is damaged, or its checkpoint is not where it was.
         BuildError: there is no such engine.
-        MachineError: this machine cannot run what is to be judged.
+        MachineError: this machine cannot run the bundle there.
         RequestError: a prompt is too short, or the reference is another model.
     """
     bundle, where = Bundle.open(bundle), Where.of(where)

@@ -33,11 +33,17 @@ def build_engine(
 
     Args:
         bundle: an open bundle, or its folder.
-        gpu: name of a target.
-        max_seq_len: tokens a row, by default 4096 or what fits.
-        max_batch: rows.
-        prefill_chunk: tokens of one row that one prefill step takes.
-        toolchain: see `toolkit_for`. For the rest see `BuildOptions` and `build_plans`.
+        gpu: name of the GPU; `nemo-trt plan` lists them.
+        max_seq_len: tokens per row; by default 4096, or fewer if they do not fit.
+        max_batch: number of rows.
+        prefill_chunk: tokens of one row that a prefill step takes.
+        toolchain: the TensorRT library to compile with; "auto" takes one that serves the GPU.
+        opt_level: TensorRT's builder optimisation level; its own default if None.
+        timing_cache: file that keeps TensorRT's kernel timings between builds.
+        single_plan: put prefill and decode into one plan, which holds the weights once.
+        allow_unfused: accept a plan whose attention is not fused.
+        log_file: file for TensorRT's log.
+        progress: told about each stage; silent by default.
 
     Returns:
         The engine's record, and whether it was built now.

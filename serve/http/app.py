@@ -44,23 +44,23 @@ def create_app(
         other.mount("/llm", create_app(runner))       # in a Starlette or FastAPI application
 
     Args:
-        source: a bundle, its folder, or an open Runner, which is taken over.
-        where: what runs the bundle, see `Runner.open`; a Runner has its own.
-        options: how the server behaves.
-        max_batch: slots, by default 8, at most as many rows as were judged; an engine and a Runner
-            have their own.
-        max_seq_len: tokens of prompt and answer, by default as many as were judged and memory
-            allows; an engine and a Runner have their own.
-        threads: see `Runner.open`.
+        source: an open bundle, its folder, or an open Runner, which the application then owns.
+        where: "cpu", "cuda", or the name of one of the bundle's engines; a Runner has its own.
+        options: the server's settings.
+        max_batch: number of slots, 8 by default, and no more rows than were validated; an engine
+            and a Runner have their own.
+        max_seq_len: most tokens of prompt and answer together, by default as many as were
+            validated and memory allows; an engine and a Runner have their own.
+        threads: compute threads; CPU only.
 
     Returns:
         The application; `app.state.service` has `wait`, `drain`, `close`, `engine` (an
         `AsyncEngine`) and `describe`.
 
     Raises:
-        BundleError: the bundle is missing, or it has not passed validation, with so many rows of
-            so many tokens, and must have.
-        BuildError: it has no such engine.
+        BundleError: the bundle is missing, or has not passed validation for these rows and this
+            context.
+        BuildError: the bundle has no such engine.
     """
     options = options or ServeOptions()
     if isinstance(source, Runner):
