@@ -12,7 +12,7 @@ from hypothesis import settings
 
 from .fixture_cache import FixtureCache
 
-pytest_plugins = ["tests.tiers", "tests.workers", "tests.browsing"]
+pytest_plugins = ["tests.tiers", "tests.workers", "tests.browsing", "tests.traces"]
 
 settings.register_profile("project", deadline=None)  # timed tests fail on a busy machine
 settings.load_profile("project")
