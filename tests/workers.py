@@ -20,6 +20,15 @@ GROUPS = {
     "ray": ("tests/serve/cluster/",),
     "browser": ("tests/serve/page/", "tests/validate/test_page.py"),
 }
+FIRST = (  # minutes each: begun late, one of them would end alone
+    "tensorrt",
+    "ray",
+    "tests/serve/http/test_life.py",
+    "tests/validate/test_seeded_faults.py",
+    "tests/export/checkpoints/test_fp8_kept.py",
+    "tests/export/test_bundle.py",
+    "browser",
+)
 
 
 def group_of(nodeid: str) -> str:
@@ -36,6 +45,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class GroupScheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             return group_of(nodeid)
+
+        def _assign_work_unit(self, node: Any) -> None:
+            for name in reversed(FIRST):
+                if name in self.workqueue:
+                    self.workqueue.move_to_end(name, last=False)
+            super()._assign_work_unit(node)
 
     return GroupScheduling(config, log)
 
