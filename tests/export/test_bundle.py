@@ -19,6 +19,7 @@ from nemo_trt import contract
 from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.errors import BundleError, CheckpointError, ExportError
 from nemo_trt.export import bundle as bundle_module
+from nemo_trt.export import writer as writer_module
 from nemo_trt.export.bundle import export_bundle
 from nemo_trt.export.checkpoints import open_checkpoint
 from nemo_trt.export.decoder import Decoder
@@ -192,7 +193,7 @@ def test_a_failed_export_leaves_the_old_bundle_and_nothing_else(
     def fail(*_: object) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bundle_module, "sha256_file", fail)
+    monkeypatch.setattr(writer_module, "sha256_file", fail)
     with pytest.raises(OSError, match="No space"):
         export_bundle(checkpoint, target, force=True)
     assert contents(target) == before
@@ -202,14 +203,14 @@ def test_a_failed_export_leaves_the_old_bundle_and_nothing_else(
 KILLED = """
 import signal, sys, time
 from pathlib import Path
-from nemo_trt.export import bundle, weights
+from nemo_trt.export import bundle, writer
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
-copy = bundle.copy_file
+copy = writer.copy_file
 def slow(source, target, progress):
     copy(source, target, progress)
     print("copied", flush=True)
     time.sleep(60)
-bundle.copy_file = slow
+writer.copy_file = slow
 bundle.export_bundle(Path(sys.argv[1]), Path(sys.argv[2]), force=True)
 """
 
