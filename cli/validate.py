@@ -156,7 +156,7 @@ def command(
         )
     show(report)
     if report.explanation and repro:
-        report.explanation.worst.write(repro, opened, report.explanation.limit)
+        report.explanation.worst.write(repro, opened)
         OUT.print(f"[dim]For Polygraphy: {escaped(repro / 'run.sh')}[/]")
     if report_file:
         _write_page(report_file, report, opened)
@@ -286,7 +286,7 @@ def show(report: "Report") -> None:
         one = report.explanation
         OUT.print(
             f"Explained on {one.sequence} ({one.tokens} tokens from position {one.start} on), by "
-            "ONNX Runtime on the CPU:"
+            f"{escaped(one.runner)}:"
         )
         for words in one.sentences():
             OUT.print(f"  {escaped(words)}")

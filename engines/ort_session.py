@@ -194,13 +194,16 @@ def _open(bundle: Path, threads: int | None, *, rounding: bool) -> Any:
     return _session(graph, weights, bundle, threads)
 
 
-def open_piece(model: onnx.ModelProto, bundle: Path) -> Any:
+def open_piece(model: onnx.ModelProto, bundle: Path, *, rounding: bool = False) -> Any:
     """An `onnxruntime.InferenceSession` of a piece of a bundle's graph, which is lowered.
+
+    Args:
+        rounding: see `OrtSession.open`.
 
     Raises:
         BundleError: a weight cannot be read, or ONNX Runtime refuses the piece.
     """
-    graph, weights = lower_model(model, bundle)
+    graph, weights = lower_model(model, bundle, rounding=rounding)
     return _session(graph, weights, bundle)
 
 

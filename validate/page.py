@@ -118,7 +118,7 @@ def _case(case: CaseReport, limits: dict[str, float]) -> str:
 def _explained(explanation: Explanation) -> str:
     return (
         f"<h2>By layer</h2><p>{_text(explanation.sequence)}, {explanation.tokens} tokens from "
-        f"position {explanation.start} on, on ONNX Runtime's CPU provider. Each place is given the "
+        f"position {explanation.start} on, by {_text(explanation.runner)}. Each place is given the "
         "reference's values, so that its error is its own; the line shows layers that feed each "
         f"other.</p>{_svg(_by_layer, explanation)}"
     )
@@ -186,19 +186,21 @@ def _by_position(report: Report, figure: Any, axes: Any) -> None:
 def _by_layer(explanation: Explanation, figure: Any, axes: Any) -> None:
     axis = axes[0][0]
     layers = range(len(explanation.free))
-    own = [
-        max(one.position_error for one in explanation.places if one.part == layer)
+    worst = [
+        max(
+            (one for one in explanation.places if one.part == layer),
+            key=lambda one: one.position_error / one.limit,
+        )
         for layer in layers
     ]
+    own, limits = [one.position_error for one in worst], [one.limit for one in worst]
     for values, style, colour, words in (
         (own, "o", BLUE, "worst place of the layer, fed with the reference's values"),
         (explanation.free, "-", ORANGE, "output, layers that feed each other"),
+        (limits, "--", RED, "limit of that place"),
     ):
         finite = [max(value, _LEAST) if math.isfinite(value) else math.nan for value in values]
         axis.plot(layers, finite, style, color=colour, markersize=4, label=words)
-    axis.axhline(
-        explanation.limit, color=RED, linewidth=1, linestyle="--", label="limit of a place"
-    )
     axis.set_yscale("log")
     axis.set_xlabel("layer")
     axis.set_title("relative L2 of the worst position")

@@ -1,6 +1,7 @@
 """Validates a bundle or one of its engines on this machine, and writes the verdict beside it."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from nemo_trt.verdict import verdict_path
 from nemo_trt.where import CPU, Where
 
 from .explain.explain import explain, worst_sequence
+from .explain.runners import open_runner
 from .report import Report
 from .sequences import make_sequences
 from .tokens import judge_tokenizer
@@ -65,7 +67,7 @@ def validate_bundle(
         rounding: simulate an engine: round to BF16 wherever a BF16 or FP8 engine rounds, and apply
             the engine's limits. Writes no verdict. CPU only.
         explained: fill `Report.explanation`: where the bundle's graph leaves the reference, on
-            ONNX Runtime's CPU provider and for the sequence that is furthest off.
+            what is judged and for the sequence that is furthest off.
 
     Raises:
         BundleError: the bundle is damaged, or its checkpoint is not where it was.
@@ -117,7 +119,8 @@ def validate_bundle(
     if explained:
         chosen = worst_sequence(report, sequences)
         first = sequences.texts[0]
-        explanation = explain(bundle, checkpoint, first, chosen, progress)
+        with closing(open_runner(bundle, where, rounding=rounding)) as runner:
+            explanation = explain(bundle, checkpoint, first, chosen, progress, runner)
         report = replace(report, explanation=explanation)
     return report
 

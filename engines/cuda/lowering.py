@@ -63,19 +63,21 @@ def lower(bundle: Path, graph_file: str, base: DType) -> LoweredGraph:
         BundleError: the graph or a weight cannot be read, or it is not of the contract's form.
     """
     model = read_graph(bundle, graph_file)
+    present = {node.op_type for node in model.graph.node}
+    if missing := [name for name in _STEPS if name not in present]:
+        raise _foreign(f"the operator {missing[0]}")
+    return lower_model(model, bundle, base)
+
+
+def lower_model(model: onnx.ModelProto, bundle: Path, base: DType) -> LoweredGraph:
+    """`lower` of a graph, or of a piece of one, whose weights lie in `bundle`; it is altered."""
     graph = model.graph
     stored = external_weights(graph)
     scales = split_off_weight_scales(graph, stored, base.onnx_code)
-    for step in (
-        _take_positions,
-        _take_lengths,
-        _gather_logit_rows,
-        _multiply_transposed,
-        _rotate_separately,
-        _fuse_skips,
-    ):
-        step(graph)
-        _drop_unread(graph)
+    for operator, step in _STEPS.items():
+        if any(node.op_type == operator for node in graph.node):
+            step(graph)
+            _drop_unread(graph)
     if base is DType.BF16:
         _quantise_in_fp32(graph)
     else:
@@ -107,8 +109,7 @@ def _array(
 def _take_positions(graph: onnx.GraphProto) -> None:
     """Positions become an input: computed from S they would come from the host in each step."""
     producers = _producers(graph)
-    rotary = next((node for node in graph.node if node.op_type == "RotaryEmbedding"), None)
-    node = producers.get(rotary.input[1]) if rotary is not None else None
+    node: onnx.NodeProto | None = next(one for one in graph.node if one.op_type == "Cos")
     while node is not None and node.op_type in ("Cast", "Cos", "Mul", "Unsqueeze"):
         if node.op_type == "Cast" and producers[node.input[0]].op_type == "Add":
             node.input[0] = POSITIONS
@@ -121,7 +122,7 @@ def _take_positions(graph: onnx.GraphProto) -> None:
 def _take_lengths(graph: onnx.GraphProto) -> None:
     """Lengths become an input, for the same reason."""
     attentions = [node for node in graph.node if node.op_type == "Attention"]
-    if not attentions or any(len(node.input) < 7 for node in attentions):
+    if any(len(node.input) < 7 for node in attentions):
         raise _foreign("attentions with nonpad_kv_seqlen")
     for node in attentions:
         node.input[6] = LENGTHS
@@ -134,11 +135,7 @@ def _gather_logit_rows(graph: onnx.GraphProto) -> None:
     if len(nodes) != 1:
         raise _foreign("one GatherND before the head")
     (gather,) = nodes
-    producers = _producers(graph)
-    weight = producers[gather.input[0]].input[1]  # of the last norm, (C,)
-    while weight in producers:  # an fp32 bundle casts it
-        weight = producers[weight].input[0]
-    width = {one.name: one for one in graph.initializer}[weight].dims[0]
+    width = _width(graph, gather.input[0])
     flat, name = f"{gather.input[0]}.flat", f"{gather.output[0]}.shape"
     shape = np.array([-1, width])
     graph.initializer.append(numpy_helper.from_array(shape, name))
@@ -148,6 +145,19 @@ def _gather_logit_rows(graph: onnx.GraphProto) -> None:
     inputs = [value for value in graph.input if value.name != contract.LOGIT_INDICES]
     del graph.input[:]
     graph.input.extend([*inputs, _integers(LOGIT_ROWS, "B", "N")])
+
+
+def _width(graph: onnx.GraphProto, value: str) -> int:
+    """The last dimension of what the last norm gives, or of the input in its place."""
+    for given in graph.input:
+        if given.name == value:
+            return int(given.type.tensor_type.shape.dim[-1].dim_value)
+    producers = _producers(graph)
+    weight = producers[value].input[1]  # (C,)
+    while weight in producers:  # an fp32 bundle casts it
+        weight = producers[weight].input[0]
+    (stored,) = (one for one in graph.initializer if one.name == weight)
+    return int(stored.dims[0])
 
 
 def _multiply_transposed(graph: onnx.GraphProto) -> None:
@@ -254,6 +264,17 @@ def _quantise_in_fp32(graph: onnx.GraphProto) -> None:
             order = [mended, cast]
         substitutes[node.output[0]] = order
     _substitute(graph, substitutes)
+
+
+_STEPS: dict[str, Callable[[onnx.GraphProto], None]] = {
+    "Cos": _take_positions,
+    "Attention": _take_lengths,
+    "GatherND": _gather_logit_rows,
+    "MatMul": _multiply_transposed,
+    "RotaryEmbedding": _rotate_separately,
+    "Add": _fuse_skips,
+}
+"""Operator -> the step that needs it, in the order of the steps."""
 
 
 def _integers(name: str, *shape: str) -> onnx.ValueInfoProto:

@@ -73,15 +73,7 @@ class Compiler:
         return writer.num_bytes, writer.digest.hexdigest()
 
     def _config(self, builder: Any, network: Any, profiles: tuple[str, ...]) -> Any:
-        api, options = self.toolkit.api, self.options
-        config = builder.create_builder_config()
-        config.profiling_verbosity = api.ProfilingVerbosity.DETAILED
-        if options.opt_level is not None:
-            config.builder_optimization_level = options.opt_level
-        if self.toolkit.builds_without_gpu:
-            config.num_compute_capabilities = 1
-            capability = getattr(api.ComputeCapability, f"SM{options.sm}")
-            config.set_compute_capability(capability, 0)
+        config = builder_config(self.toolkit, builder, self.options)
         if self.timing_cache:
             known = self.timing_cache.read_bytes() if self.timing_cache.is_file() else b""
             config.set_timing_cache(config.create_timing_cache(known), False)
@@ -119,6 +111,19 @@ class Compiler:
         if self.timing_cache:
             data = bytes(config.get_timing_cache().serialize())
             atomic.write_bytes(self.timing_cache, data)
+
+
+def builder_config(toolkit: Toolkit, builder: Any, options: BuildOptions) -> Any:
+    """A builder config for the GPU and the optimisation level of an engine."""
+    config = builder.create_builder_config()
+    config.profiling_verbosity = toolkit.api.ProfilingVerbosity.DETAILED
+    if options.opt_level is not None:
+        config.builder_optimization_level = options.opt_level
+    if toolkit.builds_without_gpu:
+        config.num_compute_capabilities = 1
+        capability = getattr(toolkit.api.ComputeCapability, f"SM{options.sm}")
+        config.set_compute_capability(capability, 0)
+    return config
 
 
 def _wait(compile_plan: Callable[[], object], stop: threading.Event) -> None:

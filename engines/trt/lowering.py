@@ -15,10 +15,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from nemo_trt import contract
+from nemo_trt.engines.ort_graph import read_graph
 from nemo_trt.errors import BundleError
 
 _EXTERNAL = TensorProto.EXTERNAL
+_CACHE = "past_key_values."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,15 +66,20 @@ def lower(bundle: Path, graph_file: str, capacity: int) -> LoweredGraph:
     Raises:
         BundleError: the graph or a weight cannot be read.
     """
-    try:
-        model = onnx.load(bundle / graph_file, load_external_data=False)
-    except Exception as error:  # protobuf raises its own, undocumented kinds
-        raise BundleError(f"{bundle / graph_file} is no readable ONNX graph: {error}.") from error
-    graph = model.graph
-    for value in (*graph.input, *graph.output):
+    model = read_graph(bundle, graph_file)
+    for value in (*model.graph.input, *model.graph.output):
         for dimension in value.type.tensor_type.shape.dim:
             if dimension.dim_param == "T":
                 dimension.dim_value = capacity
+    return lower_model(model, bundle)
+
+
+def lower_model(model: onnx.ModelProto, bundle: Path) -> LoweredGraph:
+    """`lower` of a graph of fixed T, or of a piece of one, whose weights lie in `bundle`.
+
+    The model is altered.
+    """
+    graph = model.graph
     del graph.value_info[:]  # they may still say T
     weights = {i.name: _map(i, bundle) for i in graph.initializer if i.data_location == _EXTERNAL}
     _merge_products(graph, weights)
@@ -221,14 +227,14 @@ def _scale_queries_in_fp32(graph: onnx.GraphProto) -> None:
     TensorRT's importer multiplies q and k by sqrt(scale) in the compute dtype. As BF16 constants
     sqrt(1/sqrt(128)) and 1/sqrt(128) are off by 1e-4 and more; the scaled query is rounded once.
     """
-    types = {value.name: value.type.tensor_type.elem_type for value in graph.input}
-    compute = types[contract.past_name(0, "key")]
+    caches = [one for one in graph.input if one.name.startswith(_CACHE)]
     nodes = []
     for node in graph.node:
         if node.op_type == "Attention":
             scale = next((one for one in node.attribute if one.name == "scale"), None)
             if scale is None:
                 raise BundleError(f"{node.name} must state its scale. Export the bundle again.")
+            compute = caches[0].type.tensor_type.elem_type
             name, query = f"{node.name}.query_scale", node.input[0]
             graph.initializer.append(numpy_helper.from_array(np.array(scale.f, np.float32), name))
             wide, scaled, rounded = f"{name}.fp32", f"{name}.Mul", f"{name}.Cast"

@@ -52,6 +52,25 @@ def mend(toolkit: Toolkit, network: Any, *, num_layers: int, allow_unfused: bool
     Raises:
         BuildError: the network is not what the bundle's graph means.
     """
+    layers, attentions = _restore(toolkit, network, allow_unfused=allow_unfused)
+    _require_counts(toolkit.api, layers, attentions, num_layers)
+    _require_fp8(toolkit.api, layers)
+
+
+def mend_piece(toolkit: Toolkit, network: Any, *, allow_unfused: bool) -> None:
+    """`mend` a network that holds any part of a graph, for one row.
+
+    Raises:
+        BuildError: the network is not what the graph means.
+    """
+    layers, _ = _restore(toolkit, network, allow_unfused=allow_unfused, rows=1)
+    _require_fp8(toolkit.api, layers)
+
+
+def _restore(
+    toolkit: Toolkit, network: Any, *, allow_unfused: bool, rows: int = -1
+) -> tuple[list[Any], list[Any]]:
+    """Give every attention its lengths and its mask's corner back; return layers and attentions."""
     api = toolkit.api
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     producers = {
@@ -59,12 +78,12 @@ def mend(toolkit: Toolkit, network: Any, *, num_layers: int, allow_unfused: bool
         for layer in layers
         for index in range(layer.num_outputs)
     }
-    lengths = network.add_input(LENGTHS, api.int32, (-1,))
     attentions = []
     for layer in layers:
         if layer.type == api.LayerType.ATTENTION_INPUT:
             layer.__class__ = api.IAttentionInputLayer  # the binding does not downcast it
             attentions.append(layer.attention)
+    lengths = network.add_input(LENGTHS, api.int32, (rows,)) if attentions else None
     for attention in attentions:
         attention.causal_kind = api.CausalMaskKind.LOWER_RIGHT
         attention.key_value_lengths = lengths
@@ -72,8 +91,7 @@ def mend(toolkit: Toolkit, network: Any, *, num_layers: int, allow_unfused: bool
         for index in (0, 1):  # trap 2
             source = _without_unit_scale(api, attention.get_input(index), producers)
             attention.set_input(index, source)
-    _require_counts(api, layers, attentions, num_layers)
-    _require_fp8(api, layers)
+    return layers, attentions
 
 
 def _without_unit_scale(api: Any, tensor: Any, producers: dict[str, Any]) -> Any:

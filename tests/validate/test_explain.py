@@ -11,8 +11,12 @@ from onnx import helper, numpy_helper
 from nemo_trt import bfloat16
 from nemo_trt.bundle import Bundle
 from nemo_trt.engines.tokenizers import open_tokenizer
+from nemo_trt.export.bundle import export_bundle
 from nemo_trt.export.checkpoints import open_checkpoint
+from nemo_trt.precision import DType
 from nemo_trt.validate.explain.explain import Explanation, explain
+from nemo_trt.validate.explain.findings import LIMITS
+from nemo_trt.validate.explain.runners import OnCpu, Runner
 from nemo_trt.validate.sequences import TokenSequence
 from nemo_trt.validate.texts import HELD_OUT
 
@@ -137,14 +141,21 @@ PLANTED = {  # where: what the words must hold
 }
 
 
-def explained(checkpoint: Path, bundle: Path, *, start: int = 0, tokens: int = 48) -> Explanation:
+def explained(
+    checkpoint: Path,
+    bundle: Path,
+    *,
+    start: int = 0,
+    tokens: int = 48,
+    runner: Runner | None = None,
+) -> Explanation:
     opened = open_checkpoint(checkpoint)
     ids = range(10, 10 + tokens)
     if opened.tokenizer_files:
         ids = open_tokenizer(checkpoint).encode(HELD_OUT[0], bos=True)[:tokens]
     first = TokenSequence(name="text", tokens=tuple(ids))
     chosen = TokenSequence(name="far", tokens=first.tokens[:8], start=start) if start else first
-    return explain(Bundle.open(bundle), opened, first, chosen)
+    return explain(Bundle.open(bundle), opened, first, chosen, runner=runner)
 
 
 @pytest.mark.e2e
@@ -157,12 +168,14 @@ def test_each_of_seventeen_faults_is_named_by_layer_and_place(
     assert set(found) == set(PLANTED), found
     assert {where: words for where, words in found.items() if PLANTED[where] not in words} == {}
     assert result.sentences()[0].startswith("layer 1 self_attn.v_proj: all zeros")
-    assert result.free[0] < result.limit < result.free[1]  # layers that feed each other show it too
+    assert (
+        result.free[0] < LIMITS["fp32"] < result.free[1]
+    )  # layers that feed each other show it too
 
 
 def test_the_bundle_without_a_fault_is_explained_as_sound(tiny: Any) -> None:
     result = explained(tiny.checkpoint, tiny.bundle, tokens=20)
-    assert result.found == () and max(result.free) < result.limit
+    assert result.found == () and max(result.free) < LIMITS["fp32"]
     assert "is sound at every place" in result.sentences()[0]
     far = explained(tiny.checkpoint, tiny.bundle, tokens=20, start=1000)
     assert far.found == () and far.start == 1000
@@ -185,3 +198,21 @@ def test_a_fault_of_the_whole_graph_is_named_where_it_is_first_met(
     faulty = faults.copy_with(tiny.bundle, tmp_path / "b", edit)
     result = explained(tiny.checkpoint, faulty, start=start, tokens=20)
     assert result.sentences()[0].startswith(f"{where}: "), result.sentences()
+
+
+@pytest.mark.parametrize("fault", [None, (slice(0, 8), 1.0625), (slice(None), 0.975)])
+def test_a_rehearsal_of_bf16_has_bf16s_limit(
+    fault: tuple[slice, float] | None, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "b"
+    export_bundle(tiny_checkpoint, bundle, precision=DType.BF16)
+    if fault:
+        name = "model.layers.1.self_attn.k_proj.weight"
+        change = lambda weights: multiplied(weights[name], *fault)  # noqa: E731
+        bundle = faults.copy_with(bundle, tmp_path / "faulty", weights=change)
+    runner = OnCpu(Bundle.open(bundle), rounding=True)
+    result = explained(tiny_checkpoint, bundle, tokens=20, runner=runner)
+    assert [one.where for one in result.found] == ["layer 1 self_attn.k_proj"] * bool(fault)
+    assert max(one.position_error for one in result.places) > 1e-3
+    assert "rounded as bf16 is" in result.runner
+    assert {one.limit for one in result.places} == {LIMITS["bf16"], 4 * LIMITS["bf16"]}

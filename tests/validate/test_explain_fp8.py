@@ -63,8 +63,7 @@ def test_a_fault_beyond_fp8s_rounding_is_named(
     faulty = faults.copy_with(fp8, tmp_path / "b", weights=NAMES[place])
     result = explained(tiny_checkpoint, faulty, tokens=20)
     assert [one.where for one in result.found] == [f"layer {place.replace('.', ' ', 1)}"]
-    assert result.precision == "fp8"
-    result.worst.write(tmp_path / "repro", Bundle.open(faulty), result.limit)
+    result.worst.write(tmp_path / "repro", Bundle.open(faulty))
     stored = onnx.load(tmp_path / "repro" / STORED_MODEL)
     assert TensorProto.FLOAT8E4M3FN in {i.data_type for i in stored.graph.initializer}
 

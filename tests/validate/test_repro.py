@@ -59,13 +59,13 @@ def test_polygraphy_fails_a_faulty_place_and_passes_it_without_the_fault(
 ) -> None:
     scaled = faults.copy_with(bf16, tmp_path / "faulty", faults.kv_heads_rolled)
     faulty = explained(tiny_checkpoint, scaled, tokens=20)
-    faulty.worst.write(tmp_path / "repro", Bundle.open(scaled), faulty.limit)
+    faulty.worst.write(tmp_path / "repro", Bundle.open(scaled))
     assert polygraphy(tmp_path / "repro") == "FAILED"
     sound = explained(tiny_checkpoint, bf16, tokens=20)
-    sound.worst.write(tmp_path / "sound", Bundle.open(bf16), sound.limit)
+    sound.worst.write(tmp_path / "sound", Bundle.open(bf16))
     assert polygraphy(tmp_path / "sound") == "PASSED"
     with pytest.raises(ExportError, match="must not exist yet"):
-        sound.worst.write(tmp_path / "sound", Bundle.open(bf16), sound.limit)
+        sound.worst.write(tmp_path / "sound", Bundle.open(bf16))
 
 
 def test_the_stored_model_is_in_the_bundles_types_with_fp32_ends(
@@ -73,7 +73,7 @@ def test_the_stored_model_is_in_the_bundles_types_with_fp32_ends(
 ) -> None:
     faulty = faults.copy_with(bf16, tmp_path / "faulty", weights=faults.one_tensor_zeroed)
     result = explained(tiny_checkpoint, faulty, tokens=20)
-    result.worst.write(tmp_path / "repro", Bundle.open(faulty), result.limit)
+    result.worst.write(tmp_path / "repro", Bundle.open(faulty))
     stored = onnx.load(tmp_path / "repro" / STORED_MODEL)
     onnx.checker.check_model(tmp_path / "repro" / STORED_MODEL, full_check=True)
     (weight,) = (i for i in stored.graph.initializer if i.name.endswith("v_proj.weight"))
@@ -92,7 +92,7 @@ def test_polygraphys_own_readers_read_inputs_and_results(
 
     faulty = faults.copy_with(bf16, tmp_path / "faulty", weights=faults.one_tensor_zeroed)
     result = explained(tiny_checkpoint, faulty, tokens=20)
-    result.worst.write(tmp_path / "repro", Bundle.open(faulty), result.limit)
+    result.worst.write(tmp_path / "repro", Bundle.open(faulty))
     (feeds,) = load_json(str(tmp_path / "repro" / INPUTS))
     assert [a.shape[:2] for a in feeds.values()] == [(1, 20)]
     expected = RunResults.load(str(tmp_path / "repro" / REFERENCE))

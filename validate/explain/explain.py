@@ -7,18 +7,19 @@ import numpy as np
 
 from nemo_trt import contract
 from nemo_trt.bundle import Bundle
+from nemo_trt.engines.cuda.lowering import LENGTHS, LOGIT_ROWS, POSITIONS
 from nemo_trt.export.checkpoints import Checkpoint
-from nemo_trt.precision import DType
 from nemo_trt.progress import Progress, Silent
 from nemo_trt.validate.reference import compute_reference
 from nemo_trt.validate.report import Report
 from nemo_trt.validate.sequences import Sequences, TokenSequence
 
 from .explanation import Explanation
-from .findings import LIMITS, PlaceError, place_error
-from .graph import Pieces, run, with_shapes
+from .findings import PlaceError, limit_of, place_error
+from .graph import Pieces, with_shapes
 from .places import Array, Part
 from .repro import Place
+from .runners import OnCpu, Runner
 
 _SPARE_TOKENS = 16
 """Capacity behind the last token: reads and writes that go too far meet it."""
@@ -45,22 +46,25 @@ def explain(
     first: TokenSequence,
     sequence: TokenSequence,
     progress: Progress | None = None,
+    runner: Runner | None = None,
 ) -> Explanation:
-    """Run a sequence through the graph's pieces on the CPU, each fed with the reference's values.
+    """Run a sequence through the graph's pieces, each fed with the reference's values.
 
-    Memory: one layer, in the precision of the reference and of ONNX Runtime's CPU provider.
+    Memory: one layer, in the precision of the reference and of what runs it.
 
     Args:
         bundle: whose graph is explained.
         checkpoint: what the reference is computed from.
         first: a sequence from position 0; what stands before `sequence` is made of it.
         sequence: what is run.
+        runner: what runs the pieces; by default ONNX Runtime's CPU provider. The caller closes it.
 
     Raises:
         BundleError: the graph has not the places that this version's exporter names.
-        MachineError: ONNX Runtime cannot run a piece.
+        BuildError: TensorRT does not compile a piece.
+        MachineError: a piece cannot be run.
     """
-    work = _Explaining(bundle, sequence)
+    work = _Explaining(bundle, sequence, runner or OnCpu(bundle))
     sequences = [first, sequence] if sequence.start else [sequence]
     progress = progress or Silent()
     compute_reference(checkpoint, sequences, progress, watch=work)
@@ -68,8 +72,7 @@ def explain(
         sequence=sequence.name,
         start=sequence.start,
         tokens=len(sequence.tokens),
-        precision=work.precision,
-        limit=work.limit,
+        runner=str(work.runner),
         places=tuple(work.errors),
         free=tuple(work.free),
         worst=work.worst,
@@ -79,30 +82,33 @@ def explain(
 class _Explaining:
     """Compares part by part, as the reference computes them."""
 
-    def __init__(self, bundle: Bundle, sequence: TokenSequence) -> None:
-        self.bundle, self.sequence = bundle, sequence
+    def __init__(self, bundle: Bundle, sequence: TokenSequence, runner: Runner) -> None:
+        self.bundle, self.sequence, self.runner = bundle, sequence, runner
         self.pieces = Pieces(bundle)
-        precision = bundle.precision  # ONNX Runtime's CPU provider computes BF16 in fp32
-        self.precision = str(DType.FP32 if precision is DType.BF16 else precision)
-        self.limit = LIMITS[self.precision]
         self.errors: list[PlaceError] = []
         self.free: list[float] = []
         self._worst: Place | None = None
         self._hidden: Array = np.empty(0, np.float32)
-        count = len(sequence.tokens)
+        count, start = len(sequence.tokens), sequence.start
+        wanted = np.array([sequence.wanted or range(count)], np.int64)
         self._inputs = {
             contract.INPUT_IDS: np.array([sequence.tokens], np.int64),
-            contract.WRITE_INDICES: np.array([sequence.start], np.int64),
-            contract.LOGIT_INDICES: np.array([sequence.wanted or range(count)], np.int64),
+            contract.WRITE_INDICES: np.array([start], np.int64),
+            contract.LOGIT_INDICES: wanted,
+            # What lowered graphs have in place of what they would compute; of one row.
+            POSITIONS: np.arange(start, start + count)[None],
+            LENGTHS: np.array([start + count], np.int64),
+            LOGIT_ROWS: wanted,
         }
 
     def __call__(self, part: Part, seen: dict[str, Array]) -> None:
         given, compared = self._given(part, seen)
-        outputs = run(self.pieces.fed(part), self.bundle, given)
+        outputs = self.runner.run(self.pieces.fed(part), given)
         for place, value in self.pieces.places(part).items():
             got = compared(place, outputs[value])
             expected = compared(place, seen[place])
-            error = place_error(part, place, got, expected, self.bundle.config, self.limit)
+            limit = limit_of(place, self.runner.rounding, self.runner.products)
+            error = place_error(part, place, got, expected, self.bundle.config, limit)
             self.errors.append(error)
             if self._is_worst(error):
                 self._keep(error, value, given, seen[place], outputs[value])
@@ -121,7 +127,8 @@ class _Explaining:
         if self._worst is None:
             return True
         kept = self._worst.error
-        return not kept.words and bool(error.words or error.position_error > kept.position_error)
+        further = error.position_error / error.limit > kept.position_error / kept.limit
+        return not kept.words and bool(error.words or further)
 
     def _keep(
         self, error: PlaceError, value: str, given: dict[str, Any], expected: Array, got: Array
@@ -130,7 +137,8 @@ class _Explaining:
         feeds = {one.name: given[one.name] for one in model.graph.input}
         if error.place.endswith("_cache"):  # the whole tensor, as the graph gives it
             expected = given[next(iter(self.pieces.named({value: expected})))]
-        self._worst = Place(error, with_shapes(model, feeds), feeds, value, expected, got)
+        whole = with_shapes(model, feeds)
+        self._worst = Place(error, whole, feeds, value, expected, got, self.runner.name)
 
     def _given(
         self, part: Part, seen: dict[str, Array]
@@ -156,8 +164,8 @@ class _Explaining:
     def _run_free(self, layer: int, given: dict[str, Any], expected: Array) -> None:
         """Feed a layer with the output of the one before, and compare its own."""
         hidden = self.pieces.hidden(layer)
-        outputs = run(self.pieces.free(layer), self.bundle, {**given, hidden: self._hidden})
-        (self._hidden,) = outputs.values()
+        outputs = self.runner.run(self.pieces.free(layer), {**given, hidden: self._hidden})
+        self._hidden = outputs[self.pieces.hidden(layer + 1)]
         error = np.linalg.norm((self._hidden - expected).astype(np.float64), axis=-1)
         relative = error / np.linalg.norm(expected.astype(np.float64), axis=-1)
         self.free.append(float(np.nan_to_num(relative, nan=np.inf).max()))

@@ -15,8 +15,7 @@ class Explanation:
         sequence: name of the sequence that was run.
         start: position of its first token.
         tokens: number of its tokens.
-        precision: in which the graph computed.
-        limit: relative L2 that a sound place stays below at every position.
+        runner: what ran the graph's pieces, in words.
         places: every place, fed with the reference's values, in the order of computation.
         free: relative L2 of each layer's output (worst position) when the layers feed each other.
         worst: the first place that is off, or else the one that is furthest, as it can be written.
@@ -25,8 +24,7 @@ class Explanation:
     sequence: str
     start: int
     tokens: int
-    precision: str
-    limit: float
+    runner: str
     places: tuple[PlaceError, ...]
     free: tuple[float, ...]
     worst: Place = field(repr=False)

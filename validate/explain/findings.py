@@ -11,10 +11,15 @@ from .places import LAYER_PLACES, Array, Part
 
 Values = NDArray[np.float64]
 
-LIMITS = {"fp32": 2e-5, "fp16": 2e-2, "bf16": 1e-1, "fp8": 5e-1}
-"""Largest relative L2 of a position that a sound place has, by compute precision.
+LIMITS = {"fp32": 2e-5, "fp16": 4e-3, "bf16": 1.5e-2, "fp8": 1.5e-1}
+"""Largest relative L2 of a position that a sound place has, by what rounds there.
 
-Measured on the sample model: fp32 7e-7 (`docs/validation.md`)."""
+Measured on the sample model (docs/validation.md): fp32 1.4e-6, FP16 1.8e-3; rehearsed, BF16 5.8e-3,
+and 6.2e-2 for matmuls in FP8."""
+_ATTENTION = 4.0
+"""Attention rounds scores and probabilities too: its limit is so many times as large. Rehearsed:
+2.4e-2 in BF16."""
+_PRODUCTS = {place.name for place in LAYER_PLACES if place.name.endswith("_proj")}
 _CHANNELS = 10.0
 """A channel holds fewer numbers than a position: its error may be so many times as large."""
 _SMALL = 0.1
@@ -33,6 +38,7 @@ class PlaceError:
         relative_l2: of the whole tensor.
         worst_position, position_error: the token that is furthest off, and its relative L2.
         worst_channel, channel_error: the same of channels.
+        limit: of `position_error`, if the place is sound.
         words: what it looks like; empty where it is within the limit.
     """
 
@@ -43,12 +49,25 @@ class PlaceError:
     position_error: float
     worst_channel: int
     channel_error: float
+    limit: float
     words: str
 
     @property
     def where(self) -> str:
         """`layer 7 self_attn.k_proj`."""
         return f"layer {self.part} {self.place}" if isinstance(self.part, int) else self.place
+
+
+def limit_of(place: str, rounding: str, products: str) -> float:
+    """`LIMITS` of a place.
+
+    Args:
+        rounding: what values are rounded to, "bf16".
+        products: to what the inputs of matmuls are.
+    """
+    if place in _PRODUCTS and products == "fp8":
+        return LIMITS[products]
+    return LIMITS[rounding] * (_ATTENTION if place == "self_attn.attention" else 1)
 
 
 def place_error(
@@ -81,6 +100,7 @@ def place_error(
         position_error=float(by_position[position]),
         worst_channel=channel,
         channel_error=float(by_channel[channel]),
+        limit=limit,
         words=words,
     )
 

@@ -3,14 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
 from nemo_trt import contract
 from nemo_trt.bundle import Bundle
-from nemo_trt.engines.ort_session import open_piece
-from nemo_trt.errors import BundleError, MachineError
+from nemo_trt.errors import BundleError
 from nemo_trt.manifest import GRAPH_FILE
 
 from .places import COS, EMBEDDING, HIDDEN, LOGITS, NORM, SIN, Array, values_of
@@ -52,9 +50,12 @@ class Pieces:
         return self._piece(self._fed, [value])
 
     def free(self, layer: int) -> onnx.ModelProto:
-        """A whole layer from its input to its output."""
+        """A whole layer from its input to its output and its caches, which TensorRT asks for."""
         places = values_of(layer)
-        return self._piece(self._free, [places["output"]], [self.hidden(layer)])
+        outputs = [
+            places[one] for one in ("output", "self_attn.key_cache", "self_attn.value_cache")
+        ]
+        return self._piece(self._free, outputs, [self.hidden(layer)])
 
     def hidden(self, layer: int) -> str:
         """The graph's name of a layer's input."""
@@ -127,32 +128,6 @@ def with_shapes(model: onnx.ModelProto, feeds: Mapping[str, Any]) -> onnx.ModelP
     for value in model.graph.input:
         value.type.tensor_type.shape.CopyFrom(_shape(feeds[value.name]))
     return model
-
-
-def run(model: onnx.ModelProto, bundle: Bundle, feeds: Mapping[str, Any]) -> dict[str, Array]:
-    """Run a piece on ONNX Runtime's CPU provider through Polygraphy; output name -> values.
-
-    Raises:
-        BundleError: a weight cannot be read, or ONNX Runtime refuses the piece.
-        MachineError: ONNX Runtime fails.
-    """
-    from polygraphy.backend.onnxrt import OnnxrtRunner
-    from polygraphy.logger import G_LOGGER
-
-    names = [value.name for value in model.graph.input]
-    session = open_piece(with_shapes(model, feeds), bundle.path)
-    try:
-        with G_LOGGER.verbosity(G_LOGGER.CRITICAL), OnnxrtRunner(session) as runner:
-            kinds = {value.name: value.type for value in session.get_inputs()}
-            outputs = runner.infer({n: _as(kinds[n], feeds[n]) for n in names})
-    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        raise MachineError(f"ONNX Runtime failed in a piece of the graph: {error}") from error
-    return {name: np.asarray(value) for name, value in outputs.items()}
-
-
-def _as(kind: str, array: Any) -> Any:
-    """An array in the float type that an input has."""
-    return array.astype(np.float16) if kind == "tensor(float16)" else array
 
 
 def _shape(array: Any) -> onnx.TensorShapeProto:

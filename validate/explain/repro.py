@@ -5,20 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from nemo_trt.atomic import new_directory
 from nemo_trt.bundle import Bundle
 from nemo_trt.engines.ort_graph import external_weights, map_weight, promote_array
 from nemo_trt.engines.ort_lowering import lower_model
-from nemo_trt.precision import DType
 
+from .bridge import wide_ends
 from .findings import PlaceError
 from .places import Array
 
 MODEL, STORED_MODEL = "model.onnx", "model-as-stored.onnx"
-INPUTS, REFERENCE, ONNXRUNTIME, SCRIPT = "inputs.json", "reference.json", "onnxrt.json", "run.sh"
-_NARROW = (TensorProto.BFLOAT16, TensorProto.FLOAT8E4M3FN)
+INPUTS, REFERENCE, SCRIPT = "inputs.json", "reference.json", "run.sh"
 
 
 class Place:
@@ -29,7 +28,8 @@ class Place:
         model: the place alone, its weights in the bundle's files.
         feeds: input name -> values.
         output: the graph's name of the place.
-        expected, got: the reference's values, and ONNX Runtime's.
+        expected, got: the reference's values, and those of what was explained.
+        runner: the name of the latter: its results are `RUNNER.json`.
     """
 
     def __init__(
@@ -40,17 +40,18 @@ class Place:
         output: str,
         expected: Array,
         got: Array,
+        runner: str,
     ) -> None:
         self.error, self.model, self.feeds = error, model, feeds
-        self.output, self.expected, self.got = output, expected, got
+        self.output, self.expected, self.got, self.runner = output, expected, got, runner
 
-    def write(self, folder: Path, bundle: Bundle, limit: float) -> None:
+    def write(self, folder: Path, bundle: Bundle) -> None:
         """Write the place into a new folder.
 
         - `model.onnx`: as ONNX Runtime's CPU provider ran it. BF16 is fp32.
         - `model-as-stored.onnx`: in the bundle's own types, fp32 at its ends, because NumPy, and so
           Polygraphy's files, have neither BF16 nor FP8.
-        - `inputs.json`, `reference.json`, `onnxrt.json`: Polygraphy's inputs and RunResults.
+        - `inputs.json`, `reference.json`, `RUNNER.json`: Polygraphy's inputs and RunResults.
         - `run.sh`: compares each with the reference.
 
         Raises:
@@ -78,16 +79,16 @@ class Place:
                 found.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), one.name))
             _save(lowered, target / MODEL)
             save_json([OrderedDict(self.feeds)], str(target / INPUTS))
-            for file, values in ((REFERENCE, self.expected), (ONNXRUNTIME, self.got)):
+            for file, values in ((REFERENCE, self.expected), (f"{self.runner}.json", self.got)):
                 results = RunResults()
                 results.add([{self.output: values}], runner_name=file.removesuffix(".json"))
                 results.save(str(target / file))
             script = target / SCRIPT
-            script.write_text(self._script(bundle, limit), encoding="utf-8")
+            script.write_text(self._script(bundle), encoding="utf-8")
             script.chmod(0o755)
 
-    def _script(self, bundle: Bundle, limit: float) -> str:
-        threshold = limit * float(np.linalg.norm(self.expected.astype(np.float64)))
+    def _script(self, bundle: Bundle) -> str:
+        threshold = self.error.limit * float(np.linalg.norm(self.expected.astype(np.float64)))
         compare = f"--load-inputs {INPUTS} --load-outputs {REFERENCE} --compare l2"
         return (
             "#!/bin/sh\n"
@@ -102,29 +103,6 @@ class Place:
             "fi\n"
             f"exec polygraphy run {MODEL} --onnxrt {compare} --l2-threshold {threshold:.6g}\n"
         )
-
-
-def wide_ends(model: onnx.ModelProto) -> None:
-    """Make every BF16 or FP8 input and output fp32, with a Cast behind or before it."""
-    graph = model.graph
-    before: list[onnx.NodeProto] = []
-    after: list[onnx.NodeProto] = []
-    for values, inward in ((graph.input, True), (graph.output, False)):
-        for value in values:
-            narrow = value.type.tensor_type.elem_type
-            if narrow not in _NARROW:
-                continue
-            inner = f"{value.name}/stored"
-            for node in graph.node:
-                for names in (node.input, node.output):
-                    names[:] = [inner if name == value.name else name for name in names]
-            ends = ([value.name], [inner]) if inward else ([inner], [value.name])
-            to = narrow if inward else TensorProto.FLOAT
-            (before if inward else after).append(helper.make_node("Cast", *ends, to=to))
-            value.type.tensor_type.elem_type = DType.FP32.onnx_code
-    nodes = [*before, *graph.node, *after]
-    del graph.node[:]
-    graph.node.extend(nodes)
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:

@@ -46,12 +46,12 @@ def device() -> FakeDevice:
     return FakeDevice()
 
 
-def record_of(bundle: Path, profiles: tuple[tuple[str, ...], ...]) -> EngineRecord:
+def record_of(bundle: Path, profiles: tuple[tuple[str, ...], ...], **changed: Any) -> EngineRecord:
     plan = PlanFile(
         file="", num_bytes=0, digest="", profiles=(), kernels={}, launches_per_layer={},
         scratch_bytes={},
     )  # fmt: skip
-    return EngineRecord(
+    record = EngineRecord(
         name="l4-fp16",
         build_id="",
         bundle_id=read_manifest(bundle).bundle_id,
@@ -73,6 +73,7 @@ def record_of(bundle: Path, profiles: tuple[tuple[str, ...], ...]) -> EngineReco
         peak_host_bytes=0,
         nemo_trt="0",
     )
+    return replace(record, **changed)
 
 
 @pytest.fixture
