@@ -19,6 +19,8 @@ class StopStrings:
         """Take a piece; return what may be shown now. After a match nothing more is shown."""
         if self.stopped:
             return ""
+        if not self._stops:
+            return text
         self._held += text
         matches = [
             (start + len(stop), start)
