@@ -18,7 +18,7 @@ EXIT_CODES = {"pass": 0, "fail": 1, "incomplete": 3}
 @click.command(epilog="Example: nemo-trt acceptance ./Mistral-Nemo-Instruct-2407 ./out --gpu h100")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--gpu", required=True, help="The GPU's name, for example h100; see nemo-trt plan.")
+@click.option("--gpu", required=True, help="Name of the GPU, such as h100; see nemo-trt plan.")
 @click.option(
     "--precision",
     "precisions",
@@ -26,12 +26,12 @@ EXIT_CODES = {"pass": 0, "fail": 1, "incomplete": 3}
     type=click.Choice(["bf16", "fp8"]),
     default=("bf16",),
     show_default=True,
-    help="Of bundle and engine; may be repeated.",
+    help="Precision of bundle and engine; may be repeated.",
 )
 @click.option(
     "--max-seq-len",
     type=click.IntRange(64),
-    help="Tokens a row of the engine; by default 4096, or what fits.",
+    help="The engine's tokens per row; by default 4096, or fewer if they do not fit.",
 )
 @click.option(
     "--max-batch", type=click.IntRange(1), default=1, show_default=True, help="The engine's rows."
@@ -44,31 +44,35 @@ EXIT_CODES = {"pass": 0, "fail": 1, "incomplete": 3}
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="FP8: samples to calibrate on, JSON lines or one text a line; by default built-in.",
+    help="FP8: calibration texts, JSON lines or one per line; by default built-in texts.",
 )
-@click.option("--samples", type=click.IntRange(1), help="FP8: take only the first N samples.")
+@click.option("--samples", type=click.IntRange(1), help="FP8: use only the first N samples.")
 @click.option(
     "--max-kl",
     type=click.FloatRange(0),
     default=MAX_KL,
     show_default=True,
-    help="FP8: products stay in BF16 until the rest costs less than this, in nats.",
+    help="FP8: exclude projections until the KL divergence of the rest is at most this, in nats.",
 )
 @click.option(
     "--validate-seq-len",
     type=click.IntRange(64),
-    help="Context to validate the bundle up to; by default the model's, as far as memory allows.",
+    help="Longest context to validate the bundle with; by default the model's, if memory allows.",
 )
 @length_options
 @click.option(
-    "--decode-steps", type=click.IntRange(3), default=32, show_default=True, help="Per length."
+    "--decode-steps",
+    type=click.IntRange(3),
+    default=32,
+    show_default=True,
+    help="Decode steps to time per length.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Compute threads of ONNX Runtime.")
+@click.option("--threads", type=click.IntRange(1), help="ONNX Runtime's compute threads.")
 @click.option(
     "--again",
     multiple=True,
     type=click.Choice(["plan", "export", "build", "validate", "bench"]),
-    help="Repeat this stage and those after it; may be repeated.",
+    help="Run this stage and all later ones again; may be repeated.",
 )
 def command(
     checkpoint: Path,
@@ -77,12 +81,12 @@ def command(
     again: tuple[str, ...],
     **options: Any,
 ) -> int:
-    """Prove CHECKPOINT for a GPU: doctor, plan, export, build, validate, bench; one report.
+    """Run every stage on CHECKPOINT for a GPU and write one report.
 
-    All is written to FOLDER: the report to FOLDER/report, a bundle for each precision beside it.
-    The same command goes on where it was stopped: what was done with the same inputs is kept, and
-    what this machine cannot do is skipped with its reason. Exit code 0 when all passed, 1 when a
-    step failed, 3 when nothing failed but something was skipped.
+    Stages: doctor, plan, export, build, validate, bench. The report goes to FOLDER/report and each
+    precision's bundle to FOLDER. Running the command again resumes it: steps with unchanged inputs
+    are kept, and steps that this machine cannot run are skipped with a reason. Exit codes: 0 all
+    passed, 1 a step failed, 3 nothing failed but something was skipped.
     """
     from nemo_trt.acceptance import AcceptanceOptions, accept
     from nemo_trt.precision import DType

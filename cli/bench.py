@@ -14,13 +14,19 @@ from .options import length_options, where_options
 @click.command(epilog="Example: nemo-trt bench ./bundle --prefill 128 --decode 128 --decode 4096")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @length_options
-@click.option("--steps", type=click.IntRange(2), default=32, show_default=True, help="Per length.")
+@click.option(
+    "--steps",
+    type=click.IntRange(2),
+    default=32,
+    show_default=True,
+    help="Decode steps to time per length.",
+)
 @click.option(
     "--max-batch",
     type=click.IntRange(1),
-    help="Decode 1, 2, 4, ... up to this many rows at once; by default 1, or an engine's rows.",
+    help="Decode with 1, 2, 4, ... rows, up to this many; by default 1, or an engine's rows.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Compute threads; CPU only.")
+@click.option("--threads", type=click.IntRange(1), help="Number of compute threads; CPU only.")
 @where_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -33,9 +39,9 @@ def command(
     where: Where,
     as_json: bool,
 ) -> None:
-    """Measure BUNDLE on this machine: load, prefill, decode, memory, share of its bandwidth.
+    """Measure BUNDLE on this machine: load, prefill, decode, memory, share of memory bandwidth.
 
-    Lengths that do not end within the context are left out.
+    Lengths that exceed the context are skipped.
     """
     from nemo_trt.engines.measure import measure
 

@@ -13,26 +13,29 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Example: nemo-trt build ./nemo-fp8 --gpu l40s --max-seq-len 8192")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--gpu", required=True, help="The GPU's name, for example h100; see nemo-trt plan.")
+@click.option("--gpu", required=True, help="Name of the GPU, such as h100; see nemo-trt plan.")
 @click.option(
     "--max-seq-len",
     type=click.IntRange(16),
-    help=f"Tokens a row; by default {ENGINE_SEQ_LEN}, or what fits.",
+    help=f"Tokens per row; by default {ENGINE_SEQ_LEN}, or fewer if they do not fit.",
 )
-@click.option("--max-batch", type=click.IntRange(1), default=1, show_default=True, help="Rows.")
+@click.option(
+    "--max-batch", type=click.IntRange(1), default=1, show_default=True, help="Number of rows."
+)
 @click.option(
     "--prefill-chunk",
     type=click.IntRange(1),
     default=1024,
     show_default=True,
-    help="Tokens of one row that one prefill step takes.",
+    help="Maximum tokens of one row per prefill step.",
 )
 @click.option(
     "--toolchain",
     type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]),
     default="auto",
     show_default=True,
-    help="tensorrt needs the GPU itself; tensorrt-rtx compiles without one, not for sm_90 and 100.",
+    help="tensorrt needs the GPU in this machine; tensorrt-rtx does not, but cannot compile for "
+    "sm_90 and sm_100.",
 )
 @click.option(
     "--opt-level", type=click.IntRange(0, 5), help="TensorRT's builder optimisation level."
@@ -40,28 +43,28 @@ if TYPE_CHECKING:
 @click.option(
     "--timing-cache",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="tensorrt: kernel timings, read if there, written after.",
+    help="tensorrt: file to load kernel timings from, if it exists, and to save them to.",
 )
 @click.option(
     "--single-plan/--separate-plans",
     default=True,
     show_default=True,
-    help="Both profiles in one plan, weights once; or a plan each.",
+    help="Put prefill and decode into one plan, which holds the weights once, or into two.",
 )
 @click.option(
     "--allow-unfused",
     is_flag=True,
-    help="Build past the contexts that fused attention serves; slower.",
+    help="Allow contexts that are too long for fused attention; slower.",
 )
 @click.option(
-    "--log", "log_file", type=click.Path(path_type=Path), help="Keep TensorRT's verbose log here."
+    "--log", "log_file", type=click.Path(path_type=Path), help="File for TensorRT's verbose log."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print engine.json.")
 def command(bundle: Path, as_json: bool, **options: Any) -> None:
     """Compile BUNDLE for a GPU into BUNDLE/engines/GPU-PRECISION.
 
-    The same inputs give the same engine: a second build says so and does nothing. What TensorRT
-    would silently get wrong is checked, and fails the build.
+    The same inputs give the same engine, so a second build says so and does nothing. The build
+    checks for what TensorRT would silently get wrong, and fails if it finds any.
     """
     from nemo_trt.engines.trt.build import build_engine
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command(epilog='Example: nemo-trt chat ./bundle --system "Answer briefly."')
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--system", help="System prompt.")
-@click.option("--message", "-m", help="Ask this one thing and leave.")
+@click.option("--message", "-m", help="Send this one message and exit.")
 @sampling_options
 @session_options
 def command(
@@ -31,9 +31,9 @@ def command(
     where: Where,
     **sampling: Any,
 ) -> None:
-    """Talk with BUNDLE in its own chat format. An empty line or Ctrl-D ends the conversation.
+    """Chat with BUNDLE in its own chat format. An empty line or Ctrl-D ends the conversation.
 
-    Earlier turns stay in the cache and are not computed again.
+    Earlier turns stay in the cache and are not recomputed.
     """
     from nemo_trt.engines.runner import Runner
 

@@ -14,7 +14,7 @@ from .options import dequantise_option, format_option
     "--to",
     type=click.Choice(["hf", "mistral", "nemo"]),
     required=True,
-    help="hf and mistral write a folder, nemo a .nemo archive.",
+    help="Format to write: hf and mistral are folders, nemo is a .nemo archive.",
 )
 @format_option
 @dequantise_option
@@ -22,9 +22,9 @@ from .options import dequantise_option, format_option
 def command(
     source: Path, dest: Path, to: str, format: str | None, dequantise: bool, force: bool
 ) -> None:
-    """Write the checkpoint SOURCE to DEST as another container of the same model.
+    """Convert the checkpoint SOURCE to another format and write it to DEST.
 
-    Every number stays as it is: `nemo-trt inspect --digest` says the same of both.
+    Weights keep their values: `nemo-trt inspect --digest` prints the same digest for both.
     """
     from nemo_trt.export.checkpoints import open_checkpoint
     from nemo_trt.export.convert import convert

@@ -9,7 +9,7 @@ import click
 @click.command(epilog="Example: nemo-trt doctor --json")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
-    """Tell what this machine can do, and what to install for the rest."""
+    """Show what this machine can run, and what to install for the rest."""
     from nemo_trt.engines.machine import examine
 
     machine = examine()

@@ -14,44 +14,46 @@ _FP8_OPTIONS = (
     click.option(
         "--calibration",
         type=click.Path(path_type=Path, dir_okay=False, exists=True),
-        help="FP8: samples to calibrate on, JSON lines or one text a line; by default built-in.",
+        help="FP8: calibration texts, JSON lines or one per line; by default built-in texts.",
     ),
-    click.option("--samples", type=click.IntRange(1), help="FP8: take only the first N samples."),
+    click.option("--samples", type=click.IntRange(1), help="FP8: use only the first N samples."),
     click.option(
         "--scales",
         type=click.Path(path_type=Path, exists=True),
-        help="FP8: take the scales of this FP8 bundle, or of its manifest.json; no calibration.",
+        help="FP8: reuse the scales of this FP8 bundle or manifest.json instead of calibrating.",
     ),
     click.option(
         "--clip",
         type=click.Choice(["amax", "percentile", "mse"]),
         default="amax",
         show_default=True,
-        help="FP8: the magnitude that an activation's scale is made for.",
+        help="FP8: how the range of an activation is found.",
     ),
     click.option(
         "--max-kl",
         type=click.FloatRange(0),
         default=MAX_KL,
         show_default=True,
-        help="FP8: products stay in BF16 until the rest costs less than this, in nats; 100 makes "
-        "all FP8.",
+        help="FP8: exclude projections until the expected KL divergence of the rest is at most "
+        "this, in nats; 100 excludes none.",
     ),
     click.option(
         "--fp8-weights",
         type=click.Choice(["per-tensor", "per-channel"]),
         default="per-tensor",
         show_default=True,
-        help="FP8: a weight scale for each merged product, or for each output channel.",
+        help="FP8: one weight scale per merged projection, or one per output channel.",
     ),
     click.option(
         "--merge-scales",
         is_flag=True,
-        help="FP8 checkpoints: one scale for q, k, v and one for gate, up, so that engines merge "
-        "their products; rounds weights of other scales again.",
+        help="FP8 checkpoints: use one scale for q, k and v and one for gate and up, so that "
+        "engines can merge these projections; weights with another scale are rounded again.",
     ),
-    click.option("--fp8-lm-head", is_flag=True, help="FP8: the head too."),
-    click.option("--device", default="cpu", show_default=True, help="FP8: where to calibrate."),
+    click.option("--fp8-lm-head", is_flag=True, help="FP8: also quantise the output head."),
+    click.option(
+        "--device", default="cpu", show_default=True, help="FP8: PyTorch device to calibrate on."
+    ),
 )
 
 
@@ -68,14 +70,14 @@ def fp8_options(command: Any) -> Any:
 @click.option(
     "--precision",
     type=click.Choice([str(precision) for precision in PRECISIONS]),
-    help="Compute precision; by default the one the weights are stored in.",
+    help="Compute precision; by default that of the stored weights.",
 )
 @click.option(
     "--weights",
     type=click.Choice(["copy", "in-place"]),
     default="copy",
     show_default=True,
-    help="Copy the weight files, or write BUNDLE around them where they are.",
+    help="Copy the weight files into BUNDLE, or use them where they are.",
 )
 @format_option
 @dequantise_option
@@ -85,7 +87,7 @@ def fp8_options(command: Any) -> Any:
     metavar="PATH[:WEIGHT]",
     help="Merge this PEFT adapter into the weights; may be repeated.",
 )
-@click.option("--sha256", is_flag=True, help="Digest the weight files whole; reads every byte.")
+@click.option("--sha256", is_flag=True, help="Record the SHA-256 of every weight file.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
 @fp8_options
@@ -107,10 +109,10 @@ def command(
 ) -> None:
     """Export CHECKPOINT to BUNDLE: an ONNX graph with KV-cache inputs beside its weights.
 
-    The decoder is traced without allocating a weight. With --weights in-place, BUNDLE is the folder
-    that holds the checkpoint's weight files, and not a byte of them is copied. With --precision fp8
-    the checkpoint is calibrated first, one layer in memory at a time; one that holds FP8 weights
-    keeps them and its scales.
+    Tracing allocates no weights. With --weights in-place, BUNDLE is the folder that holds the
+    checkpoint's weight files, and none of them is copied. With --precision fp8, the checkpoint is
+    calibrated first, one layer in memory at a time; a checkpoint with FP8 weights is not
+    calibrated, and keeps its weights and scales.
     """
     from nemo_trt.export.checkpoints import open_checkpoint
     from nemo_trt.export.checkpoints.lora import Adapter

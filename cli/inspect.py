@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option(
-    "--digest", is_flag=True, help="Digest all weights of a checkpoint: equal in any container."
+    "--digest",
+    is_flag=True,
+    help="Print a digest of a checkpoint's weights, which is the same in every format.",
 )
 @format_option
 @dequantise_option
@@ -30,9 +32,9 @@ if TYPE_CHECKING:
 def command(
     path: Path, tensors: bool, digest: bool, format: str | None, dequantise: bool, as_json: bool
 ) -> None:
-    """Show what PATH, a checkpoint or a bundle, holds.
+    """Show the contents of PATH, a checkpoint or a bundle.
 
-    Reads headers alone; with --digest, every weight.
+    Reads only headers; with --digest, every weight.
     """
     from nemo_trt.manifest import is_bundle
 

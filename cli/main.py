@@ -21,20 +21,20 @@ from .pipes import drop, is_closed
 
 # Command -> its line in `nemo-trt --help`; the module of the same name holds its `command`.
 COMMANDS = {
-    "demo": "Sample model to a chat answer, every step shown.",
-    "convert": "Write a checkpoint as another container.",
-    "sample": "Write a checkpoint to try things on.",
+    "demo": "Export, validate and chat with a small sample model.",
+    "convert": "Convert a checkpoint to another format.",
+    "sample": "Write a small or random checkpoint for testing.",
     "export": "Export a checkpoint to a bundle.",
-    "plan": "Tell whether an engine fits a GPU, and how fast it can be.",
-    "build": "Compile a bundle's engine for a GPU.",
+    "plan": "Show whether an engine fits a GPU, and how fast it can be.",
+    "build": "Compile a bundle to a TensorRT engine for a GPU.",
     "validate": "Compare a bundle or an engine with the PyTorch reference.",
     "run": "Continue a prompt.",
-    "chat": "Talk with a bundle.",
-    "serve": "Serve a bundle over HTTP, as OpenAI's API and a chat page.",
-    "bench": "Measure a bundle on this machine.",
-    "acceptance": "Prove a checkpoint for a GPU: all stages, one report.",
-    "inspect": "Show what a checkpoint or bundle holds.",
-    "doctor": "Tell what this machine can do.",
+    "chat": "Chat with a bundle.",
+    "serve": "Serve a bundle over HTTP: OpenAI-compatible API and chat page.",
+    "bench": "Measure a bundle's speed and memory on this machine.",
+    "acceptance": "Run every stage for a GPU and write one report.",
+    "inspect": "Show the contents of a checkpoint or bundle.",
+    "doctor": "Show what this machine can run and what is missing.",
 }
 EXIT_VERDICT, EXIT_INPUT, EXIT_MACHINE = 1, 2, 3
 _MAX_MESSAGE = 4000
@@ -83,7 +83,7 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="nemo-trt")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
-    """Mistral-NeMo-12B and its family: checkpoint to a checked ONNX bundle, and text from it."""
+    """Export, build, validate and serve Mistral-NeMo-12B and models of its family."""
 
 
 def main(arguments: list[str] | None = None) -> None:

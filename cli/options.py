@@ -24,9 +24,11 @@ _WHERE = (
 )
 _SESSION = (
     click.option(
-        "--max-seq-len", type=click.IntRange(1), help="Tokens a row can hold at most; no engine."
+        "--max-seq-len",
+        type=click.IntRange(1),
+        help="Maximum tokens per row; not with --engine, which has its own.",
     ),
-    click.option("--threads", type=click.IntRange(1), help="Compute threads; CPU only."),
+    click.option("--threads", type=click.IntRange(1), help="Number of compute threads; CPU only."),
 )
 _LENGTHS = (
     click.option(
@@ -43,29 +45,47 @@ _LENGTHS = (
         type=click.IntRange(1),
         default=(128, 1920),
         show_default=True,
-        help="Cached length to decode at; may be repeated.",
+        help="Tokens in the cache when decoding is measured; may be repeated.",
     ),
 )
 _SAMPLING = (
     click.option(
-        "--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Stop after."
+        "--max-tokens",
+        type=click.IntRange(1),
+        default=256,
+        show_default=True,
+        help="Maximum tokens to generate.",
     ),
     click.option(
-        "--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest."
+        "--temperature",
+        type=float,
+        default=0.0,
+        show_default=True,
+        help="Sampling temperature; 0 is greedy.",
     ),
-    click.option("--top-k", type=int, default=0, help="Keep the k likeliest tokens; 0 keeps all."),
-    click.option("--top-p", type=float, default=1.0, help="Keep the likeliest of this mass."),
-    click.option("--min-p", type=float, default=0.0, help="Keep those of this share of the best."),
-    click.option("--repetition-penalty", type=float, default=1.0, help="Above 1: repeat less."),
-    click.option("--seed", type=int, help="Makes sampling repeatable."),
-    click.option("--stop", multiple=True, help="Text that ends the answer; may be repeated."),
+    click.option("--top-k", type=int, default=0, help="Keep the k most likely tokens; 0: all."),
+    click.option("--top-p", type=float, default=1.0, help="Nucleus sampling probability."),
+    click.option(
+        "--min-p",
+        type=float,
+        default=0.0,
+        help="Keep tokens at least this fraction as likely as the most likely one.",
+    ),
+    click.option(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        help="Penalty on tokens seen before; values above 1 reduce repetition.",
+    ),
+    click.option("--seed", type=int, help="Random seed, for repeatable sampling."),
+    click.option("--stop", multiple=True, help="String that ends the answer; may be repeated."),
 )
 
 format_option = click.option(
-    "--format", help="The checkpoint's container, where its files would be taken for another."
+    "--format", help="Checkpoint format; by default the first one whose files are found."
 )
 """Adds --format, which `open_checkpoint` takes."""
-dequantise_option = click.option("--dequantise", is_flag=True, help="Read FP8 weights as BF16.")
+dequantise_option = click.option("--dequantise", is_flag=True, help="Convert FP8 weights to BF16.")
 """Adds --dequantise, which `open_checkpoint` takes."""
 
 

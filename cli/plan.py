@@ -13,15 +13,17 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Example: nemo-trt plan ./nemo-fp8 --gpu l40s --max-batch 4")
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("--gpu", help="The GPU's name; without one, the table of GPUs.")
+@click.option("--gpu", help="Name of the GPU; by default, show every known GPU.")
 @click.option(
-    "--max-seq-len", type=click.IntRange(1), help="Tokens a row; by default the most that fit."
+    "--max-seq-len", type=click.IntRange(1), help="Tokens per row; by default the most that fit."
 )
-@click.option("--max-batch", type=click.IntRange(1), default=1, show_default=True, help="Rows.")
+@click.option(
+    "--max-batch", type=click.IntRange(1), default=1, show_default=True, help="Number of rows."
+)
 @click.option(
     "--precision",
     type=click.Choice(["bf16", "fp16", "fp8"]),
-    help="Of the bundle that a checkpoint would become; by default the one it is stored in.",
+    help="For a checkpoint: precision to export it in; by default that of its stored weights.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -32,10 +34,10 @@ def command(
     precision: str | None,
     as_json: bool,
 ) -> None:
-    """Tell whether an engine of SOURCE fits a GPU, how long its contexts can be, and its floor.
+    """Show whether an engine of SOURCE fits a GPU, its longest contexts, and its decode floor.
 
-    SOURCE is a bundle, or a checkpoint before its export. The floor is the least time that a decode
-    step can take: all bytes that it reads over the GPU's memory bandwidth.
+    SOURCE is a bundle, or a checkpoint that has not been exported yet. The floor is the lower bound
+    of a decode step's time: the bytes it reads divided by the GPU's memory bandwidth.
     """
     from nemo_trt.engines.planner import require_fit
     from nemo_trt.engines.targets import TARGETS

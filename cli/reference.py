@@ -7,9 +7,9 @@ from .main import COMMANDS, cli
 
 _HEAD = """# Command line
 
-Written from the commands themselves by `make docs`; a test keeps it true.
+Generated from the commands by `make docs`; a test checks that this page is current.
 
-Exit codes: 0 done, 1 negative verdict, 2 usage or bad input, 3 something this machine lacks.
+Exit codes: 0 success, 1 failed verdict, 2 usage error or bad input, 3 this machine lacks something.
 `--debug` before or after a command shows the traceback of an error.
 """
 

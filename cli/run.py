@@ -19,8 +19,8 @@ from .options import sampling_options, sampling_params, session_options
 @click.argument("prompt")
 @sampling_options
 @session_options
-@click.option("--logprobs", type=int, help="With --json: alternatives to list a token.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a token.")
+@click.option("--logprobs", type=int, help="With --json: alternatives to list per token.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per token.")
 def command(
     bundle: Path,
     prompt: str,
@@ -30,7 +30,7 @@ def command(
     as_json: bool,
     **sampling: Any,
 ) -> None:
-    """Continue PROMPT with BUNDLE, streamed; "-" reads the prompt from standard input."""
+    """Continue PROMPT with BUNDLE and stream the text; "-" reads PROMPT from standard input."""
     from nemo_trt.engines.runner import Runner
 
     if prompt == "-":

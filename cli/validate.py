@@ -29,49 +29,52 @@ EXIT_FAIL = 1
 @click.option(
     "--prompts",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Text file, one prompt a line, in place of the built-in ones.",
+    help="Text file with one prompt per line, to use instead of the built-in ones.",
 )
 @click.option(
     "--max-batch",
     type=click.IntRange(1),
-    help=f"Rows to test with; by default {MAX_ROWS} (no engine).",
+    help=f"Number of rows to test, by default {MAX_ROWS}; an engine has its own.",
 )
 @click.option(
     "--max-seq-len",
     type=click.IntRange(64),
-    help="Context to test up to; by default the model's, as far as memory allows.",
+    help="Longest context to test; by default the model's, or less if memory is short.",
 )
 @click.option(
     "--random-weights",
     is_flag=True,
-    help="Do not require the perplexity of a language model.",
+    help="The weights are random: do not check perplexity.",
 )
 @where_options
-@click.option("--threads", type=click.IntRange(1), help="Compute threads.")
+@click.option("--threads", type=click.IntRange(1), help="Number of compute threads.")
 @click.option(
-    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write here."
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the verdict to this file.",
 )
 @click.option(
     "--report",
     "report_file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the verdict as one HTML page, with plots and the worst tokens in words.",
+    help="Write the verdict as an HTML page, with plots and the tokens with the largest errors.",
 )
 @click.option(
     "--explain",
     "explained",
     is_flag=True,
-    help="Name the layer and projection at which the bundle's graph leaves the reference.",
+    help="Name the layer and projection where the bundle's graph differs from the reference.",
 )
 @click.option(
     "--repro",
     type=click.Path(path_type=Path, file_okay=False),
-    help="With --explain: write that place as a model and inputs for `polygraphy run`.",
+    help="With --explain: write that part as a model with inputs for `polygraphy run`.",
 )
 @click.option(
     "--rounding",
     type=click.Choice(("bf16", "fp8")),
-    help="Round as an engine of this precision does and print what to expect; write no verdict.",
+    help="Simulate the rounding of an engine of this precision; no verdict is written.",
 )
 @click.option(
     "--sign-key",
@@ -81,7 +84,7 @@ EXIT_FAIL = 1
 @click.option(
     "--verify-key",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Judge nothing: check that the verdict is signed by this key (PEM) and of these files.",
+    help="Only check that the verdict is signed with this key (PEM) and matches the files.",
 )
 def command(
     bundle: Path,
@@ -100,11 +103,11 @@ def command(
     sign_key: Path | None,
     verify_key: Path | None,
 ) -> int:
-    """Compare BUNDLE's logits with those of transformers, and write the verdict into it.
+    """Compare BUNDLE's logits with those of transformers, and write the verdict into BUNDLE.
 
-    Cases: prefills (whole, long, in chunks), decode, a growing cache, ragged batches, a poisoned
-    cache tail, reused and rewound rows, the Runner, and several depths of the context. Exit code 0
-    for pass, 1 for fail, 3 when this machine cannot run what is to be judged.
+    Cases: whole, long and chunked prefill, decode, a growing cache, ragged batches, a poisoned
+    cache tail, reused and rewound rows, the Runner, and several positions along the context. Exit
+    codes: 0 pass, 1 fail, 3 this machine cannot run the validation.
     """
     from nemo_trt import atomic
     from nemo_trt.bundle import Bundle

@@ -82,8 +82,8 @@ def measure(
         max_batch: decode with 1, 2, 4, ... rows, up to this many; by default 1, or for an engine
             all the rows it was built for.
         threads: compute threads; CPU only.
-        gpu: on CUDA: the GPU whose data sheet gives the bandwidth; by default the one found here.
-        progress: told about each stage; silent by default.
+        gpu: on CUDA: the GPU to take the bandwidth of; by default the one in this machine.
+        progress: receives progress updates; silent by default.
 
     Raises:
         BundleError, BuildError, MachineError: see `open_session`.
@@ -140,7 +140,7 @@ def within(
     """The lengths that end within a context of `limit` tokens.
 
     Raises:
-        RequestError: none of a kind does.
+        RequestError: no prefill length, or no decode length, does.
     """
     lengths = [length for length in prefill if length <= limit]
     cached = [length for length in decode if length + num_decode_steps <= limit]

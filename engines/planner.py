@@ -1,4 +1,4 @@
-"""Does it fit, and how fast can it be: the memory of an engine on a GPU, before a long build."""
+"""Plans an engine: its memory on a GPU and the lower bound of its decode step, before a build."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +13,7 @@ DEFAULT_CHUNK = 1024
 MAX_LOGITS = 64
 """Positions of one prefill step that can get logits."""
 RESERVE_BYTES = 10**9
-"""For the driver's context, the kernels' code and what fragmentation wastes."""
+"""For the driver's context, the kernels' code and fragmentation."""
 HOST_FACTOR = 2.2
 """Host memory that a build takes, over the weights' bytes (docs/performance.md)."""
 _SLOTS = (1, 2, 4, 8, 16, 32, 64)
@@ -48,7 +48,7 @@ class Budget:
         num_plans: 1, or 2 when prefill and decode are separate plans.
         weight_bytes: weights in all plans.
         kv_bytes: the whole KV cache.
-        scratch_bytes: the larger scratch memory of the two profiles.
+        scratch_bytes: scratch memory of the profile that needs more.
         floor_ms: lower bound of a decode step in milliseconds, bytes read over bandwidth: with an
             empty cache, and with a full one.
         disk_bytes: disk space that the build needs.
@@ -76,7 +76,7 @@ class Budget:
 
     @property
     def free_bytes(self) -> int:
-        """What is left; negative when it does not fit."""
+        """Memory left over; negative if the engine does not fit."""
         return self.target.memory_bytes - self.used_bytes
 
 
@@ -89,7 +89,7 @@ def engine_budget(
     prefill_chunk: int = DEFAULT_CHUNK,
     num_plans: int = 1,
 ) -> Budget:
-    """Compute an engine's memory; whether it fits is for `require_fit`.
+    """Compute an engine's memory; `require_fit` checks whether it fits.
 
     Args:
         manifest: of the bundle.
@@ -137,10 +137,10 @@ def engine_budget(
 
 
 def require_fit(budget: Budget, manifest: Planned) -> None:
-    """Refuse what cannot be built or does not fit, and name what would.
+    """Check that an engine can be built and fits its GPU.
 
     Raises:
-        BuildError: in words.
+        BuildError: it cannot, or does not; the message names what would fit.
     """
     target = budget.target
     if not target.supports(manifest.precision):

@@ -1,4 +1,4 @@
-"""The Runner: rows of tokens over a session's cache, prefill, decode, rewind and generation."""
+"""The Runner: prefill, decode, rewind and generation on the rows of a session's KV cache."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,9 +25,9 @@ Prompt = str | Sequence[int]
 class Runner:
     """Runs a bundle: prefill, decode and rewind of rows, and generation.
 
-    A row is one sequence; its cache holds what was appended to it and not rewound. Errors are
-    raised before anything is written. Use a Runner in the process that opened it and from one
-    thread at a time; anything else is a StateError. Two Runners share nothing and may run in two
+    A row is one sequence; its cache holds every token that was appended and not rewound. Errors are
+    raised before anything is written. Use a Runner in the process that opened it, from one thread
+    at a time; otherwise calls raise StateError. Two Runners share nothing and may run in two
     threads.
 
         with Runner.open(Path("bundle")) as runner:
@@ -66,7 +66,7 @@ class Runner:
             BuildError: the bundle has no such engine, or it belongs to another bundle or another
                 version of TensorRT.
             MachineError: the GPU or a library is missing.
-            RequestError: an option does not apply there, or is out of range.
+            RequestError: an option does not apply to this backend, or is out of range.
         """
         bundle = Bundle.open(bundle)
         folder = bundle.tokenizer_folder
@@ -114,7 +114,7 @@ class Runner:
 
     @property
     def max_batch(self) -> int:
-        """Rows."""
+        """Number of rows."""
         return self.session.max_batch
 
     def tokens(self, row: int) -> tuple[int, ...]:
@@ -133,11 +133,11 @@ class Runner:
             self._generating.pop(row, None)
 
     def prefill(self, rows: Mapping[int, Sequence[int]], *, chunk: int | None = None) -> Logits:
-        """Append tokens to rows, which may differ in length, and return what follows each.
+        """Append tokens to rows, any number to each, and return the logits after each row.
 
         Args:
             rows: row -> new tokens, at least one each.
-            chunk: tokens a row to run at once; by default all.
+            chunk: maximum tokens per row and step; by default all at once.
 
         Returns:
             (len(rows), V) float32 logits after each row's last token, in the order of `rows`.
@@ -171,7 +171,7 @@ class Runner:
         return result
 
     def decode(self, rows: Mapping[int, int]) -> Logits:
-        """Append one token to each row: `prefill` of one token a row."""
+        """Append one token to each row, like `prefill` with one token per row."""
         return self.prefill({row: (token,) for row, token in rows.items()})
 
     def generate(
@@ -181,22 +181,23 @@ class Runner:
         *,
         chunk: int | None = None,
     ) -> Iterator[TokenEvent]:
-        """Continue one prompt, or several side by side in the rows 0, 1, ...
+        """Continue one prompt, or several in parallel, in rows 0, 1, ...
 
-        What a row holds already of its prompt is not computed again.
+        The prefix of a prompt that its row already holds is not recomputed.
 
         Args:
-            prompts: text (BOS is put before it), or token ids as they are; or several of those.
-            params: for all prompts, or one each; by default `SamplingParams()`.
-            chunk: tokens of a prompt to run at once.
+            prompts: one prompt or several. Text gets the BOS token; token ids are used as they are.
+            params: sampling parameters, for all prompts or one per prompt; by default
+                `SamplingParams()`.
+            chunk: maximum tokens of a prompt per step; by default all at once.
 
         Yields:
-            A `TokenEvent` for each token, rows in turn. A row ends with a `finish_reason`: "stop"
+            One `TokenEvent` per token, row by row. A row's last event has a `finish_reason`: "stop"
             (an end token or stop string) or "length" (max_tokens, or the row is full).
 
         Raises:
             CapacityError: a prompt does not leave room for one token.
-            RequestError: no prompt, an empty one, or more prompts than rows.
+            RequestError: there is no prompt, one is empty, or there are more prompts than rows.
             StateError: another thread uses the runner, or another call has changed a row since its
                 last token.
         """
@@ -228,9 +229,9 @@ class Runner:
         return self.generate(self.tokenizer.chat(messages), params)
 
     def close(self) -> None:
-        """Free the session once no thread is in a call; a second call does nothing.
+        """Wait for a running call to end, then free the session.
 
-        In a process that was forked after the runner was opened it does nothing at all.
+        Does nothing if called again, or in a process that was forked after the runner was opened.
         """
         if not self._ownership.is_here:
             return

@@ -1,4 +1,4 @@
-"""What is asked of sampling, and the history and random stream of one row that samples."""
+"""Sampling parameters, and the sampler of one row: its token history and random stream."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,23 +19,23 @@ _LARGEST = 1e6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How tokens are chosen, with the meaning that OpenAI's API and vLLM give the names.
+    """Sampling parameters, named and defined as in OpenAI's API and vLLM.
 
     Attributes:
-        max_tokens: tokens to generate at most.
-        min_tokens: tokens before which no end token is chosen.
-        temperature: 0 takes the likeliest token (of equals the lowest id).
+        max_tokens: maximum number of tokens to generate.
+        min_tokens: number of tokens to generate before an end token may be chosen.
+        temperature: 0 selects the most likely token; ties go to the lowest id.
         top_k: keep the tokens whose logit is at least the k-th largest; 0 keeps all.
-        top_p: keep the likeliest tokens until their probability reaches this; tokens as likely as
-            the last one stay too.
-        min_p: keep tokens at least this share as likely as the likeliest.
-        repetition_penalty: of every token in prompt or answer, positive logits are divided and
-            negative ones multiplied (Keskar et al. 2019, CTRL).
+        top_p: keep the most likely tokens until their total probability reaches this; tokens tied
+            with the last one are kept too.
+        min_p: keep tokens at least this fraction as likely as the most likely one.
+        repetition_penalty: divides the positive logits of tokens in the prompt or answer, and
+            multiplies their negative ones (Keskar et al. 2019, CTRL).
         presence_penalty: subtracted from the logit of every token in the answer.
-        frequency_penalty: subtracted as often as the token stands in the answer.
+        frequency_penalty: subtracted from a token's logit once per occurrence in the answer.
         logit_bias: token id -> number added to its logit.
-        seed: makes the row's choices repeatable; each sampled token takes one random number.
-        stop: texts that end the answer and are not shown.
+        seed: seed of the row's random stream; each sampled token consumes one number.
+        stop: strings that end the answer and are left out of it.
         stop_token_ids: tokens that end the answer, besides the model's own.
         ignore_eos: the model's own end tokens do not end the answer.
         logprobs: number of alternatives to report with each token; 0 reports the token's own.

@@ -1,7 +1,7 @@
-"""nemo-trt: a Mistral-NeMo checkpoint to a checked ONNX bundle and the engines made from it.
+"""nemo-trt: export Mistral-NeMo checkpoints to validated ONNX bundles and TensorRT engines.
 
-The names below are the public interface; docs/stability.md says what may change. Each loads when it
-is asked for, with what it needs and nothing else: `import nemo_trt` is instant.
+The names below are the public interface; docs/stability.md says what may change. Each is imported
+on first access, with only its own dependencies, so `import nemo_trt` is instant.
 """
 
 from importlib import import_module

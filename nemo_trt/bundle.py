@@ -1,4 +1,4 @@
-"""A bundle on disk, opened once: its manifest read and checked, and passed on from there."""
+"""A bundle on disk, whose manifest is read and checked once, when it is opened."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,11 @@ from nemo_trt.precision import DType
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """A bundle whose graph and weights are those that its manifest names. See `Bundle.open`.
+    """An open bundle, whose graph and weights match its manifest. Create one with `Bundle.open`.
 
     Attributes:
         path: its folder.
-        manifest: what `manifest.json` says.
+        manifest: contents of `manifest.json`.
     """
 
     path: Path
@@ -30,7 +30,7 @@ class Bundle:
             source: folder that `nemo-trt export` wrote; an open bundle is returned as it is.
 
         Raises:
-            BundleError: it is no bundle, or a damaged one.
+            BundleError: the folder is not a bundle, or the bundle is damaged.
         """
         if isinstance(source, Path | str):
             path = Path(source)
@@ -39,7 +39,7 @@ class Bundle:
 
     @property
     def bundle_id(self) -> str:
-        """Identity of what is computed. See `Manifest.bundle_id`."""
+        """Digest of graph and weights. See `Manifest.bundle_id`."""
         return self.manifest.bundle_id
 
     @property
@@ -74,18 +74,18 @@ class Bundle:
 
     @property
     def source_name(self) -> str:
-        """Name of the checkpoint that it was exported from: of its file or folder, or of the
-        repository where it lies in a Hugging Face cache."""
+        """Name of the source checkpoint: its file or folder, or the repository if the checkpoint is
+        in a Hugging Face cache."""
         path = Path(self.manifest.source["path"])
         if path.parent.name == "snapshots":  # models--ORGANISATION--NAME/snapshots/REVISION
             return path.parent.parent.name.rpartition("--")[2]
         return path.stem if path.suffix in (".gguf", ".nemo") else path.name
 
     def engine_folder(self, name: str) -> Path:
-        """Where an engine of that name lies, or would.
+        """The folder of the engine with this name, whether or not it exists.
 
         Raises:
-            BuildError: the name is no plain name of a folder.
+            BuildError: the name is not a plain folder name.
         """
         if Path(name).name != name or name in ("", ".", ".."):
             raise BuildError(f"An engine's name must be a plain name like h100-fp8, got {name!r}.")

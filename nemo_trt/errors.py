@@ -1,17 +1,17 @@
 """The exception tree: one class per thing that a caller handles differently.
 
     NemoTrtError
-    ├── CheckpointError    a checkpoint is damaged, incomplete or of a kind that we do not read
+    ├── CheckpointError    a checkpoint is damaged, incomplete or not supported
     ├── BundleError        a bundle is missing, damaged, or not the one that was expected
-    ├── ExportError        an export cannot start or go on (target exists, disk full, ...)
-    ├── BuildError         an engine cannot be built, or is not what the bundle means
+    ├── ExportError        an export cannot start or continue (target exists, disk full, ...)
+    ├── BuildError         an engine cannot be built, or does not match its bundle
     ├── RequestError       a prompt or a sampling parameter is out of its range
     ├── CapacityError      a request does not fit the KV cache; nothing was written
-    ├── QueueFullError     as many requests wait as may; try again later
-    ├── DeadlineError      a request's time was over before its answer was complete
-    ├── StateError         a call does not fit the object's state (a closed runner)
-    ├── FaultError         one request met a fault of ours; the others go on
-    ├── ServerError        a server that we ask does not answer, or not as it should
+    ├── QueueFullError     the queue is full; try again later
+    ├── DeadlineError      a request timed out before its answer was complete
+    ├── StateError         a call is not allowed in the object's state (a closed runner)
+    ├── FaultError         an internal error ended one request; the others continue
+    ├── ServerError        a remote server does not answer, or answers incorrectly
     └── MachineError       this machine lacks something (a library, a GPU, memory)
 
 Wording: "<thing> must <condition>, got <value>. <remedy>."
@@ -26,7 +26,7 @@ class NemoTrtError(Exception):
 
 
 class CheckpointError(NemoTrtError):
-    """A checkpoint is damaged, incomplete, or of a kind that is not read."""
+    """A checkpoint is damaged, incomplete, or not supported."""
 
 
 class BundleError(NemoTrtError):
@@ -34,11 +34,11 @@ class BundleError(NemoTrtError):
 
 
 class ExportError(NemoTrtError):
-    """An export cannot start or go on."""
+    """An export cannot start or continue."""
 
 
 class BuildError(NemoTrtError):
-    """An engine cannot be built, does not fit its GPU, or is not what its bundle means."""
+    """An engine cannot be built, does not fit its GPU, or does not match its bundle."""
 
 
 class RequestError(NemoTrtError):
@@ -50,23 +50,23 @@ class CapacityError(NemoTrtError):
 
 
 class QueueFullError(NemoTrtError):
-    """As many requests wait as may. Nothing was taken; try again later."""
+    """The queue is full and the request was not accepted. Try again later."""
 
 
 class DeadlineError(NemoTrtError):
-    """A request's time was over before its answer was complete."""
+    """A request timed out before its answer was complete."""
 
 
 class StateError(NemoTrtError):
-    """A call does not fit the object's state."""
+    """A call is not allowed in the object's state."""
 
 
 class FaultError(NemoTrtError):
-    """One request met a fault of ours, its `__cause__`. The others go on."""
+    """An internal error, the `__cause__`, ended one request. The others continue."""
 
 
 class ServerError(NemoTrtError):
-    """A server that we ask does not answer, or not as it should."""
+    """A remote server does not answer, or answers incorrectly."""
 
 
 class MachineError(NemoTrtError):

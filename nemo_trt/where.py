@@ -8,13 +8,13 @@ from nemo_trt.errors import RequestError
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """Where a bundle runs, as one value.
+    """The backend that runs a bundle.
 
     Its text is "cpu", "cuda", or the name of one of the bundle's engines, such as "h100-fp8".
     Engine names end in a precision, so none of them is "cpu" or "cuda".
 
     Attributes:
-        kind: "cpu" and "cuda" are ONNX Runtime's providers.
+        kind: "cpu" or "cuda", ONNX Runtime's providers, or "engine", a TensorRT engine.
         engine: name of the TensorRT engine; empty for the other kinds.
     """
 
@@ -29,7 +29,7 @@ class Where:
 
     @classmethod
     def of(cls, value: Self | str) -> Self:
-        """Read what `str` gives; a `Where` is returned as it is.
+        """Parse the text form; a `Where` is returned unchanged.
 
         Raises:
             RequestError: the text is empty.
@@ -47,7 +47,7 @@ class Where:
 
     @property
     def option(self) -> str:
-        """The command-line option that says it, with a space before it; empty for the CPU."""
+        """The matching command-line option, with a leading space; empty for the CPU."""
         match self.kind:
             case "cpu":
                 return ""

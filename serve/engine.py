@@ -1,4 +1,4 @@
-"""An engine for services: a thread runs the scheduler, coroutines iterate over answers."""
+"""The AsyncEngine: a thread runs the scheduler, coroutines iterate over answers."""
 
 import asyncio
 import logging
@@ -34,11 +34,12 @@ _LOG = logging.getLogger("nemo_trt.serve")
 
 
 class Answer:
-    """One request's answer: iterate over it for its tokens, once. Breaking off cancels nothing by
-    itself: leave through `async with`, or call `cancel`.
+    """The answer to one request, an async iterator over its tokens that can be used once.
+
+    Leaving the loop early does not cancel the request: use `async with`, or call `cancel`.
 
     Attributes:
-        ended: how it ended, with its usage; None before.
+        ended: how the request ended, with its token usage; None until then.
     """
 
     def __init__(self, engine: "AsyncEngine", request: Request) -> None:
@@ -56,11 +57,11 @@ class Answer:
         return self._request.prompt
 
     async def accepted(self) -> Self:
-        """Wait until the scheduler has taken the request; iterating does it too.
+        """Wait until the scheduler accepts the request; iterating waits as well.
 
         Raises:
             CapacityError, QueueFullError, RequestError: see `Scheduler.submit`.
-            StateError: the engine is closed, or takes nothing more.
+            StateError: the engine is closed, shutting down, or has failed.
         """
         if self._accepted is None:
             self._accepted = self._loop.create_future()
@@ -70,7 +71,7 @@ class Answer:
         return self
 
     def cancel(self) -> None:
-        """Free the request's row within one step. What has ended already stays as it is."""
+        """End the request and free its slot within one step. Does nothing once it has ended."""
         if self._accepted is not None and self.ended is None:
             self._engine._cancel(self)
 
@@ -94,19 +95,19 @@ class Answer:
 
 
 class AsyncEngine:
-    """Answers many requests at once with one Runner, which nobody else may use.
+    """Answers concurrent requests with one Runner, which nothing else may use.
 
         async with AsyncEngine.open(Path("bundle"), max_batch=8) as engine:
             async for event in engine.generate("The capital of France is"):
                 print(event.text, end="")
 
-    Use it in the process that opened it. In a process forked later every call raises StateError,
-    except `close`, which does nothing there.
+    Use it in the process that opened it. In a child process forked later, `close` does nothing and
+    every other call raises StateError.
 
     Args:
         runner: the Runner to use. It is closed by `close`, and if this constructor raises.
         prefill_tokens: most prompt tokens per step.
-        max_queue: most requests waiting for a slot; further ones raise QueueFullError.
+        max_queue: maximum number of requests waiting for a slot; further ones raise QueueFullError.
         metrics: counters to update; by default new ones.
     """
 
@@ -213,7 +214,7 @@ class AsyncEngine:
             params: sampling parameters; `SamplingParams()` by default.
             constraint: grammar that the answer must follow.
             timeout_s: seconds after which the answer raises `DeadlineError`.
-            speculate: verify drafted tokens; the answer is the same, faster.
+            speculate: verify drafted tokens, which is faster and gives the same answer.
             drafts: where drafted tokens come from; by default the prompt.
             scores: collects log-probabilities of the prompt's tokens.
             score_only: end after the prompt has been scored.
@@ -240,7 +241,7 @@ class AsyncEngine:
         )
 
     async def drain(self, timeout_s: float) -> bool:
-        """Refuse new requests and wait for the rest to end; False after `timeout_s` seconds."""
+        """Refuse new requests and wait for the others; return whether all ended in time."""
         self._ownership.require_here()
         self._draining = True
         end = time.monotonic() + timeout_s
@@ -256,7 +257,7 @@ class AsyncEngine:
     def close(self) -> None:
         """End all requests, stop the thread and free the session.
 
-        A second call does nothing, nor does a call in a forked process.
+        Does nothing if called again, or in a forked process.
         """
         if self._ownership.is_here and self._open:
             self._open = False

@@ -1,4 +1,4 @@
-"""How a server behaves, whatever the engine behind it."""
+"""Server settings that do not depend on the engine."""
 
 import hmac
 import re
@@ -19,9 +19,9 @@ class ServeOptions:
         model_name: the model's name in the API; by default the checkpoint's name.
         api_keys: accepted API keys; if empty, no key is required.
         max_body_bytes: largest request body; a larger one is answered with 413.
-        max_queue: most requests waiting for a slot; further ones are answered with 429.
+        max_queue: maximum number of requests waiting for a slot; further ones get 429.
         prefill_tokens: most prompt tokens per step; bounds the delay of other requests' tokens.
-        request_timeout_s: seconds a request may take, waiting included; then it is an error.
+        request_timeout_s: maximum seconds per request, including its wait; then it fails.
         allow_unvalidated: also serve a bundle or engine without a passing verdict, with a warning.
         verify_key: PEM file of an Ed25519 public key; the verdict must be signed with its private
             key.
@@ -65,7 +65,7 @@ class ServeOptions:
         return f"ServeOptions(model_name={self.model_name!r}, {len(self.api_keys)} api keys, ...)"
 
     def opens(self, key: str) -> bool:
-        """Whether a key opens the API; the time does not tell how much of it is right."""
+        """Whether the API accepts a key; keys are compared in constant time."""
         given = key.encode()
         found = False
         for known in self.api_keys:

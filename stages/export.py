@@ -25,7 +25,7 @@ from .tokenizer import require_tokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fp8Options:
-    """How an FP8 bundle gets its scales. A checkpoint of FP8 weights has its own.
+    """How an FP8 bundle gets its scales. A checkpoint with FP8 weights keeps its own.
 
     Attributes:
         calibration: file of calibration texts, JSON lines or one text per line; built-in texts by
@@ -34,7 +34,7 @@ class Fp8Options:
         scales: FP8 bundle, or its manifest, whose scales are used instead of calibrating.
         clip: how an activation's range is found.
         max_kl: limit for the KL divergence from the unquantised model, in nats. Groups of
-            projections stay in BF16 until the rest is below it.
+            projections are excluded, and stay in BF16, until the rest is expected to meet it.
         fp8_weights: one weight scale per merged projection, or per output channel.
         fp8_lm_head: also quantise the head.
         device: PyTorch device to calibrate on.
@@ -81,7 +81,7 @@ def export_checkpoint(
         fp8: options for precision "fp8"; refused with any other.
         sha256: record the SHA-256 of every weight file.
         force: replace an existing bundle.
-        progress: told about each stage; silent by default.
+        progress: receives progress updates; silent by default.
 
     Returns:
         The bundle that was written.

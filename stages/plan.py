@@ -14,7 +14,7 @@ from nemo_trt.quantization import LM_HEAD, groups
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FutureBundle:
-    """The bundle that an export would write. FP8: as if no group stayed in BF16."""
+    """The bundle that an export would write; for FP8, assuming that no group is excluded."""
 
     config: ModelConfig
     precision: DType
@@ -42,7 +42,7 @@ def plan_engine(
 ) -> Budget:
     """Compute the memory of an engine and the lower bound of its decode step.
 
-    Whether it fits is `Budget.free_bytes >= 0`; `require_fit` says what would.
+    The engine fits if `Budget.free_bytes >= 0`; otherwise `require_fit` names what would fit.
 
     Args:
         source: an open bundle, or the path of a bundle or checkpoint.
@@ -61,7 +61,7 @@ def plan_engine(
 
 
 def planned(path: Path, precision: DType | str | None = None) -> Planned:
-    """What `plan_engine` plans for: the bundle at a path, or the one that a checkpoint becomes.
+    """The bundle at a path, or a description of the one that a checkpoint would become.
 
     Args:
         precision: of a checkpoint's bundle; by default what `export_checkpoint` would choose.
@@ -69,7 +69,7 @@ def planned(path: Path, precision: DType | str | None = None) -> Planned:
 
     Raises:
         BundleError, CheckpointError: it is damaged, or neither.
-        ExportError: the checkpoint's weights are of several precisions, and none is named.
+        ExportError: the checkpoint mixes precisions, and `precision` does not choose one.
     """
     if precision is None and is_bundle(path):
         return Bundle.open(path)

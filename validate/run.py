@@ -50,9 +50,9 @@ def validate_bundle(
     """Compare a bundle on ONNX Runtime, or an engine, with transformers, and write the verdict.
 
     The verdict is written to validation.json in the bundle (CPU) or the engine's folder, or to
-    validation-cuda.json (CUDA). It holds digests of every file judged, and the rows and context
-    lengths that were judged. If the file cannot be written, `Report.unwritten` says why and the
-    report is still complete.
+    validation-cuda.json (CUDA). It records the digest of every validated file, and the number of
+    rows and the context length that were tested. If the file cannot be written,
+    `Report.unwritten` says why; the report is still complete.
 
     Args:
         bundle: an open bundle, or its folder.
@@ -63,16 +63,16 @@ def validate_bundle(
         where: what runs the bundle: "cpu", "cuda", or the name of one of its engines.
         threads: compute threads; CPU only.
         private_key: PEM of the Ed25519 private key to sign the verdict with.
-        random_weights: the weights are random; do not judge perplexity.
+        random_weights: the weights are random; do not check perplexity.
         rounding: simulate an engine: round to BF16 wherever a BF16 or FP8 engine rounds, and apply
             the engine's limits. Writes no verdict. CPU only.
-        explained: fill `Report.explanation`: where the bundle's graph leaves the reference, on
-            what is judged and for the sequence that is furthest off.
+        explained: fill `Report.explanation`, which names where the graph differs from the
+            reference: on the same backend, for the sequence with the largest error.
 
     Raises:
-        BundleError: the bundle is damaged, or its checkpoint is not where it was.
+        BundleError: the bundle is damaged, or its checkpoint has been moved.
         BuildError: there is no such engine.
-        MachineError: this machine cannot run the bundle there.
+        MachineError: this machine cannot run the bundle on that backend.
         RequestError: a prompt is too short, or the reference is another model.
     """
     bundle, where = Bundle.open(bundle), Where.of(where)

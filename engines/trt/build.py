@@ -1,4 +1,4 @@
-"""Compiles a bundle for a GPU that is named: plan, choose the toolkit, build."""
+"""Compiles a bundle for a named GPU: plan, choose the toolkit, build."""
 
 from pathlib import Path
 from typing import Literal
@@ -29,7 +29,7 @@ def build_engine(
     log_file: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[EngineRecord, bool]:
-    """Plan, then build into BUNDLE/engines/GPU-PRECISION, unless it is there already.
+    """Compile a bundle into BUNDLE/engines/GPU-PRECISION, unless that engine exists already.
 
     Args:
         bundle: an open bundle, or its folder.
@@ -37,20 +37,20 @@ def build_engine(
         max_seq_len: tokens per row; by default 4096, or fewer if they do not fit.
         max_batch: number of rows.
         prefill_chunk: tokens of one row that a prefill step takes.
-        toolchain: the TensorRT library to compile with; "auto" takes one that serves the GPU.
+        toolchain: the TensorRT library to compile with; "auto" chooses one that supports the GPU.
         opt_level: TensorRT's builder optimisation level; its own default if None.
         timing_cache: file that keeps TensorRT's kernel timings between builds.
         single_plan: put prefill and decode into one plan, which holds the weights once.
         allow_unfused: accept a plan whose attention is not fused.
         log_file: file for TensorRT's log.
-        progress: told about each stage; silent by default.
+        progress: receives progress updates; silent by default.
 
     Returns:
-        The engine's record, and whether it was built now.
+        The engine's record, and whether this call built it.
 
     Raises:
-        BuildError: it does not fit the GPU, TensorRT refuses it, or what it compiled is wrong.
-        MachineError: no TensorRT that compiles for this GPU is here.
+        BuildError: the engine does not fit, TensorRT refuses it, or its kernels fail the checks.
+        MachineError: no TensorRT installed here can compile for this GPU.
         RequestError: there is no such GPU, or a number is out of range.
     """
     target = target_named(gpu)

@@ -34,11 +34,11 @@ def create_app(
     max_seq_len: int | None = None,
     threads: int | None = None,
 ) -> FastAPI:
-    """Make the application that serves a bundle, alone or mounted in another one.
+    """Create the ASGI application that serves a bundle, standalone or mounted in another one.
 
-    A bundle is opened in the background, at once: until it is open, requests get 503. When the
-    application's lifespan ends, the engine is closed. A mounted application has no lifespan of its
-    own: call `app.state.service.close()` when yours ends.
+    The call starts to open the bundle in the background; until it is open, requests get 503. The
+    engine is closed when the application's lifespan ends. A mounted application has no lifespan of
+    its own: call `app.state.service.close()` when yours ends.
 
         app = create_app(Path("bundle"))              # uvicorn.run(app)
         other.mount("/llm", create_app(runner))       # in a Starlette or FastAPI application
@@ -47,10 +47,10 @@ def create_app(
         source: an open bundle, its folder, or an open Runner, which the application then owns.
         where: "cpu", "cuda", or the name of one of the bundle's engines; a Runner has its own.
         options: the server's settings.
-        max_batch: number of slots, 8 by default, and no more rows than were validated; an engine
+        max_batch: number of slots; by default 8, or fewer if fewer rows were validated. An engine
             and a Runner have their own.
-        max_seq_len: most tokens of prompt and answer together, by default as many as were
-            validated and memory allows; an engine and a Runner have their own.
+        max_seq_len: maximum tokens of prompt and answer together; by default the validated context,
+            as far as memory allows. An engine and a Runner have their own.
         threads: compute threads; CPU only.
 
     Returns:
