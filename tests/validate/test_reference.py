@@ -1,6 +1,7 @@
 """The streamed reference is what transformers' whole model computes."""
 
 import gc
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,28 +37,43 @@ def test_layer_by_layer_equals_the_whole_model(tiny_checkpoint: Path) -> None:
     assert 0 < reference.noise < 1e-4
 
 
-def test_no_more_than_a_layer_is_held(
+def test_no_more_than_a_layer_or_a_block_of_the_embedding_is_held(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whenever a weight is read, only weights of its own layer are still in memory."""
-    held: list[tuple[str, StorageWeakRef]] = []
-    layers: list[set[str]] = []
+    """Whenever a weight is read, only weights of its own layer, or one block, are in memory."""
+    checkpoint = open_checkpoint(tiny_checkpoint)
+    block_rows, width = 64, checkpoint.config.hidden_size
+    held: list[tuple[str, int, StorageWeakRef]] = []
+    alive: list[tuple[set[str], int]] = []  # at each read: layers, and bytes of table rows
 
     def layer_of(name: str) -> str:
         return name.rpartition(".layers.")[2].partition(".")[0]
 
-    class Watched(OwnWeights):
+    class Counting(OwnWeights):
         def weight(self, name: str) -> Tensor:
-            gc.collect()
-            alive = {layer_of(one) for one, storage in held if not storage.expired()}
-            layers.append(alive | {layer_of(name)})
-            found = super().weight(name).float()  # in the reference's dtype: it makes no copy
-            held.append((name, StorageWeakRef(found.untyped_storage())))
-            return found
+            return self._counted(layer_of(name), super().weight(name))
 
-    monkeypatch.setattr(reference_module, "open_weights", lambda checkpoint, _: Watched(checkpoint))
-    compute_reference(open_checkpoint(tiny_checkpoint), [TokenSequence(name="a", tokens=TOKENS)])
-    assert {"0", "1"} <= set().union(*layers) and all(len(names) == 1 for names in layers)
+        def rows(self, name: str, rows: Sequence[int]) -> Tensor:
+            return self._counted("rows", super().rows(name, rows))
+
+        def _counted(self, kind: str, tensor: Tensor) -> Tensor:
+            gc.collect()
+            held[:] = [one for one in held if not one[2].expired()]
+            tensor = tensor.float()  # in the reference's dtype: it makes no copy
+            storage = tensor.untyped_storage()
+            held.append((kind, storage.nbytes(), StorageWeakRef(storage)))
+            table = sum(num_bytes for kind, num_bytes, _ in held if kind == "rows")
+            alive.append(({kind for kind, *_ in held} - {"rows"}, table))
+            return tensor
+
+    monkeypatch.setattr(reference_module, "open_weights", lambda one, _: Counting(one))
+    monkeypatch.setattr(reference_module, "_HEAD_ROWS", block_rows)
+    compute_reference(checkpoint, [TokenSequence(name="a", tokens=TOKENS)])
+    assert {"0", "1"} <= set().union(*(layers for layers, _ in alive))
+    assert all(len(layers) <= 1 for layers, _ in alive)
+    # Two blocks while one takes the other's place; the tokens' own rows before the layers.
+    assert block_rows * width * 4 <= max(table for _, table in alive) <= 2 * block_rows * width * 4
+    assert checkpoint.config.vocab_size > 4 * block_rows
 
 
 def test_a_repeated_context_stands_where_tokens_would(tiny_checkpoint: Path) -> None:

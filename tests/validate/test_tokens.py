@@ -3,13 +3,15 @@
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from nemo_trt.engines.tokenizers import open_tokenizer
+from nemo_trt.engines.tokenizers import Detokenizer, open_tokenizer
+from nemo_trt.engines.tokenizers.tekken import TekkenTokenizer
 from nemo_trt.export.checkpoints.tokenizer_files import in_folder, tekken_of_mistral_common
 from nemo_trt.validate.tokens import TokenizerVerdict, judge_tokenizer
 
@@ -92,6 +94,53 @@ def test_an_altered_tokenizer_fails(name: str, sample_tokenizer: Path, tmp_path:
     plant(tmp_path / "bundle")
     failures = judged(tmp_path / "bundle", sample_tokenizer).failures
     assert any(words in failure for failure in failures), failures
+
+
+def without_tools(chat: Any, messages: Any, tools: Any = None, **named: Any) -> Any:
+    return chat(messages, None, **named)
+
+
+def without_system(chat: Any, messages: Any, tools: Any = None, **named: Any) -> Any:
+    return chat([one for one in messages if one["role"] != "system"], tools, **named)
+
+
+def last_turn_alone(chat: Any, messages: Any, tools: Any = None, **named: Any) -> Any:
+    return chat(messages[-1:], tools, **named)
+
+
+CHATS: dict[str, tuple[Callable[..., Any], set[str]]] = {
+    "tools are left out": (without_tools, {"tools"}),
+    "the system prompt is left out": (without_system, {"a system prompt and several turns"}),
+    "earlier turns are left out": (last_turn_alone, {"a system prompt and several turns"}),
+}
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_a_conversation_that_loses_a_part_fails(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, chats = CHATS[name]
+    shutil.copyfile(tekken_of_mistral_common(), tmp_path / "tekken.json")
+    chat = TekkenTokenizer.chat
+    monkeypatch.setattr(
+        TekkenTokenizer,
+        "chat",
+        lambda self, *args, **named: change(partial(chat, self), *args, **named),
+    )
+    failures = judged(tmp_path, tmp_path).failures
+    assert len(failures) == len(chats)
+    assert all(any(f"a chat with {one}" in words for words in failures) for one in chats)
+
+
+def test_streamed_text_that_is_not_the_decoded_text_fails(
+    sample_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that decodes every token alone breaks characters of several tokens."""
+    monkeypatch.setattr(
+        Detokenizer, "push", lambda self, token: str(self._tokenizer.decode([token]))
+    )
+    failures = judged(sample_tokenizer, sample_tokenizer).failures
+    assert failures and all("must stream as it is decoded" in words for words in failures)
 
 
 def test_what_cannot_be_judged_is_said(sample_tokenizer: Path, tmp_path: Path) -> None:
