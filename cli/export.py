@@ -27,7 +27,8 @@ _FP8_OPTIONS = (
         type=click.Choice(["amax", "percentile", "mse"]),
         default="amax",
         show_default=True,
-        help="FP8: how the range of an activation is found.",
+        help="FP8: range of an activation: its largest magnitude, the 99.999th percentile, or "
+        "the magnitude with the least squared error.",
     ),
     click.option(
         "--max-kl",

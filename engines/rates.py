@@ -19,12 +19,12 @@ class Rate:
     """One measured point, a median.
 
     Attributes:
-        tokens: of the prompt, or already cached in each row.
-        rows: that decode together.
-        step_s: of the whole prefill, or of one decode step of all rows.
-        tokens_per_s: of all rows together.
-        floor_s: lower bound of a decode step: all bytes that it reads over the memory's bandwidth;
-            None for a prefill, and where the bandwidth is not known.
+        tokens: length of the prompt (prefill), or of each row's cache (decode).
+        rows: number of rows that decode together; 1 for a prefill.
+        step_s: seconds of the whole prefill, or of one decode step of all rows.
+        tokens_per_s: tokens per second of all rows together.
+        floor_s: lower bound of a decode step in seconds: bytes read over memory bandwidth; None for
+            a prefill, and if the bandwidth is unknown.
     """
 
     tokens: int

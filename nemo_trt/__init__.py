@@ -11,14 +11,17 @@ if TYPE_CHECKING:
     from nemo_trt.bundle import Bundle
     from nemo_trt.engines.measure import Measurement, measure
     from nemo_trt.engines.planner import Budget
+    from nemo_trt.engines.rates import Rate
     from nemo_trt.engines.runner import Runner
     from nemo_trt.engines.sampling import SamplingParams
     from nemo_trt.engines.trt.build import build_engine
+    from nemo_trt.engines.trt.record import EngineRecord
     from nemo_trt.serve.engine import AsyncEngine
     from nemo_trt.serve.http.app import create_app
     from nemo_trt.serve.options import ServeOptions
     from nemo_trt.stages.export import Fp8Options, export_checkpoint
     from nemo_trt.stages.plan import plan_engine
+    from nemo_trt.validate.report import Report
     from nemo_trt.validate.run import validate_bundle
     from nemo_trt.where import Where
 
@@ -27,8 +30,11 @@ __all__ = [
     "AsyncEngine",
     "Budget",
     "Bundle",
+    "EngineRecord",
     "Fp8Options",
     "Measurement",
+    "Rate",
+    "Report",
     "Runner",
     "SamplingParams",
     "ServeOptions",
@@ -45,8 +51,11 @@ _HOMES = {  # name -> its module, and the extras that this needs
     "AsyncEngine": ("serve.engine", "cpu,serve"),
     "Budget": ("engines.planner", ""),
     "Bundle": ("bundle", ""),
+    "EngineRecord": ("engines.trt.record", ""),
     "Fp8Options": ("stages.export", "export"),
     "Measurement": ("engines.measure", "cpu"),
+    "Rate": ("engines.rates", ""),
+    "Report": ("validate.report", "cpu,validate"),
     "Runner": ("engines.runner", "cpu"),
     "SamplingParams": ("engines.sampling", ""),
     "ServeOptions": ("serve.options", ""),

@@ -32,7 +32,8 @@ class Fp8Options:
             default.
         samples: number of calibration texts to use, from the first; all by default.
         scales: FP8 bundle, or its manifest, whose scales are used instead of calibrating.
-        clip: how an activation's range is found.
+        clip: range of an activation: "amax", its largest magnitude; "percentile", the magnitude
+            that 99.999 % of the values do not exceed; "mse", the one with the least squared error.
         max_kl: limit for the KL divergence from the unquantised model, in nats. Groups of
             projections are excluded, and stay in BF16, until the rest is expected to meet it.
         fp8_weights: one weight scale per merged projection, or per output channel.

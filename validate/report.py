@@ -80,16 +80,20 @@ def broken_case(name: str, error: str) -> CaseReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The verdict and everything it rests on.
+    """A validation's verdict, and what it is based on.
 
     Attributes:
-        bundle_id: of the bundle that was run (`nemo_trt.manifest.Manifest.bundle_id`).
-        engine: what ran it: backend, compute precision, versions.
+        bundle_id: identity of the bundle that was run.
+        engine: what ran the bundle: backend, compute precision, versions.
         reference: what it was compared with: path, format, dtype, versions, weight digests.
-        perplexity: of "engine" and "reference" on the validation texts.
-        coverage: files, lengths and rows that the verdict is of; None where there is no bundle.
-        unwritten: why the verdict does not lie in its file; None when it does.
-        explanation: where the graph leaves the reference, if that was asked for.
+        settings: rows, lengths and texts of this run.
+        limits: the limits that were applied.
+        perplexity: perplexity of "engine" and "reference" on the validation texts.
+        cases: figures and failures of each case.
+        failures: failures of the run as a whole.
+        coverage: files, lengths and rows that the verdict covers; None without a bundle.
+        unwritten: why the verdict could not be written to its file; None if it was.
+        explanation: where the graph leaves the reference, if `explained` was set.
     """
 
     bundle_id: str
@@ -106,7 +110,7 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
-        """ "pass" when neither a case nor the whole failed anything."""
+        """ "pass" if no case failed and the run as a whole did not."""
         return "fail" if self.failures or any(case.failures for case in self.cases) else "pass"
 
     def to_json(self, private_key: bytes | None = None) -> str:

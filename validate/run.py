@@ -69,6 +69,9 @@ def validate_bundle(
         explained: fill `Report.explanation`, which names where the graph differs from the
             reference: on the same backend, for the sequence with the largest error.
 
+    Returns:
+        The report. `Report.verdict` is "pass" or "fail".
+
     Raises:
         BundleError: the bundle is damaged, or its checkpoint has been moved.
         BuildError: there is no such engine.

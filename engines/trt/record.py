@@ -70,11 +70,22 @@ class PlanFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRecord:
-    """Everything that `engine.json` says.
+    """The contents of `engine.json`.
 
     Attributes:
-        driver: of the GPU that it was built on; None when it was built without one.
-        weight_bytes: of the bundle's weights, which the plans hold.
+        name: the engine's name and folder, such as "h100-fp8".
+        build_id: identity of all inputs of the build; equal inputs give an equal engine.
+        bundle_id: identity of the bundle that it was built from.
+        precision: the bundle's precision.
+        options: what it was built for.
+        toolkit: "tensorrt" or "tensorrt-rtx".
+        toolkit_version: version of that library.
+        driver: driver of the GPU that it was built on; None if it was built without one.
+        weight_bytes: bytes of the bundle's weights, which the plans hold.
+        plans: the plan files, with digests.
+        build_s: seconds that the build took.
+        peak_host_bytes: peak resident memory of the build.
+        nemo_trt: version of nemo-trt.
     """
 
     name: str

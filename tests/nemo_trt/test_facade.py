@@ -14,7 +14,7 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).resolve().parents[2]
 FUNCTIONS = ("build_engine", "create_app", "export_checkpoint", "measure", "plan_engine")
-WITHOUT_TORCH = {"export_checkpoint", "Fp8Options", "validate_bundle"}
+WITHOUT_TORCH = {"Report", "export_checkpoint", "Fp8Options", "validate_bundle"}
 BLOCK = """
 import sys
 class Blocked:
