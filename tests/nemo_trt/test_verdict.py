@@ -16,10 +16,13 @@ from nemo_trt.bundle import Bundle
 from nemo_trt.cli.main import run
 from nemo_trt.digest import SAMPLE_BYTES, file_digest, sha256_file
 from nemo_trt.engines.trt.record import BuildOptions, EngineRecord, PlanFile
-from nemo_trt.errors import RequestError
-from nemo_trt.manifest import GRAPH_FILE, MANIFEST_FILE, VALIDATION_FILE
+from nemo_trt.errors import BundleError, RequestError
+from nemo_trt.manifest import CUDA_VALIDATION_FILE, GRAPH_FILE, MANIFEST_FILE, VALIDATION_FILE
 from nemo_trt.safetensors import read_layout
+from nemo_trt.serve.approval import require_verdict
+from nemo_trt.serve.options import ServeOptions
 from nemo_trt.verdict import altered_weights, read_verdict
+from nemo_trt.where import CPU, CUDA
 
 Vouch = Callable[..., Path]
 Change = Callable[[Any], Any]
@@ -43,9 +46,12 @@ def bundle(tiny: Any, sample_tokenizer: Path, vouch: Vouch, tmp_path: Path) -> P
 
 
 def words(bundle: Path) -> str:
-    """What a server is told of a bundle, all weights read."""
+    """What a server is told of a bundle, all weights read; what has not passed, it refuses."""
     opened = Bundle.open(bundle)
     verdict = read_verdict(opened)
+    if not verdict.passed:
+        with pytest.raises(BundleError, match="must have passed validation"):
+            require_verdict(opened, CPU, ServeOptions())
     return (altered_weights(opened, verdict) if verdict.passed else None) or verdict.words
 
 
@@ -118,6 +124,24 @@ def set_config(**values: Any) -> Change:
 def test_an_altered_file_is_named(bundle: Path, file: str, change: Change) -> None:
     edit(bundle / file, change)
     assert words(bundle) == f"stale: {file} was altered after it was judged"
+
+
+def test_more_rows_or_tokens_than_were_judged_are_refused(bundle: Path, vouch: Vouch) -> None:
+    vouch(bundle, max_seq_len=300, max_batch=3)
+    opened = Bundle.open(bundle)
+    assert require_verdict(opened, CPU, ServeOptions(), max_batch=3, max_seq_len=300).passed
+    for more in ({"max_batch": 4}, {"max_seq_len": 301}):
+        with pytest.raises(BundleError, match="beyond what was judged"):
+            require_verdict(opened, CPU, ServeOptions(), **more)
+
+
+def test_another_backend_than_was_judged_is_refused(bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    with pytest.raises(BundleError, match=r"none yet.*--backend cuda"):
+        require_verdict(opened, CUDA, ServeOptions())
+    shutil.copyfile(bundle / VALIDATION_FILE, bundle / CUDA_VALIDATION_FILE)
+    with pytest.raises(BundleError, match="stale: it is of cpu, not of cuda"):
+        require_verdict(opened, CUDA, ServeOptions())
 
 
 def test_a_tokenizer_that_the_manifest_no_longer_names_is_missed(bundle: Path) -> None:

@@ -16,6 +16,7 @@ from nemo_trt.validate.scales import scale_failures
 
 from . import faults
 from .faults import scaled
+from .judge import Judge
 
 pytestmark = pytest.mark.model
 
@@ -86,6 +87,16 @@ def test_a_wrong_scale_is_named(
     faulty = Bundle.open(faults.copy_with(fp8, tmp_path / "faulty", **edits))
     found = scale_failures(faulty, checkpoint)
     assert found and said in found[0]
+
+
+def test_a_wrong_scale_fails_the_verdict(fp8: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """By itself: logits that are 5 % off in one weight are within FP8's limits."""
+    judge = Judge(checkpoint, fp8)
+    sound = judge(fp8)
+    assert sound.failures == () and sound.verdict == "pass"
+    faulty = faults.copy_with(fp8, tmp_path / "faulty", graph=scaled(f"{WEIGHT}_scale", 1.05))
+    report = judge(faulty)
+    assert report.verdict == "fail" and any(WEIGHT in words for words in report.failures)
 
 
 def test_one_channels_scale_is_judged_alone(
