@@ -47,8 +47,15 @@ class _Bounded(reprlib.Repr):
 
 
 _BOUNDED = _Bounded()
+_MOST_SAID = 300
 
 
 def shown(value: object) -> str:
     """A value's text, cut where it is long or deep."""
     return _BOUNDED.repr(value)
+
+
+def said(error: BaseException) -> str:
+    """What another library's error says: one line, cut; its type where it says nothing."""
+    text = str(error)[: 4 * _MOST_SAID]
+    return " ".join(text.split())[:_MOST_SAID] or type(error).__name__

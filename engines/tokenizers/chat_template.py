@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nemo_trt.errors import RequestError
+from nemo_trt.shown import said, shown
 
 from .settings import DEFAULT, WITH_TOOLS
 from .template_budget import Budget, spending
@@ -88,10 +89,10 @@ class ChatTemplates:
             return WITH_TOOLS
         chosen = DEFAULT if name is None else name
         if not isinstance(chosen, str) or chosen not in self._sources:
-            known = ", ".join(sorted(self._sources))
+            known = ", ".join(shown(one) for one in sorted(self._sources)[:20])
             raise RequestError(
                 f"chat_template must name one of this tokenizer's templates, {known}, got "
-                f"{str(chosen)[:60]!r}."
+                f"{shown(chosen)}."
             )
         return chosen
 
@@ -113,7 +114,7 @@ def _compile(source: str) -> Any:
         return TemplateSandbox().from_string(source)
     except Exception as error:  # of Jinja, or of the Python compiler behind it
         raise RequestError(
-            f"The chat template must be valid Jinja: {_in_words(error)}. Correct it in the "
+            f"The chat template must be valid Jinja: {said(error)}. Correct it in the "
             "checkpoint and export again; prompts without it (`run`) work."
         ) from error
 
@@ -125,13 +126,7 @@ def _rendered(template: Any, values: Mapping[str, object]) -> str:
     except RequestError:
         raise
     except Exception as error:  # a template is a program, and may raise whatever Python raises
-        raise RequestError(
-            f"The chat template refuses the conversation: {_in_words(error)}"
-        ) from error
-
-
-def _in_words(error: Exception) -> str:
-    return str(error)[:500] or type(error).__name__
+        raise RequestError(f"The chat template refuses the conversation: {said(error)}") from error
 
 
 def _turn(message: Mapping[str, object]) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from nemo_trt.shown import shown
 from nemo_trt.utf8 import require_utf8
 
 from .chat_template import ChatTemplates
-from .json_file import read_object
+from .json_file import foreign_errors, read_object, require_short_texts
 from .settings import CONFIG, TokenizerSettings
 from .token_bytes import token_bytes
-from .tokenizer import Message
+from .tokenizer import USUAL_TEXT, Message
 from .turns import merge_turns
 
 
@@ -24,19 +24,17 @@ class HuggingFaceTokenizer:
 
         path = folder / "tokenizer.json"
         layout = read_object(path)
-        try:
+        require_short_texts(layout, path)
+        with foreign_errors(path):
             self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exceptions
-            raise BundleError(f"{path} must be a tokenizer that is whole: {error}.") from error
+        self._path = path
         settings = TokenizerSettings.read(folder)
         self._bytes = token_bytes(layout.get("decoder"), path)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._declare_special(settings)
         added = self._tokenizer.get_added_tokens_decoder()
-        self._added = {
-            token: b"" if one.special else one.content.encode() for token, one in added.items()
-        }
+        self._special = frozenset(token for token, one in added.items() if one.special)
         self._named = settings.named_tokens
         self.bos_id: int | None = self._id("bos_token")
         eos = self._id("eos_token")
@@ -56,12 +54,14 @@ class HuggingFaceTokenizer:
                     f"{name} of {CONFIG} must be in the vocabulary of tokenizer.json, got "
                     f"{shown(self._named[name])}."
                 )
+        self.decode(self.encode(USUAL_TEXT, bos=True))
         self._templates.require_usable()
 
     def encode(self, text: str, *, bos: bool) -> list[int]:
         """See `Tokenizer.encode`."""
         require_utf8(text, "prompt")
-        return list(self._tokenizer.encode(text, add_special_tokens=bos).ids)
+        with foreign_errors(self._path):  # what a tokenizer lacks may show at a text only
+            return list(self._tokenizer.encode(text, add_special_tokens=bos).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer.decode`."""
@@ -73,9 +73,8 @@ class HuggingFaceTokenizer:
 
     def token_bytes(self, token_id: int, *, first: bool = False) -> bytes:
         """See `Tokenizer.token_bytes`."""
-        if token_id in self._added:
-            return self._added[token_id]
-        piece = self._tokenizer.id_to_token(token_id)
+        known = 0 <= token_id < self.vocab_size and token_id not in self._special
+        piece = self._tokenizer.id_to_token(token_id) if known else None
         if piece is None:
             return b""
         return self._bytes.of_first(piece) if first else self._bytes.of(piece)
@@ -107,7 +106,8 @@ class HuggingFaceTokenizer:
                 raise
             text = self._templates.render(merged, tools, **wanted)
         require_utf8(text, "What the chat template writes")
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        with foreign_errors(self._path):
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _declare_special(self, settings: TokenizerSettings) -> None:
         """Make entries of the vocabulary special that the files beside it call so.

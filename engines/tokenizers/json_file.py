@@ -1,14 +1,20 @@
 """Reads the JSON files of a tokenizer, which anybody may have written."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nemo_trt.errors import BundleError, CheckpointError
+from nemo_trt.errors import BundleError, CheckpointError, NemoTrtError
 from nemo_trt.lfs import require_content
+from nemo_trt.shown import said, shown
+from nemo_trt.utf8 import undecodable
 
 _MOST_BYTES = 2**28
 _MOST_TEMPLATE_BYTES = 2**20
+_MOST_CHARACTERS = 2**13
+_LOOKED_UP = ("vocab", "merges")
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -18,11 +24,14 @@ def read_object(path: Path) -> dict[str, Any]:
         BundleError: the file is a Git LFS pointer, too large, not UTF-8, not JSON or no object.
     """
     try:
-        found = json.loads(_text(path, _MOST_BYTES))
+        text = _text(path, _MOST_BYTES)
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path} must be JSON in UTF-8: {error}.") from error
+        raise BundleError(f"{path} must be JSON in UTF-8: {said(error)}.") from error
     if not isinstance(found, dict):
         raise BundleError(f"{path} must hold a JSON object, got {type(found).__name__}.")
+    if "\\ud" in text.lower() and undecodable(found) is not None:
+        raise BundleError(f"{path} must hold text that UTF-8 can hold, got half a surrogate pair.")
     return found
 
 
@@ -36,6 +45,45 @@ def read_template(path: Path) -> str:
         return _text(path, _MOST_TEMPLATE_BYTES)
     except UnicodeDecodeError as error:
         raise BundleError(f"{path} must be text in UTF-8: {error}.") from error
+
+
+def require_short_texts(layout: dict[str, Any], path: Path) -> None:
+    """Refuse a tokenizer.json with long texts: one may be put into a prompt for every character.
+
+    The vocabulary, its merges and SentencePiece's table of characters are only looked up.
+
+    Raises:
+        BundleError: there is one.
+    """
+    waiting: list[Any] = [{**layout, "model": None}]
+    if isinstance(model := layout.get("model"), dict):
+        waiting.append({name: one for name, one in model.items() if name not in _LOOKED_UP})
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str) and len(one) > _MOST_CHARACTERS:
+            raise BundleError(
+                f"Texts in {path} must have at most {_MOST_CHARACTERS} characters, got "
+                f"{shown(one)}."
+            )
+        if isinstance(one, dict):
+            waiting += [value for name, value in one.items() if name != "precompiled_charsmap"]
+            waiting += list(one)
+        elif isinstance(one, list):
+            waiting += one
+
+
+@contextmanager
+def foreign_errors(path: Path) -> Iterator[None]:
+    """What a tokenizer library raises because of a file becomes a `BundleError`.
+
+    The libraries raise plain Exceptions, and panics of Rust, which are not even that.
+    """
+    try:
+        yield
+    except (NemoTrtError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise BundleError(f"{path} must be a tokenizer that is whole: {said(error)}.") from error
 
 
 def _text(path: Path, most_bytes: int) -> str:

@@ -5,11 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from nemo_trt.errors import BundleError, RequestError
+from nemo_trt.shown import said, shown
 from nemo_trt.utf8 import require_utf8
 
+from .json_file import foreign_errors, read_object
 from .mistral_turns import simplify
-from .tokenizer import Message
+from .tokenizer import USUAL_TEXT, Message
 from .turns import merge_turns
+
+_MOST_TOKENS = 2**20
+_MOST_CHARACTERS = 2**13
 
 
 class TekkenTokenizer:
@@ -19,22 +24,23 @@ class TekkenTokenizer:
         from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
         from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-        try:
+        _require_sizes(read_object(path), path)
+        with foreign_errors(path):
             self._mistral: Any = MistralTokenizer.from_file(str(path))
-        except Exception as error:  # its parser raises whatever a damaged file leads to
-            raise BundleError(f"{path} is no readable Tekken file: {error}.") from error
-        self._tekken: Any = self._mistral.instruct_tokenizer.tokenizer
+            self._tekken: Any = self._mistral.instruct_tokenizer.tokenizer
+            self.tool_calls_id: int | None = _special(self._tekken, "[TOOL_CALLS]")
+        self._path = path
         self._leave_out = SpecialTokenPolicy.IGNORE
         self._pieces: dict[int, bytes] = {}  # those asked for: looking one up again takes 5 us
         self.bos_id: int | None = self._tekken.bos_id
         self.eos_ids: tuple[int, ...] = (self._tekken.eos_id,)
         self.vocab_size: int = self._tekken.n_words
-        self.tool_calls_id: int | None = _special(self._tekken, "[TOOL_CALLS]")
 
     def encode(self, text: str, *, bos: bool) -> list[int]:
         """See `Tokenizer.encode`."""
         require_utf8(text, "prompt")
-        return list(self._tekken.encode(text, bos=bos, eos=False))
+        with foreign_errors(self._path):
+            return list(self._tekken.encode(text, bos=bos, eos=False))
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer.decode`."""
@@ -43,6 +49,9 @@ class TekkenTokenizer:
 
     def require_usable(self) -> None:
         """See `Tokenizer.require_usable`: the format is no template."""
+        with foreign_errors(self._path):
+            ids = self.encode(USUAL_TEXT, bos=True)
+            self.decode([*ids, *range(self._tekken.num_special_tokens), *self.eos_ids])
 
     def token_bytes(self, token_id: int, *, first: bool = False) -> bytes:
         """See `Tokenizer.token_bytes`."""
@@ -85,11 +94,40 @@ class TekkenTokenizer:
                 request.messages[-1].prefix = True
             tokens = list(self._mistral.encode_chat_completion(request).tokens)
         except (MistralCommonException, ValueError, KeyError, TypeError) as error:
-            raise RequestError(f"The conversation must follow Mistral's format: {error}") from error
+            raise RequestError(
+                f"The conversation must follow Mistral's format: {said(error)}"
+            ) from error
         return restored(tokens, self._tekken.eos_id, self.tool_calls_id, self._encode_text)
 
     def _encode_text(self, text: str) -> list[int]:
         return self.encode(text, bos=False)
+
+
+def _require_sizes(layout: dict[str, Any], path: Path) -> None:
+    """Refuse sizes that mistral-common would count up to, and patterns without a bound."""
+    config = layout.get("config")
+    if not isinstance(config, dict):
+        raise BundleError(f"{path} must be a readable Tekken file with a config, got none.")
+    for name in ("default_num_special_tokens", "default_vocab_size"):
+        size = config.get(name)
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= _MOST_TOKENS:
+            raise BundleError(
+                f"{name} of {path} must be at most {_MOST_TOKENS}, got {shown(size)}."
+            )
+    special = layout.get("special_tokens")
+    for one in special if isinstance(special, list) else ():
+        rank = one.get("rank") if isinstance(one, dict) else None
+        if not isinstance(rank, int) or not 0 <= rank < config["default_num_special_tokens"]:
+            raise BundleError(
+                f"special_tokens of {path} must have ranks below default_num_special_tokens, got "
+                f"{shown(one)}."
+            )
+    pattern = config.get("pattern")
+    if not isinstance(pattern, str) or len(pattern) > _MOST_CHARACTERS:
+        raise BundleError(
+            f"pattern of {path} must be a text of at most {_MOST_CHARACTERS} characters, got "
+            f"{shown(pattern)}."
+        )
 
 
 def _special(tekken: Any, name: str) -> int | None:

@@ -6,6 +6,9 @@ from typing import Protocol
 Message = Mapping[str, object]
 """One turn of a conversation in OpenAI's form: {"role": "user", "content": "..."} and so on."""
 
+USUAL_TEXT = "Text, 12 é 漢 🙂\n"
+"""Tried when a tokenizer is checked: whole words, bytes, and what a vocabulary may lack."""
+
 
 class Tokenizer(Protocol):
     """Text to tokens and back.

@@ -304,7 +304,7 @@ def test_variables_that_have_their_own_fields_and_unknown_names_of_templates_are
     assert ours.render([USER], None, variables={"x": 1, "bos_token": "b"}) == "1b"
     with pytest.raises(RequestError, match="chat_template_kwargs must not hold messages"):
         ours.render([USER], None, variables={"messages": []})
-    with pytest.raises(RequestError, match="one of this tokenizer's templates, default, rag"):
+    with pytest.raises(RequestError, match="one of this tokenizer's templates, 'default', 'rag'"):
         ours.render([USER], None, variables={"chat_template": "{{ 1 }}"})
     with pytest.raises(RequestError, match="no chat template"):
         ChatTemplates({}, {}).render([USER], None)

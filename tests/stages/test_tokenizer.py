@@ -64,7 +64,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a config alone": (write("tokenizer_config.json", "{}"), "got neither"),
     "no tokenizer": (write("tokenizer.json", "{}"), "tokenizer.json must be a tokenizer"),
-    "no Tekken": (write("tekken.json", "{}"), "no readable Tekken"),
+    "no Tekken": (write("tekken.json", "{}"), "must be a readable Tekken file"),
     "too many tokens": (
         lambda folder: write_tokenizer(folder, added=300),
         "must be below 512, .* got up to 555",
