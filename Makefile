@@ -15,7 +15,7 @@ BUNDLE    ?= $(MODEL)-$(PRECISION)
 # make acceptance: where its report and bundles go.
 ACCEPTED  ?= demo/acceptance-$(GPU)
 
-.PHONY: build/typed help install demo engine acceptance test test-all test-busy check docs bench peers clean
+.PHONY: build/typed clients help install demo engine acceptance test test-all test-busy check docs bench peers clean
 help:
 	@echo "make demo    sample model -> export -> validate -> chat, about 3 minutes after installation"
 	@echo "make engine GPU=l40s [MODEL=folder PRECISION=fp8 BUILD='--max-seq-len 8192']"
@@ -25,6 +25,7 @@ help:
 	@echo "make test    unit and model tests, in minutes (no GPU, no network)"
 	@echo "make test-all  end-to-end tests, too; make test-busy: three times, on a busy machine"
 	@echo "make check   ruff, mypy --strict, architecture test, dead links in the docs"
+	@echo "make clients eleven client libraries against a served model, nightly: minutes to install"
 	@echo "make docs    rewrite docs/cli.md, then build the site into build/site"
 	@echo "make bench   figures of this machine; make peers compares with transformers and onnxruntime-genai"
 
@@ -96,6 +97,16 @@ docs: build/typed
 	$(BIN)/python -m nemo_trt.cli.reference docs/cli.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open build/site/index.html"
+
+# Each client library in an environment of its own: they pin different versions of openai.
+clients: install
+	@for script in tests/serve/clients/scripts/use_*.py; do \
+	  name=$$(basename $$script .py | sed s/^use_//); \
+	  test -x build/clients/$$name/bin/python || $(PYTHON) -m venv build/clients/$$name; \
+	  build/clients/$$name/bin/python -m pip install --quiet --disable-pip-version-check \
+	    $$(sed -n '1s/^# requires: //p' $$script) || exit 1; \
+	done
+	$(BIN)/python -m pytest -q -m clients
 
 bench: install
 	$(BIN)/python benchmarks/export.py

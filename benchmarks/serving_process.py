@@ -7,8 +7,8 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,10 +35,34 @@ class ServerProcess:
 
     def rss_bytes(self) -> int:
         """Memory that the process holds now."""
+        return self._status_bytes("VmRSS")
+
+    def peak_bytes(self) -> int:
+        """The most memory that it has held, since `forget_peak` if that was called."""
+        return self._status_bytes("VmHWM")
+
+    def forget_peak(self) -> None:
+        """Let `peak_bytes` begin again."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
+    def cpu_s(self) -> float:
+        """Processor time that it has used."""
+        return sum(run for run, _ in self.threads().values())
+
+    def threads(self) -> dict[int, tuple[float, float]]:
+        """Thread -> seconds that it ran, and seconds that it waited for a processor."""
+        found = {}
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            with suppress(OSError):  # it has ended
+                run, waited, _ = (task / "schedstat").read_text().split()
+                found[int(task.name)] = int(run) / 1e9, int(waited) / 1e9
+        return found
+
+    def _status_bytes(self, name: str) -> int:
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
-        raise RuntimeError("no VmRSS")
+        raise RuntimeError(f"no {name}")
 
     async def metrics(self) -> dict[str, float]:
         """Prometheus's samples by name and labels."""
@@ -50,9 +74,19 @@ class ServerProcess:
 
 @asynccontextmanager
 async def launch(
-    bundle: Path, *, max_batch: int = 8, max_seq_len: int = 2048, max_queue: int = 64
+    bundle: Path,
+    *,
+    max_batch: int = 8,
+    max_seq_len: int = 2048,
+    max_queue: int = 64,
+    max_files: int | None = None,
+    options: Sequence[str] = (),
 ) -> AsyncIterator[ServerProcess]:
     """Start a server and yield it when it is ready; stop it in the end.
+
+    Args:
+        max_files: the process's limit of open files.
+        options: more of `nemo-trt serve`.
 
     Raises:
         SystemExit: it ended before it was ready.
@@ -64,6 +98,9 @@ async def launch(
     command += ["--port", str(port), "--max-batch", str(max_batch), "--max-queue", str(max_queue)]
     command += ["--max-seq-len", str(max_seq_len), "--prefill-tokens", str(prefill_tokens)]
     command += ["--allow-unvalidated", "--model-name", "bench", "--drain-timeout", "0"]
+    command += options
+    if max_files is not None:
+        command = ["sh", "-c", f'ulimit -n {max_files}; exec "$@"', "sh", *command]
     with tempfile.TemporaryFile("a+") as log:
         start = time.perf_counter()
         process = await asyncio.create_subprocess_exec(*command, stderr=log)

@@ -4,12 +4,15 @@ JSON can escape half of a surrogate pair ("\\ud83d"), and arguments of programs 
 hold such halves. No tokenizer has bytes for them, and no answer could carry them.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 from nemo_trt.errors import RequestError
 
 WORDS = "must be text that UTF-8 can hold, got half a surrogate pair in it."
+
+_Place: TypeAlias = "tuple[_Place, Any] | None"
+"""Where a value stands: its parent's place, and its key or position there."""
+_NO_TEXT = frozenset({int, float, bool, type(None)})
 
 
 def require_utf8(value: object, name: str) -> None:
@@ -25,25 +28,38 @@ def require_utf8(value: object, name: str) -> None:
 
 
 def undecodable(value: object, name: str = "") -> str | None:
-    """The path of the first text that UTF-8 cannot hold; None where there is none."""
-    waiting: list[tuple[str, Any]] = [(name, value)]
+    """The path of the first text that UTF-8 cannot hold; None where there is none.
+
+    Numbers cost next to nothing; the path is spelled out when it is needed.
+    """
+    waiting: list[tuple[_Place, Any]] = [(None, value)]
     while waiting:
-        path, one = waiting.pop()
+        place, one = waiting.pop()
         if isinstance(one, str):
             if not _encodes(one):
-                return path
+                return _path(place, name)
         elif isinstance(one, dict):
             if not all(_encodes(key) for key in one if isinstance(key, str)):
-                return path
-            waiting += reversed(list(_members(path, one)))
+                return _path(place, name)
+            members = one.items()
+            waiting += reversed([((place, k), v) for k, v in members if type(v) not in _NO_TEXT])
         elif isinstance(one, list | tuple):
-            waiting += reversed([(f"{path}[{at}]", entry) for at, entry in enumerate(one)])
+            entries = enumerate(one)
+            waiting += reversed([((place, k), v) for k, v in entries if type(v) not in _NO_TEXT])
     return None
 
 
-def _members(path: str, found: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
-    for key, entry in found.items():
-        yield f"{path}.{key}" if path else str(key), entry
+def _path(place: "_Place", name: str) -> str:
+    steps = []
+    while place is not None:
+        place, step = place
+        steps.append(step)
+    for step in reversed(steps):
+        if isinstance(step, int):
+            name += f"[{step}]"
+        else:
+            name = f"{name}.{step}" if name else str(step)
+    return name
 
 
 def _encodes(text: str) -> bool:

@@ -1,6 +1,7 @@
 """Reads the body of a request: JSON of bounded size, parsed and validated within bounded time."""
 
 import json
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -15,6 +16,8 @@ from nemo_trt.utf8 import WORDS, undecodable
 from .errors import ApiError
 from .json_bounds import JsonBounds, JsonTooLarge
 
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+"""How JSON in UTF-8 spells half a surrogate pair: it cannot hold one otherwise."""
 _SMALL = 32 * 1024
 """Bytes that are parsed at once, since a thread costs as much."""
 
@@ -81,17 +84,26 @@ def require_json(request: Request) -> None:
 async def read(request: Request) -> bytearray:
     """The bytes of a JSON body.
 
+    One that holds too much is refused when all of it has come, and kept no longer than it takes to
+    know: a client that still sends would not see the answer.
+
     Raises:
         ApiError: it holds more than is allowed.
         ClientDisconnect: the client has gone.
     """
     body, bounds = bytearray(), JsonBounds()
-    try:
-        async for piece in request.stream():
+    refusal: ApiError | None = None
+    async for piece in request.stream():
+        if refusal is not None:
+            continue
+        try:
             bounds.feed(piece)
             body += piece
-    except JsonTooLarge as error:
-        raise ApiError(400, f"The body {error}", code="body_too_complex") from error
+        except JsonTooLarge as error:
+            body.clear()
+            refusal = ApiError(400, f"The body {error}", code="body_too_complex")
+    if refusal is not None:
+        raise refusal
     return body
 
 
@@ -102,7 +114,7 @@ def _validated(body: bytearray, model: type[BaseModel]) -> BaseModel:
         raise ApiError(400, f"The body must be JSON in UTF-8: {error}.") from error
     except ValueError as error:
         raise ApiError(400, f"The body must be JSON: {error}.") from error
-    if (path := undecodable(value)) is not None:
+    if _HALF.search(body) and (path := undecodable(value)) is not None:
         raise ApiError(400, f"{path or 'The body'} {WORDS}", param=path or None)
     try:
         return model.model_validate(value)

@@ -33,6 +33,7 @@ _TYPES = {
     503: "service_unavailable",
     504: "timeout",
 }
+_LONGEST_MESSAGE, _LONGEST_PARAM = 4096, 256
 
 
 class ErrorDetail(BaseModel):
@@ -88,7 +89,14 @@ def error_body(
 ) -> dict[str, Any]:
     """The body of an error answer, or of an error in the middle of a stream."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    shown = _cut(message, _LONGEST_MESSAGE)
+    named = None if param is None else _cut(param, _LONGEST_PARAM)
+    return {"error": {"message": shown, "type": kind, "param": named, "code": code}}
+
+
+def _cut(text: str, length: int) -> str:
+    """Text of the client's own may stand in it, of any length."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def as_api_error(error: NemoTrtError) -> ApiError:

@@ -42,7 +42,10 @@ class JsonBounds:
         quotes = piece == _QUOTE
         others = piece != _BACKSLASH
         if self._backslashes or not others.all():
-            quotes &= self._backslashes_before(others) & 1 == 0
+            escaped = (quotes[0] and self._backslashes) or (quotes[1:] > others[:-1]).any()
+            if escaped:
+                quotes &= self._backslashes_before(others) & 1 == 0
+            self._backslashes = self._backslashes_at_end(others)
         if quotes.any():
             inside = np.bitwise_xor.accumulate(quotes.view(np.uint8)) ^ self._inside
             self._inside = inside[-1]
@@ -52,12 +55,17 @@ class JsonBounds:
 
     def _backslashes_before(self, others: NDArray[np.bool_]) -> NDArray[np.int32]:
         """(n,) backslashes right before each byte; `others` says which bytes are none."""
-        at = np.arange(len(others) + 1, dtype=np.int32)
+        at = np.arange(len(others), dtype=np.int32)
         last = np.full_like(at, -self._backslashes)  # position behind the last other byte
-        np.copyto(last[1:], at[1:], where=others)
-        run: NDArray[np.int32] = at - np.maximum.accumulate(last, out=last)
-        self._backslashes = int(run[-1]) % 2
-        return run[:-1]
+        np.copyto(last[1:], at[1:], where=others[:-1])
+        return np.subtract(at, np.maximum.accumulate(last, out=last), dtype=np.int32)
+
+    def _backslashes_at_end(self, others: NDArray[np.bool_]) -> int:
+        """Backslashes that the text so far ends with: 1 where their number is odd, else 0."""
+        run = int(others[::-1].argmax())
+        if not others[-1 - run]:  # nothing else in this piece
+            run = len(others) + self._backslashes
+        return run % 2
 
     def _count(self, outside: NDArray[np.uint8]) -> None:
         opens = (outside == _OPENS[0]) | (outside == _OPENS[1])

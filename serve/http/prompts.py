@@ -25,6 +25,8 @@ BETWEEN = "\n\n"
 _NAME = re.compile("[a-zA-Z0-9_-]{1,64}")
 _CHARS_A_TOKEN = 8
 """More than a token has in most texts: what is shorter is tokenized without ado."""
+_PIECE = 2**16
+"""Characters of a piece at most: tokenizing takes a hundred times the memory of some texts."""
 
 
 def text_of(content: str | Sequence[TextPart | RefusalPart] | None) -> str:
@@ -91,7 +93,7 @@ def require_room(
     words = f"your {param} has {size} characters, more than any {limit} tokens hold."
     if size <= limit * engine.longest_token:
         found = 0
-        for piece in _pieces(texts, _CHARS_A_TOKEN * limit):
+        for piece in _pieces(texts, min(_CHARS_A_TOKEN * limit, _PIECE)):
             found += len(encoded(engine, piece, param, bos=False))
             if found > 2 * limit:
                 words = f"your {param} resulted in more than {2 * limit} tokens."

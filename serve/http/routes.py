@@ -18,7 +18,7 @@ from .schema import DetokenizeRequest, TokenizeRequest
 from .service import Service
 from .streaming import unless_gone
 
-_MOST_TOKENS = 2**18
+_MOST_TOKENS = 2**17
 """That /tokenize counts, whatever the context."""
 
 router = APIRouter(route_class=JsonRoute)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 
 import uvicorn
@@ -21,6 +22,9 @@ from .connections import (
 from .service import Service
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SWITCH_S = 0.0005
+"""For which a thread of Python keeps the interpreter while others want it: a tenth of Python's own,
+so that workers which prepare requests hold up no token."""
 _WAIT_IN_KERNEL = 1024
 """Connections that wait to be accepted."""
 
@@ -45,6 +49,7 @@ def serve_forever(
         FaultError: the engine failed while it served; what waited has its answer.
         MachineError: the address cannot be had, or the engine did not open.
     """
+    sys.setswitchinterval(_SWITCH_S)
     listener, address = listen(host, port)
     with contextlib.closing(listener):
         asyncio.run(_serve(app, listener, drain_timeout_s, lambda: on_ready(address)))

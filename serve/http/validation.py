@@ -128,6 +128,7 @@ def _path(error: Mapping[str, Any], body: Any) -> str | None:
         elif isinstance(body, dict) and (
             part in body or (at == len(location) and error["type"] == "missing")
         ):
-            path += f".{part}" if path else part
+            short = part if len(part) <= _LONGEST_SHOWN else f"{part[: _LONGEST_SHOWN - 3]}..."
+            path += f".{short}" if path else short
             body = body.get(part)
     return path or None

@@ -1,22 +1,26 @@
 """Bodies of every kind: read within bounds, no flood of errors, refused in words."""
 
+import asyncio
 import json
 import threading
+import tracemalloc
 from types import SimpleNamespace
 from typing import Annotated, Any
 
 import pytest
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, BaseModel, ValidationError
 from starlette.testclient import TestClient
 
 from nemo_trt.serve.http import errors
-from nemo_trt.serve.http.bodies import JsonRoute, _validated
+from nemo_trt.serve.http.bodies import JsonRoute, _validated, read
 from nemo_trt.serve.http.json_bounds import MAX_NAMED, MAX_VALUES
 from nemo_trt.serve.http.responses_schema import ResponsesRequest
 from nemo_trt.serve.http.schema import ChatRequest, CompletionRequest, DetokenizeRequest
 from nemo_trt.serve.http.validation import explain
 from nemo_trt.serve.http.workers import Workers
+from nemo_trt.utf8 import undecodable
 
 pytestmark = pytest.mark.unit
 
@@ -234,3 +238,47 @@ def test_of_a_field_of_several_kinds_the_sentence_is_of_the_right_one(
         model.model_validate(body)
     message, _ = explain([{**e, "loc": ("body", *e["loc"])} for e in caught.value.errors()], body)
     assert message.startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"messages": [], "%s": 1}',
+        b'{"messages": [{"role": "user", "content": "x", "%s": 1}], "n": 99}',
+        b'{"messages": "%s"}',
+        b'{"messages": [{"role": "%s"}]}',
+        b'{"messages": [], "%s": "\\ud800"}',
+        b'{"messages": [], "response_format": {"type": "%s"}}',
+    ],
+)
+def test_an_error_is_short_whatever_the_client_calls_its_fields(body: bytes) -> None:
+    with pytest.raises((RequestValidationError, errors.ApiError)) as raised:
+        _validated(bytearray(body % (b"x" * 10**6)), ChatRequest)
+    error = raised.value
+    if isinstance(error, RequestValidationError):
+        message, param = explain(error.errors(), error.body)
+        error = errors.ApiError(400, message, param=param)
+    assert len(json.dumps(error.body)) < 5000
+
+
+def test_a_body_that_holds_too_much_is_read_to_its_end_before_it_is_refused() -> None:
+    """Else a client that still sends finds the connection reset, and no answer."""
+    pieces = [b"[" + b"{}," * MAX_NAMED, b"x" * 1000, b"x" * 1000, b""]
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
+
+    scope = {"type": "http", "method": "POST", "headers": []}
+    with pytest.raises(errors.ApiError, match="must hold at most"):
+        asyncio.run(read(Request(scope, receive)))
+    assert not pieces
+
+
+def test_looking_for_half_a_surrogate_pair_takes_less_memory_than_what_is_searched() -> None:
+    tokens = [[5] * 200_000, {"a": [1.5] * 100_000}]
+    tracemalloc.start()
+    try:
+        assert undecodable(tokens) is None
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
