@@ -58,7 +58,8 @@ class JsonBounds:
         at = np.arange(len(others), dtype=np.int32)
         last = np.full_like(at, -self._backslashes)  # position behind the last other byte
         np.copyto(last[1:], at[1:], where=others[:-1])
-        return np.subtract(at, np.maximum.accumulate(last, out=last), dtype=np.int32)
+        run: NDArray[np.int32] = at - np.maximum.accumulate(last, out=last)
+        return run
 
     def _backslashes_at_end(self, others: NDArray[np.bool_]) -> int:
         """Backslashes that the text so far ends with: 1 where their number is odd, else 0."""
