@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nemo_trt.defaults import MAX_ROWS
-from nemo_trt.errors import BuildError, RequestError
+from nemo_trt.errors import BuildError, NemoTrtError, RequestError
 from nemo_trt.verdict import PASS
 from nemo_trt.where import Where
 
@@ -14,6 +14,7 @@ from .options import where_options
 
 if TYPE_CHECKING:
     from nemo_trt.bundle import Bundle
+    from nemo_trt.validate.explain.explanation import Explanation
     from nemo_trt.validate.report import Report
 
 EXIT_FAIL = 1
@@ -158,11 +159,6 @@ def command(
             progress=bar,
         )
     show(report)
-    if report.explanation and repro:
-        report.explanation.worst.write(repro, opened)
-        OUT.print(f"[dim]For Polygraphy: {escaped(repro / 'run.sh')}[/]")
-    if report_file:
-        _write_page(report_file, report, opened)
     if json_file:
         try:
             atomic.write_text(json_file, report.to_json(private_key))
@@ -174,6 +170,12 @@ def command(
         ERR.out(f"{report.unwritten} The verdict above stands; no server sees it.")
     else:
         OUT.print(f"[dim]Every position: {escaped(verdict_path(opened, where))}[/]")
+    if report.unexplained:
+        ERR.out(f"Not explained: {report.unexplained}")
+    if report_file:
+        _write_page(report_file, report, opened)
+    if report.explanation and repro:
+        _write_repro(repro, report.explanation, opened)
     return EXIT_FAIL if report.verdict == "fail" else 0
 
 
@@ -206,6 +208,17 @@ def _write_page(file: Path, report: "Report", bundle: "Bundle") -> None:
         ERR.out(f"{file} was not written: {error}.")
     else:
         OUT.print(f"[dim]Report: {escaped(file)}[/]")
+
+
+def _write_repro(folder: Path, explanation: "Explanation", bundle: "Bundle") -> None:
+    from .console import ERR, OUT, escaped
+
+    try:
+        explanation.worst.write(folder, bundle)
+    except (OSError, NemoTrtError) as error:
+        ERR.out(f"{folder} was not written: {error}")
+    else:
+        OUT.print(f"[dim]For Polygraphy: {escaped(folder / 'run.sh')}[/]")
 
 
 def _verify(bundle: "Bundle", where: Where, key: Path) -> int:

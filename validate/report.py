@@ -107,6 +107,7 @@ class Report:
     coverage: Coverage | None = None
     unwritten: str | None = None
     explanation: Explanation | None = None
+    unexplained: str | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -123,7 +124,7 @@ class Report:
             self, explanation=None, cases=tuple(replace(one, worst=()) for one in self.cases)
         )
         data = {"schema_version": SCHEMA_VERSION, "verdict": self.verdict, **asdict(plain)}
-        del data["unwritten"], data["explanation"]
+        del data["unwritten"], data["explanation"], data["unexplained"]
         for case in data["cases"]:
             del case["worst"]
         data["coverage"] = self.coverage.to_dict() if self.coverage else None

@@ -122,9 +122,12 @@ def validate_bundle(
     if explained:
         chosen = worst_sequence(report, sequences)
         first = sequences.texts[0]
-        with closing(open_runner(bundle, where, rounding=rounding)) as runner:
-            explanation = explain(bundle, checkpoint, first, chosen, progress, runner)
-        report = replace(report, explanation=explanation)
+        try:
+            with closing(open_runner(bundle, where, rounding=rounding)) as runner:
+                explanation = explain(bundle, checkpoint, first, chosen, progress, runner)
+            report = replace(report, explanation=explanation)
+        except NemoTrtError as error:  # the verdict stands all the same
+            report = replace(report, unexplained=str(error))
     return report
 
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from nemo_trt import atomic
 from nemo_trt.bundle import Bundle
 from nemo_trt.cli.main import run
-from nemo_trt.errors import BundleError
+from nemo_trt.errors import BundleError, MachineError
 from nemo_trt.manifest import MANIFEST_FILE, VALIDATION_FILE
 from nemo_trt.serve.approval import require_verdict
 from nemo_trt.serve.options import ServeOptions
@@ -87,6 +87,37 @@ def test_a_json_file_that_cannot_be_written_does_not_hide_the_verdict(
     said = capsys.readouterr()
     assert "PASS" in said.out and "report.json was not written" in " ".join(said.err.split())
     assert read_verdict(Bundle.open(bundle)).passed
+
+
+def test_an_explanation_that_fails_does_not_hide_the_verdict(
+    bundle: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nemo_trt.validate.explain.runners import OnCpu
+
+    def fails(*_: Any) -> Any:
+        raise MachineError("ONNX Runtime failed in a piece of the graph: no memory")
+
+    monkeypatch.setattr(OnCpu, "run", fails)
+    report = tmp_path / "report.json"
+    asked = ["validate", str(bundle), *SHORT, "--explain", "--json", str(report)]
+    assert run([*asked, "--repro", str(tmp_path / "repro")]) == 0
+    said = capsys.readouterr()
+    assert "PASS" in said.out and "Not explained: ONNX Runtime failed" in said.err
+    assert json.loads(report.read_text())["verdict"] == "pass"
+    assert not (tmp_path / "repro").exists() and read_verdict(Bundle.open(bundle)).passed
+
+
+def test_a_place_that_cannot_be_written_does_not_hide_the_verdict(
+    bundle: Path, tmp_path: Path, capsys: Output
+) -> None:
+    report, shut = tmp_path / "report.json", tmp_path / "shut"
+    shut.mkdir(mode=0o555)
+    asked = ["validate", str(bundle), *SHORT, "--explain", "--json", str(report)]
+    with bound_by_permissions():
+        assert run([*asked, "--repro", str(shut / "repro")]) == 0
+    said = capsys.readouterr()
+    assert "PASS" in said.out and "repro was not written" in " ".join(said.err.split())
+    assert json.loads(report.read_text())["verdict"] == "pass"
 
 
 def test_a_bundle_altered_while_it_is_judged_gets_no_verdict(

@@ -17,6 +17,7 @@ from onnx import TensorProto
 
 from nemo_trt.bundle import Bundle
 from nemo_trt.engines.ort_graph import Weight, promote_array, promote_types, session_options
+from nemo_trt.engines.trt import lowering
 from nemo_trt.engines.trt.network import LENGTHS
 from nemo_trt.engines.trt.piece import PieceNetwork
 from nemo_trt.engines.trt.record import BuildOptions
@@ -126,6 +127,22 @@ def test_a_fault_beyond_bf16s_rounding_is_named(small: dict[str, Path], tmp_path
     assert [one.where for one in result.found] == ["layer 1 self_attn.v_proj"]
     result.worst.write(tmp_path / "repro", Bundle.open(faulty))
     assert (tmp_path / "repro" / "trt.json").is_file()
+
+
+def test_a_fault_of_the_lowering_alone_is_named(
+    small: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundle is sound; TensorRT is given gate and up merged the wrong way round."""
+    joined = lowering._joined
+    monkeypatch.setattr(
+        lowering, "_joined", lambda parts: joined(parts[::-1] if len(parts) == 2 else parts)
+    )
+    result, _ = explained(small["bf16"], small["bf16"])
+    wrong = {f"layer {layer} mlp.{name}" for layer in (0, 1) for name in ("gate_proj", "up_proj")}
+    assert {one.where for one in result.found} == wrong
+    bundle = Bundle.open(small["bf16"])
+    on_cpu = explain(bundle, open_checkpoint(small["bf16"]), TEXT, TEXT)
+    assert on_cpu.found == ()
 
 
 def test_an_attention_without_its_lengths_is_seen(
