@@ -38,6 +38,13 @@ class Explanation:
         """What was found: a place that is off in the same way in many layers stands once."""
         if not self.found:
             worst = max(one.position_error for one in self.places)
+            limit = max(one.limit for one in self.places if one.part == 0)
+            if not self.free[0] <= limit:  # the first layer's input is the reference's
+                return [
+                    f"Every place of {self.sequence} is sound alone (relative L2 at most "
+                    f"{worst:.1e}), but layer 0 as a whole is {self.free[0]:.1e} off, limit "
+                    f"{limit:.0e}: look at what {self.runner} fuses."
+                ]
             return [
                 f"The graph is sound at every place of {self.sequence}: relative L2 at most "
                 f"{worst:.1e}. If a case fails all the same, look at what drives the graph."

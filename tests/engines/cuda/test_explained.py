@@ -11,6 +11,7 @@ from onnx import TensorProto
 
 from nemo_trt.bundle import Bundle
 from nemo_trt.cli.main import run
+from nemo_trt.engines.cuda import lowering
 from nemo_trt.engines.cuda.provider import CUDA
 from nemo_trt.engines.ort_graph import Weight, promote_array, promote_types, session_options
 from nemo_trt.errors import MachineError
@@ -90,6 +91,24 @@ def test_a_fault_is_named_as_on_the_cpu(bundles: dict[str, Path], tmp_path: Path
     assert [one.where for one in result.found] == ["layer 1 self_attn.v_proj"]
     result.worst.write(tmp_path / "repro", Bundle.open(faulty))
     assert np.all(result.worst.got == 0) and (tmp_path / "repro" / "onnxrt-cuda.json").is_file()
+
+
+def test_a_fault_of_what_is_fused_shows_in_the_whole_layer(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sum and its norm are one kernel in a layer, and apart where each place is fed alone."""
+
+    def fuse(graph: onnx.GraphProto) -> None:
+        step(graph)
+        for node in graph.node:
+            if node.op_type == "SkipSimplifiedLayerNormalization":
+                next(one for one in node.attribute if one.name == "epsilon").f = 1e-2
+
+    step = lowering._STEPS["Add"]
+    monkeypatch.setitem(lowering._STEPS, "Add", fuse)
+    result, _ = explained(bundles["fp32"], bundles["fp32"].parent / "checkpoint")
+    assert result.found == ()
+    assert "layer 0 as a whole" in result.sentences()[0], result.free
 
 
 @WITHOUT_CUDA
