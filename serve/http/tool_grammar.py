@@ -11,6 +11,7 @@ from .errors import ApiError, naming
 from .message_schema import Tool
 
 _ANY_OBJECT = {"type": "object"}
+_VALUES = ("const", "enum", "default", "examples")  # hold no schemas
 
 
 def calls_grammar(
@@ -45,17 +46,30 @@ def calls_grammar(
             if function.strict:
                 raise ApiError(400, f"{field}: {error}", param=field) from error
             relaxed.append(field)
-            if not _is_sound(alone, grammars):
-                schemas[function.name] = _ANY_OBJECT
+            schemas[function.name] = _sound(function.name, function.parameters, grammars)
     with naming("tools"):
         wanted = calls_schema(schemas, several=several)
         return grammars.json_schema(wanted, lenient=True), relaxed
 
 
-def _is_sound(schema: Mapping[str, Any], grammars: Grammars) -> bool:
-    """Whether something of it can be enforced."""
-    try:
-        grammars.json_schema(schema, lenient=True)
-    except RequestError:
-        return False
-    return True
+def _sound(name: str, schema: Mapping[str, Any], grammars: Grammars) -> Mapping[str, Any]:
+    """As much of a schema as a grammar can take: all of it, or all but regular expressions."""
+    for tried in (schema, _without_patterns(schema)):
+        try:
+            grammars.json_schema(calls_schema({name: tried}, several=False), lenient=True)
+        except RequestError:
+            continue
+        return tried
+    return _ANY_OBJECT
+
+
+def _without_patterns(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        return {
+            key: value if key in _VALUES else _without_patterns(value)
+            for key, value in schema.items()
+            if not (key == "pattern" and isinstance(value, str)) and key != "patternProperties"
+        }
+    if isinstance(schema, list):
+        return [_without_patterns(value) for value in schema]
+    return schema
