@@ -1,4 +1,4 @@
-"""Schemas of tools as Pydantic, zod and MCP servers write them: all are taken, most are enforced whole."""
+"""Tools' schemas as Pydantic, zod and MCP servers write them: all work, most enforced whole."""
 
 import datetime
 import decimal
