@@ -143,6 +143,8 @@ def command(
     _require_sensible(opened, explained=explained, repro=repro, rounding=rounding)
     if report_file:
         import matplotlib  # noqa: F401  an error that says what to install, before the work
+    if explained:
+        import polygraphy  # noqa: F401
     with Bar() as bar:
         report = validate_bundle(
             opened,

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,15 @@ def test_a_json_file_that_cannot_be_written_does_not_hide_the_verdict(
     said = capsys.readouterr()
     assert "PASS" in said.out and "report.json was not written" in " ".join(said.err.split())
     assert read_verdict(Bundle.open(bundle)).passed
+
+
+def test_what_an_explanation_needs_is_asked_for_before_the_work(
+    bundle: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "polygraphy", None)
+    assert run(["validate", str(bundle), *SHORT, "--explain"]) == 3
+    assert "polygraphy" in capsys.readouterr().err
+    assert not (bundle / VALIDATION_FILE).exists()
 
 
 def test_an_explanation_that_fails_does_not_hide_the_verdict(
