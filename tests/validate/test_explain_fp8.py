@@ -85,3 +85,11 @@ def test_bf16_between_fp8_products_is_rehearsed(fp8: Path) -> None:
     exact, rounded = logits(rounding=False), logits(rounding=True)
     relative = np.linalg.norm(rounded - exact, axis=-1) / np.linalg.norm(exact, axis=-1)
     assert 1e-4 < relative.mean() < 0.1
+
+
+def test_between_its_matmuls_an_fp8_bundle_has_fp32s_limits(
+    fp8: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    faulty = faults.copy_with(fp8, tmp_path / "b", graph=faults.theta_off_by_one_percent)
+    found = explained(tiny_checkpoint, faulty, tokens=20).found
+    assert {one.where for one in found} == {"rotary.cos", "rotary.sin"}
