@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from nemo_trt import atomic
 from nemo_trt.errors import DAMAGED_JSON, StateError
+from nemo_trt.utf8 import json_text
 
 SCHEMA_VERSION = 1
 STAGES = ("doctor", "plan", "export", "build", "validate", "bench", "report")
@@ -57,7 +58,7 @@ class Record:
     def to_json(self) -> str:
         """The text of its file."""
         data = {"schema_version": SCHEMA_VERSION, **asdict(self)}
-        return json.dumps({"sha256": _digest(data), **data}, indent=2, ensure_ascii=False) + "\n"
+        return json_text({"sha256": _digest(data), **data})
 
     @classmethod
     def from_json(cls, text: str) -> Self:

@@ -1,10 +1,10 @@
 """The report folder: report.json, report.md, and the plots that it shows."""
 
-import json
 from datetime import UTC, datetime
 from typing import Any
 
 from nemo_trt import atomic
+from nemo_trt.utf8 import json_text
 
 from .markdown import markdown
 from .options import AcceptanceOptions
@@ -18,7 +18,7 @@ def write_report(options: AcceptanceOptions, summary: Summary) -> None:
     """Write both texts, each in one step."""
     data = report_data(options, summary)
     folder = options.report_folder
-    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json_text(data, allow_nan=False)
     atomic.write_text(folder / REPORT_JSON, text)
     atomic.write_text(folder / REPORT_MARKDOWN, markdown(data))
 

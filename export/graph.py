@@ -1,5 +1,6 @@
 """The graph's file: it says what it is, and it is checked against the contract as it is written."""
 
+import os
 from pathlib import Path
 
 import onnx
@@ -27,7 +28,7 @@ def describe(model: ir.Model, checkpoint: Checkpoint) -> None:
     model.metadata_props.update(
         {
             "nemo_trt.contract_version": str(contract.CONTRACT_VERSION),
-            "nemo_trt.source": checkpoint.path.name,
+            "nemo_trt.source": os.fsencode(checkpoint.path.name).decode(errors="replace"),
             "nemo_trt.source_format": checkpoint.format,
         }
     )

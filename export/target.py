@@ -16,6 +16,7 @@ from nemo_trt.manifest import (
 )
 from nemo_trt.precision import DType
 from nemo_trt.quantization import Quantization
+from nemo_trt.utf8 import undecodable
 
 from .checkpoints import Checkpoint
 from .quantization.weights import num_fp8_bytes
@@ -47,6 +48,11 @@ def require_target(
         ExportError: the target exists and may not be replaced, cannot be written, lies on a full
             disk, or does not suit `weights`.
     """
+    if undecodable(str(bundle.absolute())) is not None:
+        raise ExportError(
+            f"{bundle} must have a name in UTF-8, its folders too: ONNX reads no other. Choose "
+            "another target."
+        )
     _require_replaceable(bundle, weights, force)
     quantised = precision is DType.FP8 and not checkpoint.fp8
     if quantised and weights == "in-place":

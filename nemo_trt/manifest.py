@@ -14,6 +14,7 @@ from nemo_trt.errors import DAMAGED_JSON, BundleError, CheckpointError
 from nemo_trt.precision import DType
 from nemo_trt.quantization import Quantization
 from nemo_trt.shown import shown
+from nemo_trt.utf8 import json_text
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -102,7 +103,7 @@ class Manifest:
             "tools": self.tools,
             "quantization": self.quantization.to_dict() if self.quantization else None,
         }
-        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+        return json_text(data)
 
     @classmethod
     def from_json(cls, text: str) -> Self:

@@ -4,10 +4,13 @@ JSON can escape half of a surrogate pair ("\\ud83d"), and arguments of programs 
 hold such halves. No tokenizer has bytes for them, and no answer could carry them.
 """
 
+import json
+import re
 from typing import Any, TypeAlias
 
 from nemo_trt.errors import RequestError
 
+_HALF = re.compile("[\ud800-\udfff]")
 WORDS = "must be text that UTF-8 can hold, got half a surrogate pair in it."
 
 _Place: TypeAlias = "tuple[_Place, Any] | None"
@@ -47,6 +50,16 @@ def undecodable(value: object, name: str = "") -> str | None:
             entries = enumerate(one)
             waiting += reversed([((place, k), v) for k, v in entries if type(v) not in _NO_TEXT])
     return None
+
+
+def json_text(data: object, *, allow_nan: bool = True) -> str:
+    """An indented JSON document that UTF-8 can hold.
+
+    A path of Linux may be no UTF-8: Python puts half a surrogate pair for each such byte, which is
+    escaped here. Read again, it is the same path.
+    """
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=allow_nan)
+    return _HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", text) + "\n"
 
 
 def _path(place: "_Place", name: str) -> str:

@@ -19,6 +19,7 @@ from nemo_trt.tolerances import (
     perplexity_failures,
     tolerance_of,
 )
+from nemo_trt.utf8 import json_text
 from nemo_trt.where import CPU, Where
 
 from .coverage import Coverage, judged_files
@@ -133,7 +134,7 @@ def signed_text(data: dict[str, Any], private_key: bytes | None = None) -> str:
     """The text of validation.json."""
     if private_key is not None:
         data = {**data, signature.FIELD: signature.sign(data, private_key)}
-    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(data, allow_nan=False)
 
 
 def _read(bundle: Bundle, where: Where, public_key: bytes | None) -> Verdict:

@@ -11,6 +11,7 @@ from nemo_trt.bundle import Bundle
 from nemo_trt.digest import file_digest
 from nemo_trt.errors import DAMAGED_JSON, BuildError
 from nemo_trt.manifest import ENGINE_FILE
+from nemo_trt.utf8 import json_text
 
 SCHEMA_VERSION = 2
 LOWERING_VERSION = 1
@@ -122,7 +123,7 @@ class EngineRecord:
     def to_json(self) -> str:
         """The text of `engine.json`."""
         data = {"schema_version": SCHEMA_VERSION, "engine_id": self.engine_id, **asdict(self)}
-        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+        return json_text(data)
 
     @classmethod
     def from_json(cls, text: str) -> Self:

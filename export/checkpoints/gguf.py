@@ -40,7 +40,7 @@ _LAYER = {
 }
 _OTHER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _NAME = re.compile(r"^(?:blk\.(?P<layer>\d+)\.)?(?P<leaf>[a-z_]+)\.weight$")
-_END = "tokenizer.ggml.{}_token_id"
+_TOKEN_ID = "tokenizer.ggml.{}_token_id"
 _PLAIN = {"F32": DType.FP32, "F16": DType.FP16, "BF16": DType.BF16}
 
 
@@ -108,7 +108,7 @@ def _config(raw: dict[str, Any], tensors: dict[str, GgufTensor], path: Path) -> 
             f"{path} must have one size of key, value and rotated part, got {sorted(sizes)}."
         )
     # Ends of the text, of a turn and of a message: each ends an answer.
-    ends = [raw[key] for name in ("eos", "eot", "eom") if (key := _END.format(name)) in raw]
+    ends = [one for name in ("eos", "eot", "eom") for one in _token_id(fields, name)]
     return ModelConfig(
         architecture="LlamaForCausalLM",
         num_layers=fields.integer("llama.block_count"),
@@ -127,9 +127,19 @@ def _config(raw: dict[str, Any], tensors: dict[str, GgufTensor], path: Path) -> 
         rope_theta=float(f"{fields.number('llama.rope.freq_base'):.7g}"),
         max_position_embeddings=fields.integer("llama.context_length"),
         tied_head="output.weight" not in tensors,
-        bos_token_id=raw.get("tokenizer.ggml.bos_token_id"),
+        bos_token_id=next(_token_id(fields, "bos"), None),
         eos_token_ids=tuple(dict.fromkeys(ends)),
     )
+
+
+def _token_id(fields: Fields, name: str) -> Iterator[int]:
+    """A special token's id, where the header states one."""
+    key = _TOKEN_ID.format(name)
+    if key in fields.raw:
+        value = fields.raw[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise fields.error(key, "must be a token id")
+        yield value
 
 
 def _canonical(
