@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from nemo_trt.engines.tokenizers import template_budget
 from nemo_trt.engines.tokenizers.chat_template import ChatTemplates
 from nemo_trt.errors import RequestError
 
@@ -108,6 +109,13 @@ HOSTILE = {
 }
 
 
+@pytest.fixture
+def small_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sixteenth: whatever has no end is beyond it as well, and sooner."""
+    monkeypatch.setattr(template_budget, "_FIXED", template_budget._FIXED // 16)
+
+
+@pytest.mark.usefixtures("small_budget")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_template_without_an_end_is_refused_in_words(name: str) -> None:
     with pytest.raises(RequestError, match="chat template"):
@@ -145,12 +153,13 @@ def test_a_conversation_must_be_of_a_bounded_depth_and_of_bounded_numbers(conten
         )
 
 
+@pytest.mark.usefixtures("small_budget")
 def test_threads_that_render_one_template_count_apart() -> None:
-    template = "{% for i in range(99999) %}{% endfor %}{{ messages[0].content }}"
+    template = "{% for i in range(20000) %}{% endfor %}{{ messages[0].content }}"
     templates = ChatTemplates({"default": template}, {})
     with ThreadPoolExecutor(4) as pool:
         texts = [
             pool.submit(templates.render, [{"role": "user", "content": str(n)}], None)
-            for n in range(24)
+            for n in range(12)
         ]
-        assert [text.result() for text in texts] == [str(n) for n in range(24)]
+        assert [text.result() for text in texts] == [str(n) for n in range(12)]
