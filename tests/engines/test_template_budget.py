@@ -118,8 +118,9 @@ def small_budget(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_budget")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_template_without_an_end_is_refused_in_words(name: str) -> None:
-    with pytest.raises(RequestError, match="chat template"):
+    with pytest.raises(RequestError, match="chat template") as raised:
         ChatTemplates({"default": HOSTILE[name]}, {}).render(MESSAGES, None)
+    assert not isinstance(raised.value.__cause__, MemoryError)  # nothing was taken before
 
 
 @pytest.mark.parametrize(
