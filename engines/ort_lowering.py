@@ -11,17 +11,9 @@ import onnx
 from nemo_trt import e4m3
 from nemo_trt.precision import DType
 
-from .ort_graph import (
-    Weight,
-    external_weights,
-    map_weight,
-    promote_array,
-    promote_types,
-    read_graph,
-    replace,
-    split_off_weight_scales,
-)
+from .ort_graph import Weight, promote_array, promote_types, split_off_weight_scales
 from .ort_rounding import bf16_values, insert_rounding
+from .stored_graph import external_weights, map_weight, read_graph, replace
 
 _BF16, _FP32 = DType.BF16.onnx_code, DType.FP32.onnx_code
 

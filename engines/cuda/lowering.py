@@ -13,16 +13,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from nemo_trt import bfloat16, contract, e4m3
-from nemo_trt.engines.ort_graph import (
-    Weight,
-    external_weights,
-    map_weight,
-    promote_array,
-    promote_types,
-    read_graph,
-    replace,
-    split_off_weight_scales,
-)
+from nemo_trt.engines.ort_graph import Weight, promote_array, promote_types, split_off_weight_scales
+from nemo_trt.engines.stored_graph import external_weights, map_weight, read_graph, replace
 from nemo_trt.errors import BundleError
 from nemo_trt.precision import DType
 

@@ -9,7 +9,8 @@ from nemo_trt.shown import shown
 from nemo_trt.utf8 import require_utf8
 
 from .chat_template import ChatTemplates
-from .json_file import foreign_errors, read_object, require_short_texts
+from .foreign import file_errors, text_errors
+from .json_file import read_object, require_short_texts
 from .settings import CONFIG, TokenizerSettings
 from .token_bytes import token_bytes
 from .tokenizer import USUAL_TEXT, Message
@@ -25,7 +26,7 @@ class HuggingFaceTokenizer:
         path = folder / "tokenizer.json"
         layout = read_object(path)
         require_short_texts(layout, path)
-        with foreign_errors(path):
+        with file_errors(path):
             self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))
         self._path = path
         settings = TokenizerSettings.read(folder)
@@ -54,13 +55,14 @@ class HuggingFaceTokenizer:
                     f"{name} of {CONFIG} must be in the vocabulary of tokenizer.json, got "
                     f"{shown(self._named[name])}."
                 )
-        self.decode(self.encode(USUAL_TEXT, bos=True))
+        with file_errors(self._path):
+            self.decode(list(self._tokenizer.encode(USUAL_TEXT, add_special_tokens=True).ids))
         self._templates.require_usable()
 
     def encode(self, text: str, *, bos: bool) -> list[int]:
         """See `Tokenizer.encode`."""
         require_utf8(text, "prompt")
-        with foreign_errors(self._path):  # what a tokenizer lacks may show at a text only
+        with text_errors():
             return list(self._tokenizer.encode(text, add_special_tokens=bos).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -106,7 +108,7 @@ class HuggingFaceTokenizer:
                 raise
             text = self._templates.render(merged, tools, **wanted)
         require_utf8(text, "What the chat template writes")
-        with foreign_errors(self._path):
+        with text_errors():
             return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _declare_special(self, settings: TokenizerSettings) -> None:

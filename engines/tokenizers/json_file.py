@@ -1,19 +1,17 @@
 """Reads the JSON files of a tokenizer, which anybody may have written."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nemo_trt.errors import BundleError, CheckpointError, NemoTrtError
+from nemo_trt.errors import BundleError, CheckpointError
 from nemo_trt.lfs import require_content
 from nemo_trt.shown import said, shown
 from nemo_trt.utf8 import undecodable
 
 _MOST_BYTES = 2**28
 _MOST_TEMPLATE_BYTES = 2**20
-_MOST_CHARACTERS = 2**13
+MOST_CHARACTERS = 2**13
 _LOOKED_UP = ("vocab", "merges")
 
 
@@ -60,30 +58,15 @@ def require_short_texts(layout: dict[str, Any], path: Path) -> None:
         waiting.append({name: one for name, one in model.items() if name not in _LOOKED_UP})
     while waiting:
         one = waiting.pop()
-        if isinstance(one, str) and len(one) > _MOST_CHARACTERS:
+        if isinstance(one, str) and len(one) > MOST_CHARACTERS:
             raise BundleError(
-                f"Texts in {path} must have at most {_MOST_CHARACTERS} characters, got "
-                f"{shown(one)}."
+                f"Texts in {path} must have at most {MOST_CHARACTERS} characters, got {shown(one)}."
             )
         if isinstance(one, dict):
             waiting += [value for name, value in one.items() if name != "precompiled_charsmap"]
             waiting += list(one)
         elif isinstance(one, list):
             waiting += one
-
-
-@contextmanager
-def foreign_errors(path: Path) -> Iterator[None]:
-    """What a tokenizer library raises because of a file becomes a `BundleError`.
-
-    The libraries raise plain Exceptions, and panics of Rust, which are not even that.
-    """
-    try:
-        yield
-    except (NemoTrtError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
-        raise
-    except BaseException as error:
-        raise BundleError(f"{path} must be a tokenizer that is whole: {said(error)}.") from error
 
 
 def _text(path: Path, most_bytes: int) -> str:

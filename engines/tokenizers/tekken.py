@@ -8,13 +8,13 @@ from nemo_trt.errors import BundleError, RequestError
 from nemo_trt.shown import said, shown
 from nemo_trt.utf8 import require_utf8
 
-from .json_file import foreign_errors, read_object
+from .foreign import file_errors, text_errors
+from .json_file import MOST_CHARACTERS, read_object
 from .mistral_turns import simplify
 from .tokenizer import USUAL_TEXT, Message
 from .turns import merge_turns
 
 _MOST_TOKENS = 2**20
-_MOST_CHARACTERS = 2**13
 
 
 class TekkenTokenizer:
@@ -25,7 +25,7 @@ class TekkenTokenizer:
         from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
         _require_sizes(read_object(path), path)
-        with foreign_errors(path):
+        with file_errors(path):
             self._mistral: Any = MistralTokenizer.from_file(str(path))
             self._tekken: Any = self._mistral.instruct_tokenizer.tokenizer
             self.tool_calls_id: int | None = _special(self._tekken, "[TOOL_CALLS]")
@@ -39,7 +39,7 @@ class TekkenTokenizer:
     def encode(self, text: str, *, bos: bool) -> list[int]:
         """See `Tokenizer.encode`."""
         require_utf8(text, "prompt")
-        with foreign_errors(self._path):
+        with text_errors():
             return list(self._tekken.encode(text, bos=bos, eos=False))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -49,8 +49,8 @@ class TekkenTokenizer:
 
     def require_usable(self) -> None:
         """See `Tokenizer.require_usable`: the format is no template."""
-        with foreign_errors(self._path):
-            ids = self.encode(USUAL_TEXT, bos=True)
+        with file_errors(self._path):
+            ids = list(self._tekken.encode(USUAL_TEXT, bos=True, eos=False))
             self.decode([*ids, *range(self._tekken.num_special_tokens), *self.eos_ids])
 
     def token_bytes(self, token_id: int, *, first: bool = False) -> bytes:
@@ -123,9 +123,9 @@ def _require_sizes(layout: dict[str, Any], path: Path) -> None:
                 f"{shown(one)}."
             )
     pattern = config.get("pattern")
-    if not isinstance(pattern, str) or len(pattern) > _MOST_CHARACTERS:
+    if not isinstance(pattern, str) or len(pattern) > MOST_CHARACTERS:
         raise BundleError(
-            f"pattern of {path} must be a text of at most {_MOST_CHARACTERS} characters, got "
+            f"pattern of {path} must be a text of at most {MOST_CHARACTERS} characters, got "
             f"{shown(pattern)}."
         )
 

@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from nemo_trt.engines.ort_graph import read_graph
+from nemo_trt.engines.stored_graph import read_graph, replace
 from nemo_trt.errors import BundleError
 
 _EXTERNAL = TensorProto.EXTERNAL
@@ -136,8 +136,8 @@ def _merge_products(graph: onnx.GraphProto, weights: dict[str, NDArray[np.uint8]
         nodes += inserted.get(node.output[0], [])
         if node.output[0] not in removed:
             nodes.append(node)
-    _replace(graph.node, nodes)
-    _replace(graph.initializer, [i for i in graph.initializer if i.name not in dropped])
+    replace(graph.node, nodes)
+    replace(graph.initializer, [i for i in graph.initializer if i.name not in dropped])
 
 
 def _mergeable(
@@ -245,10 +245,4 @@ def _scale_queries_in_fp32(graph: onnx.GraphProto) -> None:
             ]
             node.input[0], scale.f = rounded, 1.0
         nodes.append(node)
-    _replace(graph.node, nodes)
-
-
-def _replace(field: object, values: list[onnx.NodeProto] | list[onnx.TensorProto]) -> None:
-    copies = [type(value).FromString(value.SerializeToString()) for value in values]
-    del field[:]  # type: ignore[attr-defined]
-    field.extend(copies)  # type: ignore[attr-defined]
+    replace(graph.node, nodes)

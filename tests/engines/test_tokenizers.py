@@ -189,6 +189,12 @@ def test_any_tokens_stream_to_what_they_decode_to(ids: list[int], tekken: Tokeni
     assert streamed == tekken.decode(ids)
 
 
+def test_a_text_that_is_given_up_is_no_fault_of_the_file(tekken: Tokenizer) -> None:
+    with pytest.raises(RequestError, match=r"^prompt must be text that can be tokenized") as caught:
+        tekken.encode(" " * 1_200_000 + "\0", bos=False)
+    assert "tekken" not in str(caught.value)
+
+
 def test_tokens_beyond_the_vocabulary_are_no_text(tekken: Tokenizer) -> None:
     """A model's logits may be padded beyond its tokenizer's vocabulary."""
     known = tekken.encode("Hello", bos=False)

@@ -59,6 +59,7 @@ def test_without_torch_all_but_export_and_validate_is_there() -> None:
 def test_a_missing_runtime_is_named_with_its_extra() -> None:
     found = names_without("onnxruntime", "fastapi")
     assert not found["Bundle"] and not found["SamplingParams"]
+    assert not found["build_engine"]  # the extras of TensorRT bring no ONNX Runtime
     assert "needs onnxruntime" in found["Runner"] and "'nemo-trt[cpu]'" in found["Runner"]
     assert "'nemo-trt[cpu,serve]'" in found["create_app"]
 

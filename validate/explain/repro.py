@@ -9,8 +9,9 @@ from onnx import TensorProto, numpy_helper
 
 from nemo_trt.atomic import new_directory
 from nemo_trt.bundle import Bundle
-from nemo_trt.engines.ort_graph import external_weights, map_weight, promote_array
+from nemo_trt.engines.ort_graph import promote_array
 from nemo_trt.engines.ort_lowering import lower_model
+from nemo_trt.engines.stored_graph import external_weights, map_weight
 
 from .bridge import wide_ends
 from .findings import PlaceError

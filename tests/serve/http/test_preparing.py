@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nemo_trt.errors import QueueFullError
+from nemo_trt.errors import QueueFullError, RequestError
 from nemo_trt.serve.drafts import DraftSource, PromptLookup
 from nemo_trt.serve.http.errors import ApiError
 from nemo_trt.serve.http.logprobs import require_few
@@ -27,7 +27,7 @@ class Letters:
 
     def encode(self, text: str, *, bos: bool) -> list[int]:
         if "\0" in text:
-            raise ValueError("given up")
+            raise RequestError("prompt must be text that can be tokenized, got: given up")
         self.seen.append(len(text))
         return [1] * sum(-(-len(word) // 4) for word in text.split(" "))
 
@@ -61,8 +61,9 @@ def test_what_is_short_is_tokenized_once() -> None:
 
 
 def test_what_the_tokenizer_gives_up_is_the_clients() -> None:
-    with pytest.raises(ApiError, match="prompt must be text that can be tokenized: given up"):
-        encoded(engine(9), "\0", "prompt", bos=True)
+    with pytest.raises(ApiError, match="can be tokenized, got: given up") as caught:
+        encoded(engine(9), "\0", "messages", bos=True)
+    assert (caught.value.status, caught.value.body["error"]["param"]) == (400, "messages")
 
 
 def test_a_prediction_is_cut_to_what_an_answer_holds() -> None:
