@@ -1,6 +1,7 @@
 """The `Session` on a TensorRT engine: caches bound in place, decode replayed as CUDA graphs."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -243,7 +244,8 @@ class TensorRtSession(BaseSession):
         try:
             context.enqueue(self._device.stream)
         except BaseException:
-            self._device.free_graph(self._device.end_capture())
+            with suppress(MachineError):  # CUDA refuses the capture's end too: the reason stays
+                self._device.free_graph(self._device.end_capture())
             raise
         graph = self._device.end_capture()
         self._closing.callback(self._device.free_graph, graph)

@@ -6,7 +6,7 @@ from typing import Any
 
 from nemo_trt.errors import CheckpointError
 from nemo_trt.lfs import require_content
-from nemo_trt.shown import shown
+from nemo_trt.shown import said, shown
 
 _MAX_JSON_BYTES = 16 * 2**20
 _MAX_YAML_BYTES = 2**18
@@ -77,8 +77,7 @@ def parse_yaml(data: bytes, where: str) -> dict[str, Any]:
                 raise ValueError(f"more than {_MAX_YAML_DEPTH} levels")
         found = yaml.load(text, Loader=Loader)  # a safe loader's subclass
     except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{where} must be YAML in UTF-8: {said}.") from error
+        raise CheckpointError(f"{where} must be YAML in UTF-8: {said(error)}.") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{where} must hold a mapping, got {type(found).__name__}.")
     return found

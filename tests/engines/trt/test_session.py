@@ -216,6 +216,27 @@ def test_an_error_while_opening_frees_what_was_taken(bundle: Path, fail_at: int)
     assert not device.live and device.closed
 
 
+def test_a_capture_that_cannot_end_keeps_the_reason(
+    opened: Any, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA ends a broken capture with an error of its own."""
+    session, plan = opened
+    session.step(tokens(1, 1), np.array([0]), np.array([[0]]))
+    (decoder,) = (context for context in plan.contexts if context.profile == 1)
+
+    def refused(stream: int) -> None:
+        raise MachineError("TensorRT refuses to run")
+
+    def invalidated() -> object:
+        raise MachineError("cudaErrorStreamCaptureInvalidated")
+
+    decoder.enqueue = refused
+    monkeypatch.setattr(device, "end_capture", invalidated)
+    with pytest.raises(MachineError, match="TensorRT refuses to run"):
+        session.step(tokens(1, 1), np.array([1]), np.array([[0]]))
+    assert not device.graphs
+
+
 def test_an_error_in_a_capture_leaves_no_graph(opened: Any, device: FakeDevice) -> None:
     session, plan = opened
     session.step(tokens(1, 1), np.array([0]), np.array([[0]]))
