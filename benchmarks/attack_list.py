@@ -212,9 +212,12 @@ async def _endless_header(url: str, size: int) -> Counter[str]:
         return Counter(["closed"])
     finally:
         writer.close()
-    with suppress(OSError):
-        return Counter([_status(await asyncio.wait_for(reader.read(), 5))])
-    return Counter(["closed"])
+    try:
+        return Counter([_status(await asyncio.wait_for(reader.read(), 60))])
+    except TimeoutError:  # an OSError too, but no end
+        return Counter(["open"])
+    except OSError:
+        return Counter(["closed"])
 
 
 async def _slow_bodies(url: str, count: int, seconds: float) -> Counter[str]:

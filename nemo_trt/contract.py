@@ -18,6 +18,7 @@ INPUT_IDS = "input_ids"
 WRITE_INDICES = "write_indices"
 LOGIT_INDICES = "logit_indices"
 LOGITS = "logits"
+PAST = "past_key_values."  # what the names of all cache inputs begin with
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class TensorSpec:
 
 def past_name(layer: int, kind: str) -> str:
     """Input name of a layer's cache; `kind` is "key" or "value"."""
-    return f"past_key_values.{layer}.{kind}"
+    return f"{PAST}{layer}.{kind}"
 
 
 def present_name(layer: int, kind: str) -> str:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from nemo_trt import contract
 from nemo_trt.config import ModelConfig
 from nemo_trt.errors import BuildError
 
@@ -148,7 +149,7 @@ def require_fused_decode(
         )
     matrix = sorted((capacity, config.head_dim))  # keys or values of one head
     for kernel in kernels:
-        copied = [one.name for one in kernel.inputs if one.name.startswith("past_key_values.")]
+        copied = [one.name for one in kernel.inputs if one.name.startswith(contract.PAST)]
         if copied:
             raise BuildError(
                 f"Decode must update caches in place, but {kernel.name} copies {copied[0]}."

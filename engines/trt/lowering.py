@@ -15,11 +15,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from nemo_trt import contract
 from nemo_trt.engines.stored_graph import read_graph, replace
 from nemo_trt.errors import BundleError
 
 _EXTERNAL = TensorProto.EXTERNAL
-_CACHE = "past_key_values."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +227,7 @@ def _scale_queries_in_fp32(graph: onnx.GraphProto) -> None:
     TensorRT's importer multiplies q and k by sqrt(scale) in the compute dtype. As BF16 constants
     sqrt(1/sqrt(128)) and 1/sqrt(128) are off by 1e-4 and more; the scaled query is rounded once.
     """
-    caches = [one for one in graph.input if one.name.startswith(_CACHE)]
+    caches = [one for one in graph.input if one.name.startswith(contract.PAST)]
     nodes = []
     for node in graph.node:
         if node.op_type == "Attention":

@@ -157,7 +157,7 @@ def _require_fp8(api: Any, layers: list[Any]) -> None:
 def caches(network: Any) -> list[Any]:
     """The network's cache inputs."""
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    return [one for one in inputs if one.name.startswith("past_key_values.")]
+    return [one for one in inputs if one.name.startswith(contract.PAST)]
 
 
 def step_inputs(batch: int, new_tokens: int, num_logits: int) -> dict[str, tuple[int, ...]]:
