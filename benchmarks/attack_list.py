@@ -58,8 +58,8 @@ def attacks(seconds: float, silent: int, size: float) -> list[Attack]:
         ),
         Attack(
             name="header without end",
-            run=lambda url: _endless_header(url, 64 * mb),
-            met=frozenset({"closed", "400"}),
+            run=lambda url: _endless_header(url, 64 * _MB),
+            met=frozenset({"closed"}),
         ),
         _bodies("{} in a list", CHAT, b'{"messages": [' + b"{}," * (4 * mb // 3) + b"{}]}"),
         _bodies("{} in a list, at the limit", CHAT, b'{"messages": [' + b"{}," * 16_000 + b"{}]}"),
@@ -200,24 +200,18 @@ def _closed(held: Iterable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]) -
 
 
 async def _endless_header(url: str, size: int) -> Counter[str]:
-    reader, writer = await _connected(url)
-    sent = 0
+    """Send more than the sockets between can hold: who takes all of it has no limit."""
+    _, writer = await _connected(url)
     try:
         writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\nA: ")
-        while sent < size:
+        for _ in range(size // 65536):
             writer.write(b"x" * 65536)
             await writer.drain()
-            sent += 65536
     except OSError:
         return Counter(["closed"])
     finally:
         writer.close()
-    try:
-        return Counter([_status(await asyncio.wait_for(reader.read(), 60))])
-    except TimeoutError:  # an OSError too, but no end
-        return Counter(["open"])
-    except OSError:
-        return Counter(["closed"])
+    return Counter(["taken whole"])
 
 
 async def _slow_bodies(url: str, count: int, seconds: float) -> Counter[str]:
