@@ -5,13 +5,14 @@ import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
 CHAT, COMPLETIONS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
 _USER = [{"role": "user", "content": "x"}]
-_MB = 2**20 - 1024  # room for the rest of a body: four of them are within the limit
+_FLOAT = b"8.988465674311579e307,"
+_BODY = 2**21 - 1024  # room for the rest of a body that is within the limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +44,13 @@ def attacks(seconds: float, silent: int, size: float) -> list[Attack]:
         silent: connections that say nothing.
         size: scale of bodies; 1 is what the server lets in.
     """
-    mb = int(_MB * size)
+    whole = int(_BODY * size)
     wide = {"type": "object", "properties": {f"p{at}": {} for at in range(int(3000 * size))}}
     schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": wide}}
-    lark = "start: " + " | ".join(f'"{at}"' for at in range(mb // 12))
+    lark = "start: " + " | ".join(f'"{at}"' for at in range(whole // 24))
     rules = _lark_rules(int(60_000 * size))
-    prediction = {"type": "content", "content": "ab c" * mb}
-    words = "ab c" * mb
+    prediction = {"type": "content", "content": "ab c" * (whole // 4)}
+    words = "ab c" * (whole // 4)
     return [
         Attack(
             name=f"{silent} silent connections",
@@ -58,19 +59,27 @@ def attacks(seconds: float, silent: int, size: float) -> list[Attack]:
         ),
         Attack(
             name="header without end",
-            run=lambda url: _endless_header(url, 64 * _MB),
+            run=lambda url: _endless_header(url, 32 * _BODY),
             met=frozenset({"closed"}),
         ),
-        _bodies("{} in a list", CHAT, b'{"messages": [' + b"{}," * (4 * mb // 3) + b"{}]}"),
+        _bodies("{} in a list", CHAT, b'{"messages": [' + b"{}," * (whole // 3) + b"{}]}"),
         _bodies("{} in a list, at the limit", CHAT, b'{"messages": [' + b"{}," * 16_000 + b"{}]}"),
         _bodies(
-            "tokens that are no tokens",
+            "texts that are no tokens",
             COMPLETIONS,
-            b'{"prompt": [' + b'"",' * int(260_000 * size) + b"1]}",
+            b'{"prompt": [' + b'"",' * int(32_000 * size) + b"1]}",
         ),
-        _bodies("text of escapes", CHAT, b'{"messages": "' + b"\\u0041" * (4 * mb // 6) + b'"}'),
-        _bodies("a name of 4 MB", CHAT, b'{"' + b"x" * 4 * mb + b'": 1, "messages": []}'),
-        _bodies("message of 4 MB", CHAT, _json(messages=[{"role": "user", "content": words}])),
+        _bodies("tokens", COMPLETIONS, b'{"prompt": [' + b"300," * int(140_000 * size) + b"1]}"),
+        _bodies("floats", COMPLETIONS, b'{"prompt": [' + _FLOAT * (whole // 22) + b"1]}"),
+        _bodies("5,000 messages", CHAT, _json(messages=_USER * int(5000 * size))),
+        _bodies("text of escapes", CHAT, b'{"messages": "' + rb"\u0041" * (whole // 6) + b'"}'),
+        _bodies(
+            "ASCII and one emoji",
+            CHAT,
+            b'{"messages": [{"role": "user", "content": "%s"}]}' % (b"a" * whole + "🙂".encode()),
+        ),
+        _bodies("a name of 2 MB", CHAT, b'{"' + b"x" * whole + b'": 1, "messages": []}'),
+        _bodies("message of 2 MB", CHAT, _json(messages=[{"role": "user", "content": words}])),
         _bodies(
             "schema of 3,000 properties, n=8",
             CHAT,
@@ -79,10 +88,15 @@ def attacks(seconds: float, silent: int, size: float) -> list[Attack]:
         ),
         _bodies("grammar of 1 MB", CHAT, _ask(response_format=_grammar(lark)), compiled=True),
         _bodies("grammar of 60 KB", CHAT, _ask(response_format=_grammar(rules)), compiled=True),
-        _bodies("predictions of 4 MB", CHAT, _ask(prediction=prediction), 4),
-        _bodies("/tokenize of 4 MB", TOKENIZE, _json(prompt=words), 6),
-        _bodies("/tokenize of 1.9 MB, one word", TOKENIZE, _json(prompt="a" * int(1.9 * mb)), 6),
-        _bodies("n=32", CHAT, _ask(n=32, max_tokens=int(64 * size), ignore_eos=True)),
+        _bodies("predictions of 2 MB", CHAT, _ask(prediction=prediction), 4),
+        _bodies("/tokenize of 2 MB", TOKENIZE, _json(prompt=words), 6),
+        _bodies(
+            "/tokenize of 1.9 MB, one word", TOKENIZE, _json(prompt="a" * (whole * 9 // 10)), 6
+        ),
+        replace(
+            _bodies("n=32", CHAT, _ask(n=32, max_tokens=int(64 * size), ignore_eos=True)),
+            body_bytes=0,
+        ),
         Attack(
             name="100 slow bodies",
             run=lambda url: _slow_bodies(url, 100, seconds),
@@ -217,7 +231,7 @@ async def _endless_header(url: str, size: int) -> Counter[str]:
 async def _slow_bodies(url: str, count: int, seconds: float) -> Counter[str]:
     held = [await _connected(url) for _ in range(count)]
     for _, writer in held:
-        writer.write(_head(CHAT, 4 * _MB))
+        writer.write(_head(CHAT, _BODY))
     for _ in range(max(1, int(seconds / 0.1))):
         for _, writer in held:
             writer.write(b"x")

@@ -31,7 +31,7 @@ from serving_process import ServerProcess, launch
 
 MAX_FILES, SLOTS, CONTEXT = 256, 8, 2048
 MORE_DELAY_S, MEMORY_FACTOR = 0.050, 5
-SLACK_BYTES, GRAMMAR_BYTES = 2**23, 2**27
+SLACK_BYTES, GRAMMAR_BYTES = 2**22, 2**27
 """Memory that small bodies may cost, and that a grammar may."""
 _SETTLE_S = 0.5
 

@@ -18,7 +18,8 @@ class ServeOptions:
     Attributes:
         model_name: the model's name in the API; by default the checkpoint's name.
         api_keys: accepted API keys; if empty, no key is required.
-        max_body_bytes: largest request body; a larger one is answered with 413.
+        max_body_bytes: largest request body; a larger one is answered with 413. The default holds
+            twice what a context of 128k tokens takes as a list of tokens or as text.
         max_queue: maximum number of requests waiting for a slot; further ones get 429.
         prefill_tokens: most prompt tokens per step; bounds the delay of other requests' tokens.
         request_timeout_s: maximum seconds per request, including its wait; then it fails.
@@ -32,7 +33,7 @@ class ServeOptions:
 
     model_name: str | None = None
     api_keys: tuple[str, ...] = ()
-    max_body_bytes: int = 4 * 2**20
+    max_body_bytes: int = 2 * 2**20
     max_queue: int = 64
     prefill_tokens: int = 512
     request_timeout_s: float = 600.0

@@ -1,5 +1,6 @@
 """Reads the body of a request: JSON of bounded size, parsed and validated within bounded time."""
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Coroutine
@@ -9,6 +10,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
 from nemo_trt.utf8 import WORDS, undecodable
@@ -20,6 +22,8 @@ _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 """How JSON in UTF-8 spells half a surrogate pair: it cannot hold one otherwise."""
 _SMALL = 32 * 1024
 """Bytes that are parsed at once, since a thread costs as much."""
+_SEARCHED = 256 * 1024
+"""Bytes in which a wrong text is looked for, which takes many times their memory."""
 
 
 class JsonRoute(APIRoute):
@@ -108,16 +112,47 @@ async def read(request: Request) -> bytearray:
 
 
 def _validated(body: bytearray, model: type[BaseModel]) -> BaseModel:
-    try:
-        value = json.loads(body.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ApiError(400, f"The body must be JSON in UTF-8: {error}.") from error
-    except ValueError as error:
-        raise ApiError(400, f"The body must be JSON: {error}.") from error
-    if _HALF.search(body) and (path := undecodable(value)) is not None:
-        raise ApiError(400, f"{path or 'The body'} {WORDS}", param=path or None)
+    value = _parsed(body)
     try:
         return model.model_validate(value)
     except ValidationError as error:
         found = [{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False)]
         raise RequestValidationError(found, body=value) from error
+
+
+def _parsed(body: bytearray) -> Any:
+    """The value that a JSON text stands for, made from its bytes: no string of all of them."""
+    if body.startswith(codecs.BOM_UTF8):
+        del body[: len(codecs.BOM_UTF8)]
+    try:
+        return from_json(body, allow_inf_nan=False, cache_strings="keys")
+    except ValueError as error:
+        if (reason := _not_utf8(body)) is not None:
+            raise ApiError(400, f"The body must be JSON in UTF-8: {reason}.") from error
+        if _HALF.search(body):
+            _require_whole_pairs(body)
+        raise ApiError(400, f"The body must be JSON: {error}.") from error
+
+
+def _not_utf8(body: bytearray) -> str | None:
+    """Why bytes are no UTF-8; None where they are. Decodes a block at a time."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for start in range(0, len(body), _SMALL):
+            decoder.decode(body[start : start + _SMALL])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        return error.reason
+    return None
+
+
+def _require_whole_pairs(body: bytearray) -> None:
+    """Name the field that holds half a surrogate pair, where a body is small enough to look."""
+    path: str | None = ""
+    if len(body) <= _SEARCHED:
+        try:
+            path = undecodable(json.loads(body))
+        except ValueError:
+            return
+    if path is not None:
+        raise ApiError(400, f"{path or 'The body'} {WORDS}", param=path or None)

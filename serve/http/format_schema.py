@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from .json_bounds import require_bounded
-from .message_schema import Many, Name, Strict, Text
+from .message_schema import Many, Name, Strict, Text, short, tagged
 
-Pattern = Annotated[Text, Field(max_length=2**14)]
-Grammar = Annotated[Text, Field(max_length=2**16)]
+Pattern = Annotated[Text, Field(max_length=2**14), short(2**14)]
+Grammar = Annotated[Text, Field(max_length=2**16), short(2**16)]
 
 
 class TextFormat(Strict):
@@ -57,6 +57,7 @@ class GrammarFormat(Strict):
 ResponseFormat = Annotated[
     TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexFormat | GrammarFormat,
     Field(discriminator="type"),
+    tagged("type"),
 ]
 
 JsonText = dict[str, Any] | Grammar

@@ -3,8 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_VALUES = 2**18
-"""Entries of lists and objects: more than the tokens of any context."""
+MAX_VALUES = 2**17 + 2**14
+"""Entries of lists and objects: a context of 128k tokens, and as many more as everything else."""
+MAX_TEXTS = 2**15
+"""Strings, names of members among them."""
 MAX_NAMED = 2**14
 """Objects, lists and members of objects, of which a Python object is made each."""
 MAX_DEPTH = 100
@@ -27,7 +29,7 @@ class JsonBounds:
     def __init__(self) -> None:
         self._inside = np.uint8(0)  # 1 within a string
         self._backslashes = 0  # at the end of what came
-        self._values = self._named = self._depth = 0
+        self._values = self._texts = self._named = self._depth = 0
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes.
@@ -74,10 +76,13 @@ class JsonBounds:
         num_opens, num_closes = np.count_nonzero(opens), np.count_nonzero(closes)
         self._named += int(num_opens + np.count_nonzero(outside == _COLON))
         self._values += int(num_opens + np.count_nonzero(outside == _COMMA))
+        self._texts += int(np.count_nonzero(outside == _QUOTE))  # one that closes is outside
         if self._named > MAX_NAMED:
             raise JsonTooLarge(
                 f"must hold at most {MAX_NAMED} objects, lists and members of objects."
             )
+        if self._texts > MAX_TEXTS:
+            raise JsonTooLarge(f"must hold at most {MAX_TEXTS} strings.")
         if self._values > MAX_VALUES:
             raise JsonTooLarge(f"must hold at most {MAX_VALUES} values.")
         if self._depth + num_opens > MAX_DEPTH:
@@ -96,6 +101,8 @@ def require_bounded(text: str, name: str) -> None:
     """
     if len(text) > _BLOCK // 16:  # what is shorter cannot hold much
         try:
-            JsonBounds().feed(text.encode("utf-8", "surrogatepass"))
+            bounds = JsonBounds()
+            for start in range(0, len(text), _BLOCK):
+                bounds.feed(text[start : start + _BLOCK].encode("utf-8", "surrogatepass"))
         except JsonTooLarge as error:
             raise JsonTooLarge(f"{name} {error}") from None

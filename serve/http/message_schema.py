@@ -1,13 +1,17 @@
 """Messages and tools of a conversation, as requests carry them."""
 
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar
+from itertools import islice
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -18,6 +22,53 @@ from .json_bounds import require_bounded
 Entry = TypeVar("Entry")
 Many = Annotated[list[Entry], Field(fail_fast=True)]
 """A list whose first wrong entry is an error: a wrong million of them would be a million errors."""
+
+
+def _as_it_is(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """A list of integers itself: a copy of it would take as much memory again."""
+    if type(value) is list and set(map(type, value)) == {int}:
+        return value
+    return handler(value)
+
+
+Integers = Annotated[Many[int], WrapValidator(_as_it_is)]
+"""A list of integers, which may be as long as a context."""
+
+
+_LONGEST_NAME, _LONGEST_WORD = 1024, 64
+"""Characters of a field's name, and of a value that is one of a few."""
+
+
+def require_short(value: Any, name: str, most: int = _LONGEST_WORD) -> None:
+    """Refuse a long text before the validator makes copies of it, for itself and for its error.
+
+    Raises:
+        ValueError: it is one, of more than `most` characters.
+    """
+    if isinstance(value, str) and len(value) > most:
+        raise ValueError(f"{name} must have at most {most} characters, got {len(value)}.")
+
+
+def short(most: int) -> BeforeValidator:
+    """For texts with a limit: the same limit, checked before anything is copied."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str) and len(value) > most:
+            raise PydanticKnownError("string_too_long", {"max_length": most})
+        return value
+
+    return BeforeValidator(check)
+
+
+def tagged(field: str) -> BeforeValidator:
+    """For objects of several kinds, told by a field: that it is a word."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict):
+            require_short(value.get(field), field)
+        return value
+
+    return BeforeValidator(check)
 
 
 class Strict(BaseModel):
@@ -32,10 +83,14 @@ class Strict(BaseModel):
         if not isinstance(values, dict):
             return values
         known = _names(cls)
+        for name in _words(cls):
+            require_short(values.get(name), name)
         kept = {name: values[name] for name in values if name in known and values[name] is not None}
         if len(kept) < len(values) and cls.model_config["extra"] == "forbid":
             others = (n for n in values if n not in known and values[n] is not None)
-            kept.update({name: values[name] for name in [*others][:1]})
+            for other in islice(others, 1):
+                require_short(other, "The name of a field", _LONGEST_NAME)
+                kept[other] = values[other]
         return kept
 
 
@@ -45,13 +100,34 @@ def _names(model: type[BaseModel]) -> frozenset[str]:
     return frozenset(field.alias or name for name, field in model.model_fields.items())
 
 
+@cache
+def _words(model: type[BaseModel]) -> frozenset[str]:
+    """The fields, as requests name them, whose value is one of a few words."""
+    fields = model.model_fields.items()
+    return frozenset(f.alias or name for name, f in fields if _has_literal(f.annotation))
+
+
+def _has_literal(annotation: Any) -> bool:
+    return get_origin(annotation) is Literal or (
+        get_origin(annotation) in (Union, UnionType, Annotated)
+        and any(map(_has_literal, get_args(annotation)))
+    )
+
+
 def at_most(count: int) -> BeforeValidator:
     """For objects: how many members they may have, checked before these are looked at."""
 
     def check(value: Any) -> Any:
-        if isinstance(value, dict) and len(value) > count:
-            limits = {"field_type": "Dictionary", "max_length": count, "actual_length": len(value)}
-            raise PydanticKnownError("too_long", limits)
+        if isinstance(value, dict):
+            if len(value) > count:
+                limits = {
+                    "field_type": "Dictionary",
+                    "max_length": count,
+                    "actual_length": len(value),
+                }
+                raise PydanticKnownError("too_long", limits)
+            for name in value:
+                require_short(name, "A name in it", _LONGEST_NAME)
         return value
 
     return BeforeValidator(check)
@@ -68,8 +144,12 @@ class Lenient(Strict):
 
 Text = str
 """Text for the model, of any length."""
-Name = Annotated[str, Field(max_length=1024)]
+Name = Annotated[str, Field(max_length=1024), short(1024)]
 """Text that says who or which, not a text for the model."""
+
+
+FunctionName = Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$"), short(1024)]
+"""A function that the model may call."""
 
 
 class TextPart(Lenient):
@@ -134,9 +214,11 @@ class AssistantMessage(Lenient):
     """An earlier answer of the model. As the last message it may be continued: see `prefix`."""
 
     role: Literal["assistant"]
-    content: Text | Many[Annotated[TextPart | RefusalPart, Field(discriminator="type")]] | None = (
-        None
-    )
+    content: (
+        Text
+        | Many[Annotated[TextPart | RefusalPart, Field(discriminator="type"), tagged("type")]]
+        | None
+    ) = None
     tool_calls: Many[ToolCall] | None = None
     prefix: bool = False
 
@@ -151,14 +233,16 @@ class ToolMessage(Lenient):
 
 
 Message = Annotated[
-    SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+    SystemMessage | UserMessage | AssistantMessage | ToolMessage,
+    Field(discriminator="role"),
+    tagged("role"),
 ]
 
 
 class Function(Lenient):
     """A function that the model may call; `parameters` is a JSON schema."""
 
-    name: Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+    name: FunctionName
     description: Text = ""
     parameters: dict[str, Any] = Field(default_factory=dict)
     strict: bool = False

@@ -50,6 +50,9 @@ def conversation(
         ApiError: no context could hold it.
         RequestError: the format does not allow it.
     """
+    if len(messages) > engine.max_seq_len:  # each is a token at least
+        words = f"you sent {len(messages)} messages. Please reduce their number."
+        raise _too_long(engine, words, "messages")
     require_room(engine, _texts(messages), "messages")
     turns = [_turn(message) for message in messages]
     offered = [tool.model_dump(exclude_unset=True) for tool in tools]
@@ -139,9 +142,10 @@ def _too_long(engine: AsyncEngine, words: str, param: str) -> ApiError:
 
 def _texts(messages: Sequence[Message]) -> list[str]:
     """What of a conversation is tokenized."""
-    found = []
+    found: list[str] = []
     for message in messages:
-        found.append(text_of(message.content))
+        content = message.content or ""
+        found += [content] if isinstance(content, str) else [part.text for part in content]
         if isinstance(message, AssistantMessage):
             found += [call.function.arguments for call in message.tool_calls or ()]
     return found

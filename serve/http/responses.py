@@ -26,7 +26,7 @@ router = APIRouter(route_class=JsonRoute)
 async def responses(body: ResponsesRequest, request: Request) -> Response:
     """Answer a conversation, in items of output."""
     service: Service = request.app.state.service
-    chat = chat_request(body)
+    chat = await service.parsers.run(chat_request, body)
     try:
         run = await unless_gone(request, start(chat, service))
     except ApiError as error:

@@ -5,7 +5,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from .errors import ApiError
-from .prompts import BETWEEN
 from .responses_schema import (
     ChosenFunction,
     InputCall,
@@ -94,7 +93,7 @@ def _messages(body: ResponsesRequest) -> list[dict[str, Any]]:
 
 def _append(messages: list[dict[str, Any]], item: Item) -> None:
     if isinstance(item, InputMessage):
-        messages.append({"role": item.role, "content": _text(item.content)})
+        messages.append({"role": item.role, "content": _content(item.content)})
     elif isinstance(item, InputCall):
         call = {
             "id": item.call_id,
@@ -105,9 +104,12 @@ def _append(messages: list[dict[str, Any]], item: Item) -> None:
             messages.append({"role": "assistant", "content": ""})
         messages[-1].setdefault("tool_calls", []).append(call)
     elif isinstance(item, InputResult):
-        content = _text(item.output)
+        content = _content(item.output)
         messages.append({"role": "tool", "tool_call_id": item.call_id, "content": content})
 
 
-def _text(content: str | Parts) -> str:
-    return content if isinstance(content, str) else BETWEEN.join(part.text for part in content)
+def _content(content: str | Parts) -> str | list[dict[str, str]]:
+    """As the chat API has it; parts are joined once it is known that they fit."""
+    if isinstance(content, str):
+        return content
+    return [{"type": "text", "text": part.text} for part in content]

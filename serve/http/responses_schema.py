@@ -4,7 +4,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from .message_schema import Lenient, Many, Name, RefusalPart, Strict, Text, at_most
+from .message_schema import (
+    FunctionName,
+    Lenient,
+    Many,
+    Name,
+    RefusalPart,
+    Strict,
+    Text,
+    at_most,
+    short,
+    tagged,
+)
 
 
 class InputPart(Lenient):
@@ -14,7 +25,7 @@ class InputPart(Lenient):
     text: Text
 
 
-Parts = Many[Annotated[InputPart | RefusalPart, Field(discriminator="type")]]
+Parts = Many[Annotated[InputPart | RefusalPart, Field(discriminator="type"), tagged("type")]]
 
 
 class InputMessage(Lenient):
@@ -61,6 +72,7 @@ Item = Annotated[
     | Annotated[InputResult, Tag("function_call_output")]
     | Annotated[InputReasoning, Tag("reasoning")],
     Discriminator(_kind),
+    tagged("type"),
 ]
 
 
@@ -68,7 +80,7 @@ class FunctionTool(Lenient):
     """A function that the model may call; the only kind of tool."""
 
     type: Literal["function"]
-    name: Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+    name: FunctionName
     description: Text = ""
     parameters: dict[str, Any] = Field(default_factory=dict)
     strict: bool = False
@@ -78,7 +90,7 @@ class ChosenFunction(Strict):
     """The function that must be called."""
 
     type: Literal["function"]
-    name: str
+    name: Name
 
 
 class PlainFormat(Strict):
@@ -91,8 +103,8 @@ class SchemaFormat(Strict):
     """JSON that follows a schema; always enforced."""
 
     type: Literal["json_schema"]
-    name: str = ""
-    description: str = ""
+    name: Name = ""
+    description: Text = ""
     schema_: dict[str, Any] = Field(alias="schema")
     strict: bool = True
 
@@ -100,7 +112,9 @@ class SchemaFormat(Strict):
 class TextOptions(Strict):
     """What the text may be."""
 
-    format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
+    format: (
+        Annotated[PlainFormat | SchemaFormat, Field(discriminator="type"), tagged("type")] | None
+    ) = None
     verbosity: Literal["medium"] | None = None
 
 
@@ -134,9 +148,9 @@ class ResponsesRequest(Strict):
     parallel_tool_calls: bool = True
     stream: bool = False
     stream_options: ResponseStreamOptions | None = None
-    include: Many[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = Field(
-        default_factory=list
-    )
+    include: Many[
+        Annotated[Literal["message.output_text.logprobs", "reasoning.encrypted_content"], short(64)]
+    ] = Field(default_factory=list)
     metadata: Annotated[dict[str, Name], Field(max_length=16), at_most(16)] = Field(
         default_factory=dict
     )

@@ -12,6 +12,7 @@ from .message_schema import (
     AssistantMessage,
     ChosenTool,
     Content,
+    Integers,
     Many,
     Message,
     Name,
@@ -19,11 +20,12 @@ from .message_schema import (
     Text,
     Tool,
     at_most,
+    short,
 )
 
 _SEEDS = 2**64
 _NOT_VARIABLES = ("messages", "tools", "add_generation_prompt", "continue_final_message")
-StopText = Annotated[Text, Field(max_length=1024)]
+StopText = Annotated[Text, Field(max_length=1024), short(1024)]
 
 
 class StreamOptions(Strict):
@@ -159,7 +161,9 @@ class ChatRequest(SamplingFields):
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=64)
     echo: Literal[False] | None = None
-    modalities: Annotated[Many[Literal["text"]], Field(max_length=1)] | None = None
+    modalities: (
+        Annotated[Many[Annotated[Literal["text"], short(64)]], Field(max_length=1)] | None
+    ) = None
     reasoning_effort: Literal["none"] | None = None
     service_tier: Literal["auto", "default"] | None = None
     store: Literal[False] | None = None
@@ -212,9 +216,9 @@ class CompletionRequest(SamplingFields):
 
     prompt: (
         Text
-        | Annotated[Many[int], Field(min_length=1)]
+        | Annotated[Integers, Field(min_length=1)]
         | Annotated[Many[Text], Field(min_length=1, max_length=32)]
-        | Annotated[Many[Many[int]], Field(min_length=1, max_length=32)]
+        | Annotated[Many[Integers], Field(min_length=1, max_length=32)]
     )
     max_tokens: Annotated[int, Field(ge=0)] = 16
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -260,4 +264,4 @@ class DetokenizeRequest(Strict):
     """The body of POST /detokenize."""
 
     model: Name | None = None
-    tokens: Many[int]
+    tokens: Integers

@@ -9,6 +9,7 @@ import pytest
 from nemo_trt.serve.http.json_bounds import (
     MAX_DEPTH,
     MAX_NAMED,
+    MAX_TEXTS,
     MAX_VALUES,
     JsonBounds,
     JsonTooLarge,
@@ -39,6 +40,12 @@ def named(value: Any) -> int:
     return 1 + sum(map(named, value)) if isinstance(value, list) else 0
 
 
+def texts(value: Any) -> int:
+    if isinstance(value, dict):
+        return len(value) + sum(map(texts, value.values()))
+    return sum(map(texts, value)) if isinstance(value, list) else isinstance(value, str)
+
+
 @pytest.mark.parametrize("ascii_only", [True, False])
 def test_counts_are_those_of_what_the_parser_makes(ascii_only: bool) -> None:
     for _ in range(300):
@@ -49,7 +56,8 @@ def test_counts_are_those_of_what_the_parser_makes(ascii_only: bool) -> None:
             size = RANDOM.randrange(1, 7)
             bounds.feed(body[at : at + size])
             at += size
-        assert (bounds._named, bounds._depth) == (named(value), 0), body
+        found = bounds._named, bounds._texts, bounds._depth
+        assert found == (named(value), texts(value), 0), body
 
 
 @pytest.mark.parametrize(
@@ -58,7 +66,7 @@ def test_counts_are_those_of_what_the_parser_makes(ascii_only: bool) -> None:
         (b"[" + b"{}," * MAX_NAMED, "objects"),
         (b'{"a":1,' + b'"b":2,' * MAX_NAMED, "objects"),
         (b"[" + b"1," * (MAX_VALUES + 1), "values"),
-        (b"[" + b'"\\\\","a",' * (MAX_VALUES // 2 + 1), "values"),
+        (b"[" + b'"\\\\","a",' * (MAX_TEXTS // 2 + 1), "strings"),
         (b"[" * (MAX_DEPTH + 1), "deep"),
         (b'[{"a":' * (MAX_DEPTH // 2) + b"[", "deep"),
     ],
@@ -77,6 +85,7 @@ def test_too_much_is_refused(body: bytes, words: str) -> None:
         b"[" * MAX_DEPTH + b"]" * MAX_DEPTH,
         b"[" + b"[]," * (MAX_NAMED - 1) + b"]",
         b"[" + b"1," * (MAX_VALUES - 1) + b"]",
+        b'["a"' + b',"b"' * (MAX_TEXTS - 1) + b"]",
     ],
 )
 def test_as_much_as_is_allowed_passes_and_strings_hold_what_they_like(body: bytes) -> None:

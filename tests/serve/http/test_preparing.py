@@ -11,7 +11,8 @@ from nemo_trt.errors import QueueFullError, RequestError
 from nemo_trt.serve.drafts import DraftSource, PromptLookup
 from nemo_trt.serve.http.errors import ApiError
 from nemo_trt.serve.http.logprobs import require_few
-from nemo_trt.serve.http.prompts import drafts, encoded, require_room
+from nemo_trt.serve.http.message_schema import UserMessage
+from nemo_trt.serve.http.prompts import conversation, drafts, encoded, require_room
 from nemo_trt.serve.http.schema import Prediction
 from nemo_trt.serve.http.workers import Workers
 from tests.waiting import until
@@ -42,6 +43,14 @@ def test_more_than_any_context_holds_is_refused_untokenized() -> None:
         require_room(small, ["x" * 1000, "y" * 1001], "messages")
     assert caught.value.body["error"]["param"] == "messages"
     assert caught.value.body["error"]["code"] == "context_length_exceeded"
+    assert small.tokenizer.seen == []
+
+
+def test_more_messages_than_the_context_has_tokens_are_refused_unformatted() -> None:
+    small = engine(100)  # its tokenizer has no format: looking for one would be another error
+    messages = [UserMessage(role="user", content="x")] * 101
+    with pytest.raises(ApiError, match=r"^This model's maximum .* you sent 101 messages"):
+        conversation(small, messages)
     assert small.tokenizer.seen == []
 
 
