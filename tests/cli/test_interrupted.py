@@ -13,6 +13,7 @@ from nemo_trt.cli.main import run
 pytestmark = pytest.mark.e2e
 
 CHILD = """
+import signal
 import sys
 from nemo_trt.cli.main import main
 from nemo_trt.export.samples import seeded
@@ -22,6 +23,7 @@ def wait(*_):
     sys.stdin.read()
 
 seeded.write_stream = wait
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 main(["sample", sys.argv[1], "--shape", "nemo-tiny"])
 """
 
