@@ -23,6 +23,7 @@ from nemo_trt.safetensors import read_layout
 from nemo_trt.tensors import LazyTensor, float32_rows, same_numbers
 
 from .checkpoint import Checkpoint
+from .hub_cache import in_snapshot
 from .lora_config import CONFIG, AdapterConfig
 
 WEIGHTS = "adapter_model.safetensors"
@@ -124,6 +125,7 @@ def merge_adapters(checkpoint: Checkpoint, adapters: Sequence[Adapter]) -> Check
             "the BF16 checkpoint, or read these as BF16 with --dequantise."
         )
     changes: dict[str, _Change] = {}
+    adapters = [replace(adapter, path=in_snapshot(adapter.path)) for adapter in adapters]
     for adapter in adapters:
         for name, change in _read(adapter, checkpoint).items():
             if name in changes:

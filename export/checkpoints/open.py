@@ -9,6 +9,7 @@ from nemo_trt.errors import CheckpointError
 from nemo_trt.lfs import require_content
 
 from .checkpoint import Checkpoint
+from .hub_cache import in_snapshot
 
 FORMATS = {
     "hf": ("huggingface", "a folder with config.json and model*.safetensors"),
@@ -27,7 +28,8 @@ def open_checkpoint(
     """Open a checkpoint: its tensors are lazy, no weight is read.
 
     Args:
-        path: the file or folder; `FORMATS` says which.
+        path: the file or folder; `FORMATS` says which. Of a model's folder in the Hugging Face
+            cache (`models--ORG--NAME`), the current snapshot is opened.
         format: the container's name; by default the first whose files are there.
         dequantise: read FP8 weights as BF16 ones.
         keep_fp8: read FP8 weights as the codes that they are, their scales in `Checkpoint.fp8`.
@@ -36,6 +38,7 @@ def open_checkpoint(
     Raises:
         CheckpointError: there is nothing to read, or it is damaged, incomplete or not supported.
     """
+    path = in_snapshot(path)
     name = _format_of(path, format)
     options = {}
     if name in _WITH_FP8:
@@ -54,6 +57,7 @@ def open_reference(path: Path, format: str | None = None) -> Checkpoint:
     Raises:
         CheckpointError: see `open_checkpoint`.
     """
+    path = in_snapshot(path)
     name = _format_of(path, format)
     return open_checkpoint(path, name, dequantise=name in _WITH_FP8)
 
@@ -65,12 +69,6 @@ def _format_of(path: Path, format: str | None) -> str:
         raise CheckpointError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}.")
     if path.is_file():
         require_content(path)
-    if (path / "snapshots").is_dir() and (path / "refs").is_dir():
-        found = sorted(str(one) for one in (path / "snapshots").iterdir() if one.is_dir())
-        raise CheckpointError(
-            f"{path} must be a checkpoint, got a folder of the Hugging Face cache. Name the "
-            f"snapshot in it: {' or '.join(found[:3]) or 'it has none; fetch the model again'}."
-        )
     for name in [format] if format else FORMATS:
         if format or _reader(name).recognises(path):
             return name

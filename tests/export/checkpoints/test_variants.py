@@ -119,15 +119,6 @@ def test_a_git_lfs_pointer_is_named(name: str, folder: Path) -> None:
         open_checkpoint(path)
 
 
-def test_a_folder_of_the_cache_names_its_snapshot(folder: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "models--ORG--NAME"
-    (cache / "refs").mkdir(parents=True)
-    shutil.copytree(folder, cache / "snapshots" / "0123abc")
-    with pytest.raises(CheckpointError, match=r"Name the snapshot in it: .*snapshots/0123abc"):
-        open_checkpoint(cache)
-    open_checkpoint(cache / "snapshots" / "0123abc")
-
-
 def test_a_tokenizer_that_is_a_link_out_of_the_folder_is_refused(
     folder: Path, tmp_path: Path
 ) -> None:
