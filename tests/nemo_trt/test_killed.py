@@ -102,7 +102,8 @@ def test_a_kill_at_any_point_loses_nothing_and_the_next_run_leaves_nothing(
         if point > len(made):
             break
         new = atomic.new_directory if write is directory else atomic.new_file
-        with pytest.raises(RuntimeError), new(target):
+        with pytest.raises(RuntimeError), new(target) as path:
+            assert not (list(path.iterdir()) if path.is_dir() else path.read_bytes())
             raise RuntimeError  # a run that fails must not take the old one along
         assert said(target) in (before, "new"), point
         write(target, "newer")
@@ -130,6 +131,38 @@ def test_a_living_run_is_known_by_its_lock_and_the_second_is_refused(tmp_path: P
         if target.is_dir():
             (target / "a").unlink()
             target.rmdir()
+
+
+def test_a_lock_that_another_run_took_along_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, flock = tmp_path / "target", atomic.fcntl.flock
+    temporary, waited = atomic._temporary(target), list[int]()
+
+    def late(lock: int, how: int) -> None:
+        if not waited:  # the run that this one waits for ends
+            waited.append(1)
+            temporary.write_text("first")
+            temporary.rename(target)
+        flock(lock, how)
+
+    monkeypatch.setattr(atomic.fcntl, "flock", late)
+    with atomic.new_file(target) as path:
+        assert target.read_text() == "first"
+        path.write_text("second")
+    assert target.read_text() == "second"
+
+
+def test_what_a_run_of_the_other_kind_left_goes_as_well(tmp_path: Path) -> None:
+    temporary = atomic._temporary(tmp_path / "target")
+    temporary.mkdir()
+    (temporary / "left").write_text("x")
+    file(tmp_path / "target", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+    (tmp_path / "target").unlink()
+    temporary.write_text("left")
+    directory(tmp_path / "target", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
 def test_two_runs_to_one_new_name_lose_nobodys_result(tmp_path: Path) -> None:
@@ -184,6 +217,9 @@ def test_all_is_on_the_disk_before_the_rename_that_counts(
     assert {"a", "b", "inner"} <= set(before)
     assert len([name for name in before if name.endswith(".partial")]) == 1
     assert events[-1] == tmp_path.name
+    events.clear()
+    file(tmp_path / "file", "x")
+    assert events == [".file.partial", "put", tmp_path.name]
 
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
