@@ -12,15 +12,14 @@ from nemo_trt.engines.tokenizers import Tokenizer
 from nemo_trt.errors import RequestError
 from nemo_trt.utf8 import require_utf8
 
+from .grammar_trial import LIMITS, GrammarTrial
+
 # A space, or a new line with its indentation: with white space unbounded, a model can fall into
 # writing nothing else. What a schema asks for and the library cannot enforce is an error.
 _JSON = {"whitespace_pattern": r"( |\n[ \t]{0,16})?", "lenient": False}
 _LONGEST_MESSAGE = 500
 _MAX_BYTES = 2**18
-"""Of a grammar or schema. With the limits below, one compiles in well under a second."""
-_LIMITS = {"max_grammar_size": 10_000, "initial_lexer_fuel": 200_000, "step_max_items": 10_000}
-"""llguidance's, lower than its own: its time grows as the square of an object's optional
-properties, when it compiles and again with every token."""
+"""Of a grammar or schema."""
 _CACHED = 32
 
 
@@ -68,19 +67,32 @@ class Grammars:
         tokenizer: of the model.
         vocab_size: V, of the model's logits; tokens that the tokenizer lacks are never allowed.
         end_ids: tokens that end an answer where the grammar lets it end; there may be none.
+        trial: compiles each grammar first, in bounded time; None: grammars are trusted.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_ids: Collection[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        end_ids: Collection[int],
+        trial: GrammarTrial | None = None,
+    ) -> None:
         import llguidance
 
+        self._trial = trial
         self._vocab_size = vocab_size
         self._matcher: Any = llguidance.LLMatcher
-        self._limits: Any = llguidance.LLParserLimits(**_LIMITS)
+        self._limits: Any = llguidance.LLParserLimits(**LIMITS)
         self._compile = lru_cache(maxsize=_CACHED)(self._compiled)
         self._tokenizer: Any = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(_Vocabulary(tokenizer, vocab_size)),
             eos_token=[*sorted(end_ids), vocab_size],
         )
+
+    @property
+    def spent_s(self) -> float:
+        """Processor time that the trial of all grammars has taken."""
+        return self._trial.spent_s if self._trial else 0.0
 
     def json_object(self) -> GrammarConstraint:
         """Any JSON object."""
@@ -128,9 +140,12 @@ class Grammars:
         return self._compile(grammar, kind).fresh()
 
     def _compiled(self, grammar: str, kind: str) -> GrammarConstraint:
-        matcher = self._matcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
-        if matcher.is_error():
-            message = " ".join(str(matcher.get_error()).split())
+        error = self._trial.error_of(grammar) if self._trial else None
+        if error is None:
+            matcher = self._matcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+            error = str(matcher.get_error()) if matcher.is_error() else None
+        if error is not None:
+            message = " ".join(error.split())
             raise RequestError(
                 f"The {kind} must be one that can be enforced: {message[:_LONGEST_MESSAGE]}"
             )

@@ -95,7 +95,8 @@ async def start(body: ChatRequest, service: Service) -> ChatRun:
     if offered:
         names = [tool.function.name for tool in offered]
         trigger = require_tools(engine.tokenizer.tool_calls_id, names)
-    prepared = await service.preparers.run(_prepare, body, service, engine, trigger)
+    workers = service.compilers if offered or body.format else service.preparers
+    prepared = await workers.run(_prepare, body, service, engine, trigger)
     prompt = prepared.prompt
     limit = answer_limit(engine, len(prompt), body.token_limit, "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None

@@ -109,7 +109,8 @@ async def _start(body: CompletionRequest, service: Service, engine: AsyncEngine)
     Raises:
         ApiError, NemoTrtError: the request cannot be honoured, or not now.
     """
-    prompts, constraint = await service.preparers.run(_prepare, body, service, engine)
+    workers = service.compilers if body.format else service.preparers
+    prompts, constraint = await workers.run(_prepare, body, service, engine)
     group = object()
     answers = [
         engine.generate(

@@ -12,6 +12,7 @@ from nemo_trt.engines.runner import Runner
 from nemo_trt.errors import MachineError, NemoTrtError, StateError
 from nemo_trt.serve.approval import open_judged
 from nemo_trt.serve.engine import AsyncEngine
+from nemo_trt.serve.grammar_trial import GrammarTrial
 from nemo_trt.serve.grammars import Grammars
 from nemo_trt.serve.metrics import Metrics
 from nemo_trt.serve.options import ServeOptions
@@ -36,7 +37,8 @@ class Service:
         engine: None before it is ready.
         metrics: there from the beginning.
         parsers: parse and validate large bodies.
-        preparers: tokenize, and compile grammars.
+        preparers: tokenize.
+        compilers: prepare requests with grammars, so that others need not wait for these.
     """
 
     def __init__(
@@ -54,6 +56,8 @@ class Service:
         self._grammars: Grammars | None = None
         self.parsers = Workers("parse", threads=1, max_waiting=options.max_queue)
         self.preparers = Workers("prepare", threads=2, max_waiting=options.max_queue)
+        self.compilers = Workers("compile", threads=1, max_waiting=options.max_queue)
+        self._trial = GrammarTrial()
         self._making = threading.Lock()
         self._draining = False
         self._opener = opener
@@ -159,6 +163,8 @@ class Service:
             self.engine.close()
         self.parsers.close()
         self.preparers.close()
+        self.compilers.close()
+        self._trial.close()
 
     def grammars(self) -> Grammars:
         """Grammars over the model's vocabulary, which is read when the first is asked for: that
@@ -167,7 +173,9 @@ class Service:
             if self._grammars is None:
                 engine = self.require()
                 ends = end_tokens(engine.config, engine.tokenizer)
-                self._grammars = Grammars(engine.tokenizer, engine.config.vocab_size, ends)
+                self._grammars = Grammars(
+                    engine.tokenizer, engine.config.vocab_size, ends, self._trial
+                )
             return self._grammars
 
     def _open(self) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nemo_trt.errors import RequestError
+from nemo_trt.serve.grammar_trial import GrammarTooLargeError
 from nemo_trt.serve.grammars import GrammarConstraint, Grammars
 from nemo_trt.serve.tools import calls_schema
 
@@ -11,6 +12,8 @@ from .errors import ApiError, naming
 from .message_schema import Tool
 
 _ANY_OBJECT = {"type": "object"}
+_LONGEST_S = 2.0
+"""Processor time for all tools of a request."""
 _VALUES = ("const", "enum", "default", "examples")  # hold no schemas
 
 
@@ -34,11 +37,17 @@ def calls_grammar(
         if chosen in (None, tool.function.name)
     }
     schemas: dict[str, Mapping[str, Any]] = {f.name: f.parameters for f in offered.values()}
+    before = grammars.spent_s
     try:
         return grammars.json_schema(calls_schema(schemas, several=several)), []
+    except GrammarTooLargeError as error:
+        raise ApiError(400, f"tools: {error}", param="tools") from error
     except RequestError:
         relaxed = []
     for field, function in offered.items():
+        if grammars.spent_s - before > _LONGEST_S:
+            message = f"{field} must hold a smaller schema: those of the tools take too long."
+            raise ApiError(400, message, param=field)
         alone = calls_schema({function.name: function.parameters}, several=False)
         try:
             grammars.json_schema(alone)

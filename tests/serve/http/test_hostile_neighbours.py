@@ -87,3 +87,41 @@ def test_a_stream_ends_while_its_neighbour_is_prepared(
     assert "data: [DONE]" in rest
     assert not held.held_up
     assert answers == [200]
+
+
+def test_a_request_without_a_grammar_waits_for_none(
+    tekken: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held()
+    monkeypatch.setattr(Grammars, "lark", held.around(Grammars.lark))
+    answers: list[int] = []
+
+    def attack() -> None:
+        body = ASK | {"guided_grammar": f'start: "{HOSTILE}"', "max_tokens": 1}
+        answers.append(httpx.post(tekken.url + CHAT, json=body, timeout=300).status_code)
+
+    attacking = [threading.Thread(target=attack) for _ in range(4)]
+    for thread in attacking:
+        thread.start()
+    assert held.entered.wait(LIMIT_S)
+    plain = httpx.post(tekken.url + CHAT, json=ASK | {"max_tokens": 1}, timeout=300)
+    held.go.set()
+    for thread in attacking:
+        thread.join()
+    assert plain.status_code == 200
+    assert not held.held_up
+    assert answers == [200] * 4
+
+
+@pytest.mark.parametrize("kind", ["guided_json", "response_format", "tools"])
+def test_a_grammar_that_takes_minutes_is_a_400_that_names_its_field(tekken: Any, kind: str) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer", "multipleOf": 9_999_991}}}
+    forms: dict[str, Any] = {
+        "guided_json": schema,
+        "response_format": {"type": "json_schema", "json_schema": {"schema": schema}},
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}],
+    }
+    answer = httpx.post(tekken.url + CHAT, json=ASK | {kind: forms[kind]}, timeout=300)
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["param"] == kind
+    assert "must take at most 1 s and 512 MiB to compile" in error["message"]

@@ -1,0 +1,131 @@
+"""Compiles grammars in a process of its own first, which is ended when one takes too much."""
+
+import json
+import math
+import resource
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from typing import Any
+
+from nemo_trt.errors import RequestError, StateError
+
+LIMITS = {"max_grammar_size": 10_000, "initial_lexer_fuel": 200_000, "step_max_items": 10_000}
+"""llguidance's, lower than its own: its time grows as the square of an object's optional
+properties, when it compiles and again with every token."""
+CPU_S = 1
+"""Processor time that a grammar may take, to the next full second of its process."""
+MEMORY_BYTES = 2**29
+_TOO_MUCH = (
+    f"The grammar must take at most {CPU_S} s and {MEMORY_BYTES // 2**20} MiB to compile. "
+    "Make it smaller, or its numbers."
+)
+
+
+class GrammarTooLargeError(RequestError):
+    """A grammar takes more time or memory to compile than any request is given."""
+
+
+class GrammarTrial:
+    """Tells whether a grammar can be compiled, within bounded time and memory.
+
+    No limit of llguidance bounds all of its work: a "multipleOf" of seven digits takes minutes.
+    What compiles here, over a vocabulary of single bytes, takes about as long with the model's
+    own. The process starts with the first grammar, and anew after one that it did not survive.
+
+    Attributes:
+        spent_s: processor time of all grammars so far.
+    """
+
+    def __init__(self) -> None:
+        self.spent_s = 0.0
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[str] | None = None
+        self._closed = False
+        weakref.finalize(self, _ended, self.__dict__)
+
+    def error_of(self, grammar: str) -> str | None:
+        """What is wrong with a grammar, as llguidance writes it; None: it can be compiled.
+
+        Raises:
+            GrammarTooLargeError: it takes too much.
+            StateError: the trial has been closed.
+        """
+        with self._lock:
+            self._require_open()
+            if self._child is None:
+                self._child = subprocess.Popen(
+                    [sys.executable, "-m", __name__],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            answer = _asked(self._child, grammar)
+            if answer is None:
+                _ended(self.__dict__)
+                self.spent_s += CPU_S
+                self._require_open()
+                raise GrammarTooLargeError(_TOO_MUCH)
+            error, seconds = answer
+            self.spent_s += seconds
+            return error
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StateError("Cannot compile a grammar with a trial that has been closed.")
+
+    def close(self) -> None:
+        """End the process, in the middle of a grammar if need be."""
+        self._closed = True
+        if (child := self._child) is not None:
+            child.kill()
+        with self._lock:
+            _ended(self.__dict__)
+
+
+def _asked(child: "subprocess.Popen[str]", grammar: str) -> tuple[str | None, float] | None:
+    """What the process says of a grammar: its error and seconds. None: the process has ended."""
+    assert child.stdin is not None and child.stdout is not None
+    try:
+        child.stdin.write(json.dumps(grammar) + "\n")
+        child.stdin.flush()
+        line = child.stdout.readline()
+    except OSError:
+        return None
+    if not line.endswith("\n"):
+        return None
+    error, seconds = json.loads(line)
+    return error, seconds
+
+
+def _ended(state: dict[str, Any]) -> None:
+    child = state.get("_child")
+    state["_child"] = None
+    if child is not None:
+        child.kill()
+        child.wait()
+        for pipe in (child.stdin, child.stdout):
+            pipe.close()
+
+
+def _main() -> None:
+    """Answer each line, a grammar in JSON, with a line: its error or null, and seconds."""
+    import llguidance
+
+    limits = llguidance.LLParserLimits(**LIMITS)
+    tokenizer = llguidance.LLTokenizer("byte")
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+    for line in sys.stdin:
+        start = time.process_time()
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(start) + CPU_S, hard))
+        matcher = llguidance.LLMatcher(tokenizer, json.loads(line), log_level=0, limits=limits)
+        error = matcher.get_error() if matcher.is_error() else None
+        print(json.dumps([error, time.process_time() - start]), flush=True)
+
+
+if __name__ == "__main__":
+    _main()
