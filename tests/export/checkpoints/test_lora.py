@@ -47,6 +47,9 @@ KINDS: dict[str, dict[str, Any]] = {
         "target_modules": ["q_proj"],
         "modules_to_save": ["lm_head"],
     },
+    "gaussian": {"r": 4, "target_modules": ["o_proj"], "init_lora_weights": "gaussian"},
+    "eva": {"r": 4, "target_modules": ["o_proj"], "init_lora_weights": "eva"},
+    "random start": {"r": 4, "target_modules": ["o_proj"], "init_lora_weights": False},
     "orthogonal": {"r": 4, "target_modules": ["o_proj"], "init_lora_weights": "orthogonal"},
     "mica": {"r": 4, "target_modules": ["o_proj"], "init_lora_weights": "mica"},
 }
@@ -265,7 +268,33 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "not targeted": (edit(target_modules=["v_proj"]), "must target model.layers.0.*_proj, which"),
     "excluded": (edit(exclude_modules=["q_proj"]), "must target model.layers.0.*q_proj"),
+    "excluded by a pattern": (
+        edit(exclude_modules=".*q_proj"),
+        "must target model.layers.0.*q_proj",
+    ),
+    "another list of layers": (
+        edit(layers_to_transform=[0, 1], layers_pattern="h"),
+        "must target model.layers.0",
+    ),
     "layers": (edit(layers_to_transform=[1]), "must target model.layers.0"),
+    **{
+        field: (edit(**{field: value}), f"{field} in .* must be ")
+        for field, value in {
+            "lora_bias": True,
+            "fan_in_fan_out": True,
+            "layer_replication": [[0, 1], [0, 2]],
+            "trainable_token_indices": [1],
+            "target_parameters": ["mlp.experts"],
+            "alora_invocation_tokens": [1],
+            "use_qalora": True,
+            "use_bdlora": True,
+            "arrow_config": {"top_k": 1},
+            "kasa_config": {"a": 1},
+            "monteclora_config": {"a": 1},
+            "velora_config": {"a": 1},
+            "megatron_config": {"a": 1},
+        }.items()
+    },
     "unknown": (edit(use_new=True), "use_new in .* is not known"),
     "tied weights": (edit(ensure_weight_tying=True), "ensure_weight_tying in"),
     "infinite alpha": (edit(lora_alpha=float("inf")), "lora_alpha in .* positive number"),
