@@ -25,7 +25,7 @@ help:
 	@echo "make test    unit and model tests, in minutes (no GPU, no network)"
 	@echo "make test-all  end-to-end tests, too; make test-busy: three times, on a busy machine"
 	@echo "make check   ruff, mypy --strict, architecture test, dead links in the docs"
-	@echo "make clients nine client libraries against a served model, nightly: minutes to install"
+	@echo "make clients eleven clients and tools against a served model, nightly: minutes to install"
 	@echo "make docs    rewrite docs/cli.md, then build the site into build/site"
 	@echo "make bench   figures of this machine; make peers compares with transformers and onnxruntime-genai"
 
@@ -98,11 +98,15 @@ docs: build/typed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open build/site/index.html"
 
-# Each client library in an environment of its own: they pin different versions of openai.
+# Each client library in an environment of its own: they pin different versions of openai. Those
+# that need torch find the project's behind their own packages.
+SITES := import sys; print(*(p for p in sys.path if p.endswith('site-packages')), sep='\n')
 clients: install
 	@for script in tests/serve/clients/scripts/use_*.py; do \
 	  name=$$(basename $$script .py | sed s/^use_//); \
 	  test -x build/clients/$$name/bin/python || $(PYTHON) -m venv build/clients/$$name; \
+	  ! sed -n 2p $$script | grep -q "shares torch" || $(BIN)/python -c "$(SITES)" \
+	    > $$(echo build/clients/$$name/lib/python3*/site-packages)/project.pth; \
 	  build/clients/$$name/bin/python -m pip install --quiet --disable-pip-version-check \
 	    $$(sed -n '1s/^# requires: //p' $$script) || exit 1; \
 	done
