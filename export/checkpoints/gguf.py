@@ -40,6 +40,7 @@ _LAYER = {
 }
 _OTHER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _NAME = re.compile(r"^(?:blk\.(?P<layer>\d+)\.)?(?P<leaf>[a-z_]+)\.weight$")
+_PART = re.compile(r"^(.+)-\d{5}-of-(\d{5})\.gguf$")  # the names that llama-gguf-split gives
 _TOKEN_ID = "tokenizer.ggml.{}_token_id"
 _PLAIN = {"F32": DType.FP32, "F16": DType.FP16, "BF16": DType.BF16}
 
@@ -61,6 +62,7 @@ def read(path: Path) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"{path} must be a .gguf file, got a folder.")
     raw, tensors = read_header(path)
+    _require_whole(raw, path)
     config = _config(raw, tensors, path)
     return Checkpoint(
         path=path,
@@ -68,6 +70,20 @@ def read(path: Path) -> Checkpoint:
         config=config,
         tensors=dict(_canonical(tensors, config, path)),
         tokenizer_files=tokenizer_of(raw, path) or in_folder(path.parent),
+    )
+
+
+def _require_whole(raw: dict[str, Any], path: Path) -> None:
+    """Refuse a part of a split file. Only the first part holds the model's fields."""
+    count = raw.get("split.count")
+    if count in (None, 0, 1):
+        return
+    first, whole = "FIRST_PART", "WHOLE"
+    if match := _PART.match(path.name):
+        first, whole = f"{match[1]}-00001-of-{match[2]}.gguf", f"{match[1]}.gguf"
+    raise CheckpointError(
+        f"{path} must be one whole file, got part {shown(raw.get('split.no', 0))} (counted from 0) "
+        f"of {shown(count)}. Join the parts: llama-gguf-split --merge {first} {whole}."
     )
 
 
@@ -79,12 +95,6 @@ def _config(raw: dict[str, Any], tensors: dict[str, GgufTensor], path: Path) -> 
     if raw.get("llama.attention.sliding_window") not in (None, 0):
         context = fields.integer("llama.context_length")
         fields.no_window("llama.attention.sliding_window", context)
-    if raw.get("split.count") not in (None, 0, 1):
-        part, count = shown(raw.get("split.no", 0)), shown(raw["split.count"])
-        raise CheckpointError(
-            f"{path} must be one whole file, got part {part} (counted from 0) of {count}. "
-            "Join the parts: llama-gguf-split --merge FIRST_PART WHOLE."
-        )
     if "rope_freqs.weight" in tensors:
         raise CheckpointError(f"{path} holds rope_freqs.weight: RoPE scaling is not supported.")
     if "llama.rope.freq_base" not in raw:

@@ -72,7 +72,19 @@ def _format_of(path: Path, format: str | None) -> str:
     for name in [format] if format else FORMATS:
         if format or _reader(name).recognises(path):
             return name
-    raise CheckpointError(f"{path} must be {'; '.join(_looks())}. Got none of these.")
+    raise CheckpointError(
+        f"{path} must be {'; '.join(_looks())}. Got none of these{_files_in(path)}."
+    )
+
+
+def _files_in(path: Path) -> str:
+    """Checkpoints of one file in a folder, which has to be named itself."""
+    files = [file for form in ("*.gguf", "*.nemo") for file in sorted(path.glob(form))][:3]
+    return (
+        f", but a folder with checkpoints. Name one: {' or '.join(map(str, files))}"
+        if files
+        else ""
+    )
 
 
 def _reader(name: str) -> Any:

@@ -239,7 +239,11 @@ def test_pickled_weights_are_refused_with_a_remedy(folder: Path) -> None:
 def test_a_path_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="spelling"):
         open_checkpoint(tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match=r"config\.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json.* Got none of these\.$"):
+        open_checkpoint(tmp_path)
+    for name in ("a.gguf", "b.nemo"):
+        (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=r"Name one: .*/a\.gguf or .*/b\.nemo\.$"):
         open_checkpoint(tmp_path)
 
 

@@ -104,6 +104,28 @@ def write(
     return path
 
 
+@pytest.mark.parametrize("options", [{"split_max_tensors": 6}, {"small_first_shard": True}])
+def test_every_part_of_a_split_file_says_how_to_join_them(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    """Split by the package gguf: the parts behind the first have no fields of the model."""
+    options = {"split_max_tensors": 6, **options}
+    writer = gguf.GGUFWriter(tmp_path / "model-F32.gguf", "llama", **options)
+    for number in range(15):
+        writer.add_tensor(f"blk.{number}.ffn_up.weight", np.ones((2, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    parts = sorted(tmp_path.glob("*.gguf"))
+    assert len(parts) == 3 + ("small_first_shard" in options)
+    command = f"llama-gguf-split --merge {parts[0].name} model-F32.gguf."
+    for number, part in enumerate(parts):
+        with pytest.raises(CheckpointError, match=f"got part {number} .* Join") as caught:
+            open_checkpoint(part)
+        assert str(caught.value).endswith(command)
+
+
 def test_a_window_of_the_context_is_no_window(tiny_checkpoint: Path, tmp_path: Path) -> None:
     def window(fields: dict[str, Any]) -> None:
         fields["llama.attention.sliding_window"] = fields["llama.context_length"]
@@ -272,7 +294,7 @@ DAMAGES: dict[str, tuple[dict[str, Any], str]] = {
         {"change": put(llama__attention__sliding_window=4)},
         "sliding_window .* must be null or at least max_position_embeddings",
     ),
-    "part": ({"change": put(split__count=3)}, "got part 0 .* of 3. Join the parts"),
+    "part": ({"change": put(split__count=3)}, "got part 0 .* of 3. Join .*FIRST_PART WHOLE"),
     "end token": ({"change": put(tokenizer__ggml__eos_token_id=99999999)}, "of the vocabulary"),
     "experts": ({"change": put(llama__expert_count=8)}, "experts are not supported"),
     "scaling": ({"change": put(llama__rope__scaling__type="yarn")}, "RoPE scaling"),
