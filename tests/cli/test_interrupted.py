@@ -1,6 +1,7 @@
 """SIGTERM and --force, as a user meets them."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_trt import atomic
 from nemo_trt.cli.main import run
 
 pytestmark = pytest.mark.e2e
@@ -41,6 +43,21 @@ def test_a_signal_cleans_up_and_says_so(number: int, code: int, tmp_path: Path) 
     assert child.returncode == code
     assert said.endswith("Stopped.\n") and "Traceback" not in said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_in_another_pid_namespace_is_refused_while_one_lives(tmp_path: Path) -> None:
+    """Its process has another number there, or none: only the kernel's lock tells that it lives."""
+    namespace = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    if shutil.which("unshare") is None or subprocess.run([*namespace, "true"]).returncode:
+        pytest.skip("this machine allows no PID namespaces")
+    target = tmp_path / "t"
+    with atomic.new_directory(target) as folder:
+        (folder / "a").write_text("living")
+        code = "from nemo_trt.cli.main import main; main()"
+        second = [sys.executable, "-c", code, "sample", str(target), "--shape", "nemo-tiny"]
+        done = subprocess.run([*namespace, *second], capture_output=True, text=True)
+        assert done.returncode == 2 and "is being written by another run" in done.stderr
+    assert (target / "a").read_text() == "living"
 
 
 def test_force_replaces_only_what_nemo_trt_wrote(
