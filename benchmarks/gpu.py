@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from on_gpu import calibration, checkpoint, fp8, full_size, machine, speed
+from on_gpu import attention, calibration, checkpoint, fp8, full_size, machine, speed, tuning
 from on_gpu.scale import FULL, TINY, Work
 
 from nemo_trt import atomic
@@ -28,6 +28,7 @@ from nemo_trt.errors import MachineError
 STAGES: dict[str, Callable[[Work], dict[str, Any]]] = {
     "machine": machine.run,
     "checkpoint": checkpoint.run,
+    "attention": attention.run,
     "fp8": fp8.run,
     "speed-eager": speed.run_eager,
     "speed-compiled": speed.run_compiled,
@@ -35,8 +36,10 @@ STAGES: dict[str, Callable[[Work], dict[str, Any]]] = {
     "full-size": full_size.run_near,
     "long-position": full_size.run_far,
     "calibration": calibration.run,
+    "tuning": tuning.run,
 }
 """Name -> what it does, in order: the short ones first, each of use without those after it."""
+ON_REQUEST = ("tuning",)
 EXIT_TIME, EXIT_FAILED = 4, 1
 
 
@@ -62,7 +65,7 @@ def main() -> int:
         run_one(arguments.one, work, results)
         return 0
     end, failed = time.monotonic() + arguments.limit_s, []
-    for name in arguments.stage or STAGES:
+    for name in arguments.stage or [name for name in STAGES if name not in ON_REQUEST]:
         file = results / f"{name}.json"
         if file.exists() and not arguments.again and "skipped" not in read(file):
             continue
@@ -123,8 +126,10 @@ def write_summary(work: Work, results: Path) -> None:
         ("checkpoint", "### The full checkpoint", checkpoint.table),
         ("full-size", "### Against transformers, at full depth", full_size.table),
         ("long-position", "### At the end of the context", full_size.table),
+        ("attention", "### Paged attention", attention.table),
         ("fp8", "### FP8 on tensor cores", fp8.table),
         ("calibration", "### Calibration", calibration.table),
+        ("tuning", "### Tilings of attention", tuning.table),
     ):
         if name in done:
             parts.append(

@@ -12,9 +12,8 @@ pytestmark = pytest.mark.e2e
 
 GPU = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.py"
 STAGES = [
-    "machine", "checkpoint", "fp8", "speed-eager", "speed-compiled", "speed-ours", "full-size",
-    "long-position",
-    "calibration",
+    "machine", "checkpoint", "attention", "fp8", "speed-eager", "speed-compiled",
+    "speed-ours", "full-size", "long-position", "calibration",
 ]  # fmt: skip
 
 
@@ -54,6 +53,14 @@ def test_our_session_is_as_near_as_the_reference_allows(folder: Path) -> None:
     # In a tiny run ours computes in fp32, so it must be far nearer than BF16 is.
     assert max(row["max_relative_l2"] for row in ours.values()) < 1e-3
     assert min(row["max_relative_l2"] for row in peer) > 1e-3
+
+
+def test_paged_attention_is_attention(folder: Path) -> None:
+    found = results(folder)["attention"]
+    rows = [*found["decode"], *found["prefill"], *found["pages"]]
+    assert {one["cache"] for one in rows} == {"bf16", "fp8"}
+    assert max(one["error"] for one in rows) < 5e-3
+    assert min(one["bytes"] for one in [*found["decode"], found["ragged"]]) > 0
 
 
 def test_fp8_products_are_their_simulation_but_for_bf16_rounding(folder: Path) -> None:
