@@ -1,19 +1,26 @@
 """The same on a real GPU with onnxruntime-gpu: kernels, graphs, and no copy of the cache."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
+from nemo_trt.bundle import Bundle
 from nemo_trt.engines.cuda.provider import CUDA, CudaProvider
 from nemo_trt.engines.cuda.session import CudaSession
 from nemo_trt.engines.device import CudaDevice
 from nemo_trt.engines.machine import gpus
+from nemo_trt.export.checkpoints import open_checkpoint
 from nemo_trt.manifest import read_manifest
 from nemo_trt.precision import DType
 from nemo_trt.tolerances import tolerance_of
+from nemo_trt.validate.explain.explain import explain
+from nemo_trt.validate.explain.runners import open_runner
+from nemo_trt.validate.sequences import TokenSequence
+from nemo_trt.where import Where
 from tests.engines.trt.properties import ONE, PROPERTIES, ROWS, T, tokens
 
 pytestmark = [
@@ -117,3 +124,13 @@ def test_the_device_pins_and_counts_its_memory() -> None:
     device.free(address)
     device.close()
     assert array[5] == 5, "an array outlives its pinning"
+
+
+def test_every_place_of_a_sound_graph_is_sound(bundles: dict[str, Path], precision: str) -> None:
+    bundle = Bundle.open(bundles[precision])
+    text = TokenSequence(name="text", tokens=tuple(range(10, 30)))
+    far = TokenSequence(name="far", tokens=text.tokens[:6], start=40)
+    checkpoint = open_checkpoint(bundles[precision].parent / "checkpoint")
+    with closing(open_runner(bundle, Where("cuda"))) as runner:
+        result = explain(bundle, checkpoint, text, far, runner=runner)
+    assert result.found == () and "CUDA" in result.runner
