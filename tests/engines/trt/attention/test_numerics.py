@@ -71,7 +71,7 @@ def test_write(name: str, launch: Any) -> None:
     drawn, expected = draw(case, launch), draw(case, launch)
     fill(case, expected)
     shape = (len(case.lengths), case.kv_heads, case.tokens, case.head_dim)
-    new = [torch.full(shape, POISON, dtype=case.dtype) for _ in range(2)]
+    new = [torch.full(shape, 7.0, dtype=case.dtype) for _ in range(2)]  # padding is numbers
     for row, length in enumerate(case.lengths):
         start = max(length - case.tokens, 0)
         for target, dense in zip(new, (drawn.keys, drawn.values), strict=True):
@@ -96,3 +96,16 @@ def test_a_number_beyond_e4m3_is_bounded_and_a_nan_stays_one(launch: Any) -> Non
     wanted = as_stored(new[0, 0], E4M3, 0.5)
     assert torch.equal(found.float().nan_to_num(7e4), wanted.float().nan_to_num(7e4))
     assert float(found.float().nan_to_num(0).abs().max()) == 448 and bool(found[1, 3].isnan())
+
+
+def test_a_number_is_divided_by_its_scale_not_multiplied_by_a_reciprocal(launch: Any) -> None:
+    """345 / 15 lies between two E4M3 numbers; 345 * (1 / 15) in fp32 lies above."""
+    case = Case(
+        lengths=(1,), tokens=1, dtype=torch.float32, cache=E4M3, key_scale=15.0, value_scale=7.0
+    )
+    drawn = draw(case, launch)
+    ties = torch.arange(17, 32, 2).float().repeat(8)
+    launch.write_pages(drawn.pages, (ties * 15).view(1, 1, 1, 64), (ties * 7).view(1, 1, 1, 64))
+    page = drawn.pages.table[0, 0]
+    for pool in (drawn.pages.keys, drawn.pages.values):
+        assert torch.equal(pool[page, 0, 0].float(), ties.to(E4M3).float())
