@@ -13,7 +13,7 @@ import numpy as np
 from client import Answer, Client
 from serving_process import ServerProcess, launch
 
-CLIENTS, CANCELLED, SLOTS, QUEUE = 64, 0.3, 8, 48
+CLIENTS, CANCELLED, SLOTS, QUEUE = 200, 0.3, 8, 48
 _WARM_UP_S = 60.0
 _SAMPLE_S = 2.0
 

@@ -51,9 +51,10 @@ class Application:
 
 @contextlib.contextmanager
 def serving(app: Any, limit: int = 8, **timeouts: float) -> Iterator[tuple[str, int]]:
+    """A server whose deadlines, but for those that are given, no test waits for."""
     protocol = GuardedProtocol.limited_to(limit)
-    for name, seconds in timeouts.items():
-        setattr(protocol, name, seconds)
+    for name in ("header_timeout_s", "body_timeout_s", "read_timeout_s"):
+        setattr(protocol, name, timeouts.get(name, 600.0))
     config = uvicorn.Config(
         app,
         http=protocol,
