@@ -24,6 +24,7 @@ class SessionInfo(TypedDict):
         version: of that library.
         provider: ONNX Runtime's execution provider.
         engine, engine_id, target: name, identity and GPU of a TensorRT engine.
+        without_graph: why decode steps of some shape run without a CUDA graph, slower.
     """
 
     backend: str
@@ -32,6 +33,7 @@ class SessionInfo(TypedDict):
     engine: NotRequired[str]
     engine_id: NotRequired[str]
     target: NotRequired[str]
+    without_graph: NotRequired[str]
 
 
 class Session(Protocol):

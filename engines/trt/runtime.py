@@ -10,6 +10,9 @@ from nemo_trt.errors import BuildError, MachineError
 
 from .toolkit import Log, Toolkit
 
+SPECIALIZATION = "DynamicShapesKernelSpecializationStrategy"
+"""TensorRT-RTX's name for when kernels of dynamic shapes are compiled."""
+
 
 class Context(Protocol):
     """One profile of a plan, ready to run."""
@@ -22,6 +25,9 @@ class Context(Protocol):
 
     def enqueue(self, stream: int) -> None:
         """Put one run on a stream."""
+
+    def capturable(self, stream: int) -> bool:
+        """Whether a run with these shapes may be captured from a stream as a CUDA graph."""
 
     def close(self) -> None:
         """Free it."""
@@ -69,11 +75,20 @@ class TensorRtPlan:
 
     def context(self, profile: int, stream: int, scratch: int, scratch_bytes: int) -> Context:
         """See `Plan.context`."""
-        strategy = self._api.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self._engine.create_execution_context(strategy)
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(
+            self._api.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        if hasattr(self._api, SPECIALIZATION):  # TensorRT-RTX compiles kernels for shapes it meets
+            eager = getattr(self._api, SPECIALIZATION).EAGER  # a graph keeps what was there
+            config.dynamic_shapes_kernel_specialization_strategy = eager
+        context = self._engine.create_execution_context(config)
         if context is None:
             raise MachineError(f"TensorRT made no context: {self._last_error()}")
-        context.set_device_memory(scratch, scratch_bytes)
+        known = len(self._log.errors)
+        context.set_device_memory(scratch, scratch_bytes)  # answers nothing
+        if len(self._log.errors) > known:
+            raise MachineError(f"TensorRT refuses its scratch memory: {self._last_error()}")
         if not context.set_optimization_profile_async(profile, stream):
             raise MachineError(f"TensorRT refuses profile {profile}: {self._last_error()}")
         return TensorRtContext(context, self._log)
@@ -127,6 +142,11 @@ class TensorRtContext:
     def enqueue(self, stream: int) -> None:
         """See `Context.enqueue`."""
         self._require(self._context.execute_async_v3(stream), "to run")
+
+    def capturable(self, stream: int) -> bool:
+        """See `Context.capturable`."""
+        ask = getattr(self._context, "is_stream_capturable", None)  # TensorRT-RTX's own
+        return ask is None or bool(ask(stream))
 
     def close(self) -> None:
         """See `Context.close`."""

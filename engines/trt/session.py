@@ -1,5 +1,6 @@
 """The `Session` on a TensorRT engine: caches bound in place, decode replayed as CUDA graphs."""
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from .record import EngineRecord, read_record
 from .runtime import Context, Plan, TensorRtPlan
 from .toolkit import load_toolkit
 
+_LOG = logging.getLogger("nemo_trt.engines")
 OpenPlan = Callable[[Path], Plan]
 _CAPTURE_AFTER = 1  # runs of a decode shape before it is captured: TensorRT allocates in the first
 
@@ -61,7 +63,8 @@ class TensorRtSession(BaseSession):
         self.capacity = options.max_seq_len
         self._dtype = bundle.precision.base
         self._device, self._use_graphs = device, use_graphs
-        self._graphs: dict[tuple[int, int], object] = {}
+        self._graphs: dict[tuple[int, int], object | None] = {}  # None: it was refused
+        self._without_graph = ""  # why, of the latest
         self._decoders: dict[tuple[int, int], tuple[Context, list[int]]] = {}
         try:
             self._closing.callback(device.close)
@@ -137,13 +140,14 @@ class TensorRtSession(BaseSession):
 
     def describe(self) -> SessionInfo:
         """See `Session.describe`."""
-        return {
+        found: SessionInfo = {
             "backend": self.record.toolkit,
             "version": self.record.toolkit_version,
             "engine": self.record.name,
             "engine_id": self.record.engine_id,
             "target": self.record.options.target,
         }
+        return {**found, "without_graph": self._without_graph} if self._without_graph else found
 
     def _forget(self) -> None:
         self._graphs.clear()
@@ -227,10 +231,9 @@ class TensorRtSession(BaseSession):
             self._decoders[key] = context, [0]
         context, runs = self._decoders[key]
         self._upload(input_ids, write_indices, np.zeros((rows, 1), np.int64), 1)
-        if key in self._graphs:
-            self._device.launch(self._graphs[key])
-        elif self._use_graphs and runs[0] >= _CAPTURE_AFTER:
-            self._graphs[key] = graph = self._capture(context)
+        if key not in self._graphs and self._use_graphs and runs[0] >= _CAPTURE_AFTER:
+            self._graphs[key] = self._capture(context, rows)
+        if graph := self._graphs.get(key):
             self._device.launch(graph)
         else:
             context.enqueue(self._device.stream)
@@ -239,7 +242,22 @@ class TensorRtSession(BaseSession):
         self._device.download(logits, self._logits)
         return logits
 
-    def _capture(self, context: Context) -> object:
+    def _capture(self, context: Context, rows: int) -> object | None:
+        """A decode step as a graph; None, which the log and `describe` report, if it is refused."""
+        try:
+            graph = self._captured(context)
+        except MachineError as error:
+            self._without_graph = f"{rows} rows: {error}"
+            _LOG.warning(
+                "decode steps of %d rows run without a CUDA graph, slower: %s", rows, error
+            )
+            return None
+        self._closing.callback(self._device.free_graph, graph)
+        return graph
+
+    def _captured(self, context: Context) -> object:
+        if not context.capturable(self._device.stream):
+            raise MachineError("TensorRT says that it cannot be captured.")
         self._device.begin_capture()
         try:
             context.enqueue(self._device.stream)
@@ -247,9 +265,7 @@ class TensorRtSession(BaseSession):
             with suppress(MachineError):  # CUDA refuses the capture's end too: the reason stays
                 self._device.free_graph(self._device.end_capture())
             raise
-        graph = self._device.end_capture()
-        self._closing.callback(self._device.free_graph, graph)
-        return graph
+        return self._device.end_capture()
 
     def _prefill(
         self, tokens: Tokens, start: int, wanted: Tokens, row: int, logits: Logits

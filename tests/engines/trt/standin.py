@@ -129,6 +129,10 @@ class FakeContext:
         self.calls[f"address {name}"] += 1
         self.addresses[name] = address
 
+    def capturable(self, stream: int) -> bool:
+        assert stream == FakeDevice.stream
+        return True
+
     def enqueue(self, stream: int) -> None:
         assert stream == FakeDevice.stream and not self.closed
         self.calls["enqueue"] += 1

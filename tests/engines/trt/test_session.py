@@ -216,39 +216,70 @@ def test_an_error_while_opening_frees_what_was_taken(bundle: Path, fail_at: int)
     assert not device.live and device.closed
 
 
-def test_a_capture_that_cannot_end_keeps_the_reason(
-    opened: Any, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+class Refusal:
+    """How a capture fails: TensorRT refuses the run in it, CUDA its end, or TensorRT says so."""
+
+    def __init__(self, device: FakeDevice, decoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.device, self.decoder, self.monkeypatch = device, decoder, monkeypatch
+        self.end = device.end_capture
+
+    def within(self) -> str:
+        """CUDA ends a broken capture with an error of its own, which says nothing."""
+        plain = self.decoder.enqueue
+
+        def enqueue(stream: int) -> None:
+            if self.device.recording is not None:
+                raise MachineError("TensorRT refuses to run: no such memory")
+            plain(stream)
+
+        self.monkeypatch.setattr(self.decoder, "enqueue", enqueue)
+        self.at_the_end()
+        return "no such memory"
+
+    def at_the_end(self) -> str:
+        def invalidated() -> object:
+            self.device.recording = None
+            raise MachineError("cudaErrorStreamCaptureInvalidated")
+
+        self.monkeypatch.setattr(self.device, "end_capture", invalidated)
+        return "cudaErrorStreamCaptureInvalidated"
+
+    def before(self) -> str:
+        self.monkeypatch.setattr(self.decoder, "capturable", lambda stream: False)
+        return "cannot be captured"
+
+
+@pytest.mark.parametrize("how", ["within", "at_the_end", "before"])
+def test_decode_goes_on_without_a_graph_that_is_refused_and_says_so(
+    how: str,
+    opened: Any,
+    bundle: Path,
+    device: FakeDevice,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """CUDA ends a broken capture with an error of its own."""
     session, plan = opened
-    session.step(tokens(1, 1), np.array([0]), np.array([[0]]))
+    ids, zero = tokens(1, 5), np.array([[0]])
+    session.step(ids[:, :1], np.array([0]), zero)
     (decoder,) = (context for context in plan.contexts if context.profile == 1)
-
-    def refused(stream: int) -> None:
-        raise MachineError("TensorRT refuses to run")
-
-    def invalidated() -> object:
-        raise MachineError("cudaErrorStreamCaptureInvalidated")
-
-    decoder.enqueue = refused
-    monkeypatch.setattr(device, "end_capture", invalidated)
-    with pytest.raises(MachineError, match="TensorRT refuses to run"):
-        session.step(tokens(1, 1), np.array([1]), np.array([[0]]))
-    assert not device.graphs
-
-
-def test_an_error_in_a_capture_leaves_no_graph(opened: Any, device: FakeDevice) -> None:
-    session, plan = opened
-    session.step(tokens(1, 1), np.array([0]), np.array([[0]]))
-    (decoder,) = (context for context in plan.contexts if context.profile == 1)
-
-    def fails(stream: int) -> None:
-        raise MachineError("TensorRT refuses to run")
-
-    decoder.enqueue = fails
-    with pytest.raises(MachineError):
-        session.step(tokens(1, 1), np.array([1]), np.array([[0]]))
-    assert device.recording is None and not device.graphs
+    assert "without_graph" not in session.describe()
+    reason = getattr(Refusal(device, decoder, monkeypatch), how)()
+    found = [session.step(ids[:, [i]], np.array([i]), zero).copy() for i in range(1, 5)]
+    assert device.calls["capture"] == (how != "before"), "a refused shape is not tried again"
+    assert not device.graphs and not device.calls["launch"]
+    assert reason in session.describe()["without_graph"]
+    (said,) = (one for one in caplog.messages if "without a CUDA graph" in one)
+    assert reason in said and "1 rows" in said
+    other = FakeDevice()
+    with TensorRtSession(
+        bundle,
+        record_of(bundle, (("prefill", "decode"),)),
+        device=other,
+        open_plan=lambda _: FakePlan(bundle, other),
+        use_graphs=False,
+    ) as plain:
+        wanted = [plain.step(ids[:, [i]], np.array([i]), zero).copy() for i in range(5)][1:]
+    assert np.array_equal(found, wanted)
 
 
 def test_another_gpu_is_refused_with_the_remedy(bundle: Path) -> None:

@@ -1,0 +1,90 @@
+"""Every name of TensorRT and CUDA that the runtime's borders use exists where it is looked up.
+
+Nothing here runs without a GPU, so a name that an upgrade took away would be found in production.
+"""
+
+import ast
+import inspect
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from nemo_trt.engines import device
+from nemo_trt.engines.trt import compile, network, piece, runtime, toolkit
+
+pytestmark = pytest.mark.e2e
+
+trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+cuda = pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python")
+
+OBJECTS = {
+    "self._runtime": trt.Runtime,
+    "self._engine": trt.ICudaEngine,
+    "config": trt.IRuntimeConfig,
+    "context": trt.IExecutionContext,
+    "self._context": trt.IExecutionContext,
+}
+"""Expression in runtime.py -> the type of what it holds."""
+OPTIONAL = {"is_stream_capturable", runtime.SPECIALIZATION}
+"""Of TensorRT-RTX alone; looked up by their text."""
+
+
+def chains(module: ModuleType) -> Iterator[list[str]]:
+    """Every `a.b.c` of a module, as a list of names; the longest of each."""
+    tree = ast.parse(inspect.getsource(module))
+    inner = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and id(node) not in inner:
+            yield ast.unparse(node).split(".")
+
+
+def missing(found: Any, names: list[str]) -> str | None:
+    """The first of `names`, one in the other, that does not exist."""
+    for name in names:
+        if not hasattr(found, name):
+            return f"{found} has no {name}"
+        found = getattr(found, name)
+    return None
+
+
+@pytest.mark.parametrize("module", [compile, network, piece, runtime, toolkit])
+def test_names_of_the_module_exist(module: ModuleType) -> None:
+    used = [c[c.index(n) + 1 :] for c in chains(module) for n in ("api", "_api") if n in c]
+    used = [names for names in used if names and names[0] != "__version__"]
+    assert used, "the module uses TensorRT under another name: mend this test"
+    assert not [wrong for names in used if (wrong := missing(trt, names))]
+
+
+@pytest.mark.parametrize("expression", OBJECTS)
+def test_methods_of_the_runtime_exist(expression: str) -> None:
+    prefix = expression.split(".")
+    used = [c[len(prefix) :] for c in chains(runtime) if c[: len(prefix)] == prefix]
+    used = [names[:1] for names in used if names]
+    if expression == "context":  # the factory of our own contexts has the same name
+        used = [names for names in used if names != ["context"]]
+    assert used, "the runtime names its objects otherwise: mend this test"
+    assert not [wrong for names in used if (wrong := missing(OBJECTS[expression], names))]
+
+
+def test_what_tensorrt_rtx_has_alone_exists_there() -> None:
+    assert hasattr(trt.IExecutionContext, "is_stream_capturable")
+    assert hasattr(getattr(trt, runtime.SPECIALIZATION), "EAGER")
+    source = inspect.getsource(runtime)
+    assert all(name in source for name in OPTIONAL)
+
+
+def test_functions_and_constants_of_cuda_exist() -> None:
+    tree = ast.parse(inspect.getsource(device))
+    texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
+    used = {text for text in texts if isinstance(text, str) and text.isidentifier()}
+    used = {text for text in used if text.startswith("cuda")}
+    kinds = {text for text in used if text.startswith("cudaMemcpyHost") or "ToHost" in text}
+    assert len(used - kinds) > 10 and len(kinds) == 2
+    assert not [name for name in used - kinds if not hasattr(cuda, name)]
+    assert not [name for name in kinds if not hasattr(cuda.cudaMemcpyKind, name)]
+    enums = [c[1:] for c in chains(device) if c[0] == "attribute"]
+    assert enums and not [n for n in enums if missing(cuda.cudaDeviceAttr, n)]
+    modes = [c[2:] for c in chains(device) if c[:2] == ["self", "_cuda"]]
+    assert modes and not [wrong for names in modes if names and (wrong := missing(cuda, names))]
