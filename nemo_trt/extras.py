@@ -11,6 +11,7 @@ _EXTRAS = {
     "ml_dtypes": "export",
     "onnxruntime": "cpu",
     "matplotlib": "plots",
+    "triton": "paged",
     "peft": "validate",
     "polygraphy": "validate",
     "transformers": "validate",

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,16 +71,20 @@ def test_answers_end_with_the_tokenizers_tokens_and_with_the_models(
         assert (row.next(logits, last=False).finish_reason == "stop") is (end in expected)
 
 
+@pytest.mark.model
 def test_grammars_of_a_server_end_with_the_same_tokens(
     tmp_path: Path, sample_tokenizer: Path
 ) -> None:
+    from nemo_trt.serve.grammar_trial import GrammarTrial
     from nemo_trt.serve.http.service import Service
 
     tokenizer = tokenizer_ending_with("<|endoftext|>", tmp_path, sample_tokenizer)
     service: Any = Service.__new__(Service)
     service._grammars, service._making = None, threading.Lock()
+    service._trial = GrammarTrial()
     service.require = lambda: SimpleNamespace(tokenizer=tokenizer, config=CONFIG)
-    state = service.grammars().regex("[0-9]+")
+    with closing(service._trial):
+        state = service.grammars().regex("[0-9]+")
     for one in tokenizer.encode("12", bos=False):
         state.accept(one)
     allowed = np.flatnonzero(state.allowed())
