@@ -14,7 +14,7 @@ from nemo_trt.manifest import ENGINE_FILE
 from nemo_trt.utf8 import json_text
 
 SCHEMA_VERSION = 2
-LOWERING_VERSION = 1
+LOWERING_VERSION = 2
 """Counts changes of how graphs are lowered: an engine of another number is built anew."""
 
 
@@ -43,7 +43,7 @@ class BuildOptions:
     allow_unfused: bool = False
 
     def build_id(self, bundle_id: str, toolkit: str, version: str) -> str:
-        """Identity of what a build makes, in hex: equal inputs make equal engines."""
+        """Identity of all inputs of a build, in hex. TensorRT makes no promise of equal bytes."""
         parts = [LOWERING_VERSION, bundle_id, toolkit, version, asdict(self)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -75,7 +75,7 @@ class EngineRecord:
 
     Attributes:
         name: the engine's name and folder, such as "h100-fp8".
-        build_id: identity of all inputs of the build; equal inputs give an equal engine.
+        build_id: identity of all inputs of the build; with equal ones an engine is kept.
         bundle_id: identity of the bundle that it was built from.
         precision: the bundle's precision.
         options: what it was built for.

@@ -1,0 +1,43 @@
+"""An engine is kept while its inputs are unchanged: the code that makes it is one of them."""
+
+import ast
+import hashlib
+import inspect
+from types import ModuleType
+
+import pytest
+
+from nemo_trt.engines.trt import compile, lowering, network
+from nemo_trt.engines.trt.record import LOWERING_VERSION
+
+pytestmark = pytest.mark.unit
+
+CODE = {
+    lowering: "431f7da7ab550218",
+    network: "4a147516c766fef4",
+    compile: "765b65191fe54d11",
+}
+
+
+def digest_of(module: ModuleType) -> str:
+    """Of the lines of code: without comments, docstrings, empty lines and indentation."""
+    source = inspect.getsource(module)
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            text = node.body[0]
+            for index in range(text.lineno - 1, text.end_lineno or text.lineno):
+                lines[index] = ""
+    code = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
+    return hashlib.sha256("\n".join(code).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("module", CODE, ids=lambda module: module.__name__)
+def test_code_that_decides_what_is_built_has_a_version(module: ModuleType) -> None:
+    assert LOWERING_VERSION == 2
+    assert digest_of(module) == CODE[module], (
+        f"{module.__name__} has changed. If it builds other engines than before, raise "
+        "LOWERING_VERSION in engines/trt/record.py; then write the new digest and version here."
+    )
