@@ -52,7 +52,10 @@ def run_stage(stage: str, arguments: Mapping[str, Any], log: Path, progress: Pro
             pass
         with os.fdopen(reader, encoding="utf-8") as lines:
             for line in lines:
-                told = json.loads(line)
+                try:
+                    told = json.loads(line)
+                except ValueError:  # it died in the middle of a line
+                    break
                 if "phase" in told:
                     progress.phase(told["phase"], told["total"], told["unit"])
                 elif "advance" in told:

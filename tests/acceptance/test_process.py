@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Literal
@@ -39,6 +40,20 @@ def test_a_process_that_dies_has_failed_and_its_signal_is_named(
     ended = run_stage("plan", asked, tmp_path / "log", Killer(number))
     assert ended.verdict == "fail" and number.name in ended.reason
     assert ("memory runs out" in ended.reason) == (number is signal.SIGKILL)
+
+
+def test_a_process_that_dies_in_the_middle_of_a_line_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = tmp_path / "worker"
+    worker.write_text(
+        f"#!{sys.executable}\nimport os, sys\n"
+        'os.write(int(sys.argv[3]), b\'{"phase": "exp\')\nos.kill(os.getpid(), 9)\n'
+    )
+    worker.chmod(0o755)
+    monkeypatch.setattr("nemo_trt.acceptance.process.sys.executable", str(worker))
+    ended = run_stage("plan", {}, tmp_path / "log", Silent())
+    assert ended.verdict == "fail" and "SIGKILL" in ended.reason
 
 
 def test_an_unexpected_error_has_failed_with_its_name_and_its_traceback_is_kept(
