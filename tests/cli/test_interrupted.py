@@ -45,6 +45,30 @@ def test_a_signal_cleans_up_and_says_so(number: int, code: int, tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_second_signal_does_not_cut_the_cleaning_short(tmp_path: Path) -> None:
+    slowly = """
+import shutil
+plain = shutil.rmtree
+def rmtree(*arguments, **options):
+    print("cleaning", flush=True)
+    sys.stdin.readline()
+    plain(*arguments, **options)
+shutil.rmtree = rmtree
+main("""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    code = slowly.join(CHILD.rsplit("main(", 1))
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "t")], text=True, **pipes
+    ) as child:
+        assert child.stdout is not None and child.stdout.readline() == "writing\n"
+        child.send_signal(signal.SIGTERM)
+        assert child.stdout.readline() == "cleaning\n"
+        child.send_signal(signal.SIGTERM)
+        _, said = child.communicate("\n", timeout=100)
+    assert child.returncode == 143 and said.endswith("Stopped.\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_in_another_pid_namespace_is_refused_while_one_lives(tmp_path: Path) -> None:
     """Its process has another number there, or none: only the kernel's lock tells that it lives."""
     namespace = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]

@@ -1,5 +1,6 @@
 """Containers that we write: read by PyTorch, transformers and ourselves, equal bit for bit."""
 
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -134,6 +135,21 @@ def test_an_existing_target_stays_unless_forced(
     with pytest.raises(ExportError, match="got something else"):
         convert(checkpoint, tmp_path / "notes", kind, force=True)
     assert (tmp_path / "notes").read_text() == "mine"
+
+
+def test_force_replaces_no_archive_of_someone_elses(
+    made: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / NAMES["nemo"]
+    config = b"# Written by NeMo\nnum_layers: 2\n"
+    with tarfile.open(target, "w") as archive:
+        member = tarfile.TarInfo("model_config.yaml")
+        member.size = len(config)
+        archive.addfile(member, io.BytesIO(config))
+    before = target.read_bytes()
+    with pytest.raises(ExportError, match="must be an archive that nemo-trt wrote"):
+        convert(open_checkpoint(tiny_checkpoint), target, "nemo", force=True)
+    assert target.read_bytes() == before
 
 
 @pytest.mark.parametrize("kind", CONTAINERS)
