@@ -380,27 +380,18 @@ def test_fuzzed_adapters_raise_nothing_else(
         path.write_bytes(whole)
 
 
-def test_an_adapter_of_an_embedding_that_is_also_the_head_is_refused(
+def test_a_base_that_cannot_take_the_adapter_is_refused(
     adapters: dict[str, Path], tiny_checkpoint: Path
 ) -> None:
     checkpoint = open_checkpoint(tiny_checkpoint)
     others = {n: t for n, t in checkpoint.tensors.items() if n != "lm_head.weight"}
     config = replace(checkpoint.config, tied_head=True)
     tied = replace(checkpoint, config=config, tensors=others)
-    with pytest.raises(CheckpointError, match="which is also the head"):
-        merge_adapters(tied, [Adapter(adapters["embedding"])])
-
-
-def test_a_layer_that_is_replaced_has_no_weight(
-    adapters: dict[str, Path], tiny_checkpoint: Path
-) -> None:
-    half = Adapter(adapters["whole head"], weight=0.5)
-    with pytest.raises(CheckpointError, match=r"must have weight 1, got 0\.5"):
-        merge_adapters(open_checkpoint(tiny_checkpoint), [half])
-
-
-def test_fp8_weights_take_no_adapter(adapters: dict[str, Path], tiny_checkpoint: Path) -> None:
-    quantised: Any = {"model.layers.0.self_attn.q_proj.weight": None}
-    checkpoint = replace(open_checkpoint(tiny_checkpoint), fp8=quantised)
-    with pytest.raises(CheckpointError, match="must be merged into BF16 weights"):
-        merge_adapters(checkpoint, [Adapter(adapters["plain"])])
+    fp8: Any = replace(checkpoint, fp8={"model.layers.0.self_attn.q_proj.weight": None})
+    for base, adapter, message in (
+        (tied, Adapter(adapters["embedding"]), "which is also the head"),
+        (checkpoint, Adapter(adapters["whole head"], weight=0.5), r"must have weight 1, got 0\.5"),
+        (fp8, Adapter(adapters["plain"]), "must be merged into BF16 weights"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            merge_adapters(base, [adapter])
