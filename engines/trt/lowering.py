@@ -19,6 +19,8 @@ from nemo_trt import contract
 from nemo_trt.engines.stored_graph import read_graph, replace
 from nemo_trt.errors import BundleError
 
+from .attention.place import DOMAIN, Placement, place
+
 _EXTERNAL = TensorProto.EXTERNAL
 
 
@@ -58,8 +60,12 @@ class _Product:
         return [n for n in (self.dequantize, self.transpose, self.matmul) if n is not None]
 
 
-def lower(bundle: Path, graph_file: str, capacity: int) -> LoweredGraph:
+def lower(
+    bundle: Path, graph_file: str, capacity: int, paged: Placement | None = None
+) -> LoweredGraph:
     """Read a bundle's graph and lower it for a cache of `capacity` tokens a row.
+
+    With `paged` the cache is a pool of pages, and attention the plugin's.
 
     Memory: the graph, and a copy of merged weights that do not lie together in their file.
 
@@ -71,10 +77,12 @@ def lower(bundle: Path, graph_file: str, capacity: int) -> LoweredGraph:
         for dimension in value.type.tensor_type.shape.dim:
             if dimension.dim_param == "T":
                 dimension.dim_value = capacity
-    return lower_model(model, bundle)
+    return lower_model(model, bundle, paged)
 
 
-def lower_model(model: onnx.ModelProto, bundle: Path) -> LoweredGraph:
+def lower_model(
+    model: onnx.ModelProto, bundle: Path, paged: Placement | None = None
+) -> LoweredGraph:
     """`lower` of a graph of fixed T, or of a piece of one, whose weights lie in `bundle`.
 
     The model is altered.
@@ -82,12 +90,17 @@ def lower_model(model: onnx.ModelProto, bundle: Path) -> LoweredGraph:
     graph = model.graph
     del graph.value_info[:]  # they may still say T
     weights = {i.name: _map(i, bundle) for i in graph.initializer if i.data_location == _EXTERNAL}
+    num_layers = sum(node.op_type == "Attention" for node in graph.node)
     _merge_products(graph, weights)
-    _scale_queries_in_fp32(graph)
+    if paged:
+        place(graph, paged)
+        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    else:
+        _scale_queries_in_fp32(graph)
     return LoweredGraph(
         model=model.SerializeToString(),
         weights=weights,
-        num_layers=sum(node.op_type == "Attention" for node in graph.node),
+        num_layers=num_layers,
         num_fp8_products=sum(
             node.op_type == "DequantizeLinear" and node.input[0] in weights for node in graph.node
         ),

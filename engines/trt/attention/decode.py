@@ -102,7 +102,7 @@ def merge(
     lengths,
     out,  # (rows, heads, TOKENS, HEAD_DIM), by strides
     rows,
-    grid,  # programs of `decode`
+    launched,  # programs of `decode`
     row_stride,
     head_stride,
     token_stride,
@@ -121,7 +121,7 @@ def merge(
     index, channel = tl.arange(0, ROWS), tl.arange(0, DIM)
     tiles = tl.cdiv(tl.load(lengths + index, mask=index < rows, other=0), TILE)
     all_tiles = tl.sum(tiles, 0) * KV_HEADS
-    programs = tl.maximum(tl.minimum(grid, all_tiles), 1)
+    programs = tl.maximum(tl.minimum(launched, all_tiles), 1)
     of_pair = tl.cdiv(tl.load(lengths + row), TILE)
     first = tl.sum(tl.where(index < row, tiles, 0), 0) * KV_HEADS + kv_head * of_pair
     # Program p begins at tile p * all_tiles // programs. Programs with a tile of this pair:

@@ -1,15 +1,29 @@
 """Launches the kernels on PyTorch's tensors, for tests and benchmarks."""
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, Self
-
-import triton
+from typing import Any, Protocol, Self
 
 from .decode import decode, merge
 from .prefill import prefill
-from .tiling import LEAST_QUERIES, MERGED_AT_ONCE, Tiling
+from .step import (
+    Call,
+    Heads,
+    Scales,
+    Step,
+    decode_calls,
+    decode_constants,
+    merge_constants,
+    prefill_call,
+    prefill_constants,
+    workspace,
+    write_call,
+    write_constants,
+)
+from .tiling import Tiling
 from .write import write
+
+KERNELS = {"write": write, "decode": decode, "merge": merge, "prefill": prefill}
 
 
 class Tensor(Protocol):
@@ -43,59 +57,65 @@ class Pages:
     value_scale: float = 1.0
 
     @property
-    def shape(self) -> dict[str, int]:
-        """The kernels' constants."""
-        _, heads, page, head_dim = self.keys.shape
-        dim = triton.next_power_of_2(head_dim)
-        return {"KV_HEADS": heads, "PAGE": page, "HEAD_DIM": head_dim, "DIM": dim}
+    def pointers(self) -> dict[str, Any]:
+        """What the kernels read and write of them."""
+        return {
+            "keys": self.keys,
+            "values": self.values,
+            "table": self.table,
+            "starts": self.starts,
+            "lengths": self.lengths,
+        }
+
+    def heads(self, query_heads: int) -> Heads:
+        """The layer's heads."""
+        _, kv_heads, page, head_dim = self.keys.shape
+        group = query_heads // kv_heads
+        return Heads(kv_heads=kv_heads, group=group, head_dim=head_dim, page=page)
+
+    def step(self, tokens: int) -> Step:
+        """A step of `tokens` a row."""
+        rows, _ = self.table.shape
+        return Step(rows=rows, tokens=tokens, table_stride=self.table.stride()[0])
+
+    def scales(self, scores: float) -> Scales:
+        """With the scale of the scores."""
+        return Scales(scores=scores, keys=self.key_scale, values=self.value_scale)
 
 
-def write_pages(pages: Pages, keys: Tensor, values: Tensor, *, tokens: int = 16) -> None:
+def write_pages(pages: Pages, keys: Tensor, values: Tensor) -> None:
     """Store new keys and values, (rows, kv heads, tokens, head_dim) each, of equal strides."""
-    rows, heads, new, _ = keys.shape
-    write[(triton.cdiv(new, tokens), heads, rows)](
-        keys, values, pages.keys, pages.values, pages.table, pages.starts, pages.lengths,
-        new, pages.table.stride()[0], *keys.stride()[:3], pages.key_scale, pages.value_scale,
-        TOKENS=tokens, **pages.shape,
-    )  # fmt: skip
+    _, kv_heads, tokens, _ = keys.shape
+    heads = pages.heads(kv_heads)
+    call = write_call(heads, pages.step(tokens), pages.scales(1.0), _strides(keys))
+    pointers = {"new_keys": keys, "new_values": values, **pages.pointers}
+    _launch(call, pointers, write_constants(heads))
 
 
 class Decode:
     """Decode attention, with the workspace for one shape of queries."""
 
     def __init__(self, query: Tensor, pages: Pages, tiling: Tiling) -> None:
-        self.rows, heads, self.tokens, _ = query.shape
-        self.group = heads // pages.shape["KV_HEADS"]
-        self.tiling = tiling
-        queries = self.tokens * self.group
-        self.queries = max(triton.next_power_of_2(queries), LEAST_QUERIES)
-        segments = tiling.programs + self.rows * pages.shape["KV_HEADS"]
-        self.partial = query.new_empty(segments, queries, pages.shape["DIM"]).float()
-        self.summary = query.new_empty(segments, queries).float()
+        rows, query_heads, self.tokens, _ = query.shape
+        self.tiling, self.heads = tiling, pages.heads(query_heads)
+        self._shape = {"tokens": self.tokens, "rows": rows}
+        partial, summary = workspace(self.heads, tiling, **self._shape)
+        self.partial = query.new_empty(partial).float()
+        self.summary = query.new_empty(summary).float()
 
     def __call__(self, query: Tensor, pages: Pages, out: Tensor, scale: float) -> Tensor:
         """Attention of the last tokens, into `out`; both (rows, heads, tokens, head_dim)."""
-        shape, tiling = pages.shape, self.tiling
-        common = {
-            "KV_HEADS": shape["KV_HEADS"],
-            "HEAD_DIM": shape["HEAD_DIM"],
-            "DIM": shape["DIM"],
-            "GROUP": self.group,
-            "TOKENS": self.tokens,
-            "TILE": tiling.tile,
-            "ROWS": triton.next_power_of_2(self.rows),
-        }
-        decode[(tiling.programs,)](
-            query, pages.keys, pages.values, pages.table, pages.starts, pages.lengths,
-            self.partial, self.summary, self.rows, pages.table.stride()[0], *query.stride()[:3],
-            scale * pages.key_scale * math.log2(math.e),
-            QUERIES=self.queries, PAGE=shape["PAGE"], **common, **tiling.options,
+        calls = decode_calls(
+            self.heads, pages.step(self.tokens), pages.scales(scale), self.tiling,
+            _strides(query), _strides(out),
         )  # fmt: skip
-        merge[(self.tokens * self.group, shape["KV_HEADS"], self.rows)](
-            self.partial, self.summary, pages.starts, pages.lengths, out, self.rows,
-            tiling.programs, *out.stride()[:3], pages.value_scale,
-            SEGMENTS=MERGED_AT_ONCE, num_warps=4, **common,
-        )  # fmt: skip
+        between = {"partial": self.partial, "summary": self.summary}
+        constants = decode_constants(self.heads, self.tiling, **self._shape)
+        _launch(calls[0], {"query": query, **between, **pages.pointers},
+                {**constants, **self.tiling.options})  # fmt: skip
+        constants = merge_constants(self.heads, self.tiling, **self._shape)
+        held = {"starts": pages.starts, "lengths": pages.lengths}
+        _launch(calls[1], {**between, **held, "out": out}, {**constants, "num_warps": 4})
         return out
 
 
@@ -103,13 +123,20 @@ def prefill_attention(
     query: Tensor, pages: Pages, out: Tensor, scale: float, tiling: Tiling
 ) -> Tensor:
     """Causal attention of each row's new tokens; query and out (rows, heads, tokens, head_dim)."""
-    rows, heads, tokens, _ = query.shape
-    group = heads // pages.shape["KV_HEADS"]
-    grid = (triton.cdiv(tokens * group, tiling.queries), pages.shape["KV_HEADS"], rows)
-    prefill[grid](
-        query, pages.keys, pages.values, pages.table, pages.starts, pages.lengths, out,
-        tokens, pages.table.stride()[0], *query.stride()[:3], *out.stride()[:3],
-        scale * pages.key_scale * math.log2(math.e), pages.value_scale,
-        GROUP=group, QUERIES=tiling.queries, TILE=tiling.tile, **pages.shape, **tiling.options,
-    )  # fmt: skip
+    _, query_heads, tokens, _ = query.shape
+    heads = pages.heads(query_heads)
+    call = prefill_call(
+        heads, pages.step(tokens), pages.scales(scale), tiling, _strides(query), _strides(out)
+    )
+    constants = {**prefill_constants(heads, tiling), **tiling.options}
+    _launch(call, {"query": query, "out": out, **pages.pointers}, constants)
     return out
+
+
+def _strides(tensor: Tensor) -> tuple[int, int, int]:
+    row, head, token, _ = tensor.stride()
+    return row, head, token
+
+
+def _launch(call: Call, pointers: Mapping[str, Any], constants: Mapping[str, int]) -> None:
+    KERNELS[call.kernel][call.grid](**pointers, **call.numbers, **constants)

@@ -13,7 +13,7 @@ from nemo_trt.engines.trt.record import LOWERING_VERSION
 pytestmark = pytest.mark.unit
 
 CODE = {
-    lowering: "431f7da7ab550218",
+    lowering: "d38d0dfa783185be",
     network: "4a147516c766fef4",
     compile: "765b65191fe54d11",
 }

@@ -80,7 +80,7 @@ def test_write(name: str, launch: Any) -> None:
             page = int(expected.pages.table[row, position // case.page])
             for pool in (expected.pages.keys, expected.pages.values):
                 pool[page, :, position % case.page] = torch.tensor(POISON).to(pool.dtype)
-    launch.write_pages(drawn.pages, *new, tokens=16)
+    launch.write_pages(drawn.pages, *new)
     for pool in ("keys", "values"):
         found, wanted = getattr(drawn.pages, pool), getattr(expected.pages, pool)
         assert torch.equal(found.float().nan_to_num(7.5e4), wanted.float().nan_to_num(7.5e4))

@@ -1,0 +1,189 @@
+"""The TensorRT plugin: write new keys and values into their pages, then attend to the pages.
+
+One class for TensorRT and TensorRT-RTX, which share their Python interface. It is given to a build
+through the ONNX parser and to a plan as it is loaded, by name from TensorRT's registry.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .driver import Launcher
+from .record import PagedAttention
+from .step import (
+    Call,
+    Scales,
+    Step,
+    decode_calls,
+    prefill_call,
+    strides,
+    workspace,
+    write_call,
+)
+
+NAME, VERSION, NAMESPACE = "NemoPagedAttention", "1", ""
+INPUTS = ("query", "new_keys", "new_values", "keys", "values", "table", "starts", "lengths")
+OUTPUTS = ("out", "keys", "values")
+"""Keys and values are updated in place: outputs 1 and 2 are inputs 3 and 4."""
+FIELDS = ("scores", "keys", "values")
+"""fp32 attributes of a node, of one layer: see `Scales`."""
+_ALIASED = {1: 3, 2: 4}
+_LOG = logging.getLogger("nemo_trt.engines")
+
+
+def attention_calls(
+    record: PagedAttention, scales: Scales, shapes: Sequence[Sequence[int]]
+) -> list[Call]:
+    """The launches of one layer's attention.
+
+    Args:
+        shapes: of `INPUTS`, in order.
+    """
+    heads, (rows, query_heads, tokens, head_dim) = record.heads, shapes[0]
+    step = Step(rows=rows, tokens=tokens, table_stride=shapes[5][1])
+    new = strides(heads.kv_heads, tokens, head_dim)
+    of_query = strides(query_heads, tokens, head_dim)
+    calls = [write_call(heads, step, scales, new)]
+    if tokens == 1:
+        calls += decode_calls(heads, step, scales, record.decode, of_query, of_query)
+    else:
+        calls.append(prefill_call(heads, step, scales, record.prefill, of_query, of_query))
+    return calls
+
+
+POINTERS = {
+    "write": ("new_keys", "new_values", "keys", "values", "table", "starts", "lengths"),
+    "decode": ("query", "keys", "values", "table", "starts", "lengths", "partial", "summary"),
+    "merge": ("partial", "summary", "starts", "lengths", "out"),
+    "prefill": ("query", "keys", "values", "table", "starts", "lengths", "out"),
+}
+"""What each kernel reads and writes."""
+
+
+def workspace_bytes(record: PagedAttention, rows: int) -> tuple[int, int]:
+    """Of `partial`, and of all: decode's, which no other step exceeds."""
+    partial, summary = workspace(record.heads, record.decode, tokens=1, rows=rows)
+    return 4 * partial, 4 * (partial + summary)
+
+
+def run(
+    record: PagedAttention,
+    scales: Scales,
+    launcher: Launcher,
+    shapes: Sequence[Sequence[int]],
+    inputs: Sequence[int],
+    out: int,
+    workspace_address: int,
+    stream: int,
+) -> None:
+    """Put one layer's attention on a stream; addresses are of `INPUTS`, in order."""
+    partial, _ = workspace_bytes(record, shapes[0][0])
+    known = dict(zip(INPUTS, inputs, strict=True))
+    known |= {"out": out, "partial": workspace_address, "summary": workspace_address + partial}
+    for call in attention_calls(record, scales, shapes):
+        launcher.launch(call, {name: known[name] for name in POINTERS[call.kernel]}, stream)
+
+
+def creator(api: Any, record: PagedAttention, launcher: Launcher | None) -> Any:
+    """A creator of the plugin, for TensorRT's registry.
+
+    Args:
+        api: `tensorrt` or `tensorrt_rtx`.
+        record: the engine's attention.
+        launcher: of a GPU; None for a build, in which nothing runs.
+    """
+    parents = (
+        api.IPluginV3,
+        api.IPluginV3OneCore,
+        api.IPluginV3OneBuildV2,
+        api.IPluginV3OneRuntime,
+    )
+    numbers = {"bf16": api.bfloat16, "fp16": api.float16, "fp32": api.float32, "fp8": api.fp8}
+    compute, cache = numbers[record.compute], numbers[record.cache]
+    types = (*(compute,) * 3, *(cache,) * 2, *(api.int32,) * 3, compute, *(cache,) * 2)
+
+    class Plugin(*parents):  # type: ignore[misc]
+        """One layer's attention."""
+
+        def __init__(self, scales: Scales) -> None:
+            for parent in parents:
+                parent.__init__(self)
+            self.plugin_name, self.plugin_version, self.plugin_namespace = NAME, VERSION, NAMESPACE
+            self.num_outputs = len(OUTPUTS)
+            self._scales = scales
+
+        def get_capability_interface(self, kind: Any) -> Any:
+            return self
+
+        def get_output_data_types(self, inputs: Any) -> list[Any]:
+            return [inputs[0], inputs[3], inputs[4]]
+
+        def get_output_shapes(self, inputs: Any, shape_inputs: Any, builder: Any) -> list[Any]:
+            return [inputs[0], inputs[3], inputs[4]]
+
+        def get_aliased_input(self, output: int) -> int:
+            return _ALIASED.get(output, -1)
+
+        def get_fields_to_serialize(self) -> Any:
+            values = (self._scales.scores, self._scales.keys, self._scales.values)
+            self._kept = [np.array([value], np.float32) for value in values]
+            return api.PluginFieldCollection(
+                [
+                    api.PluginField(name, value, api.PluginFieldType.FLOAT32)
+                    for name, value in zip(FIELDS, self._kept, strict=True)
+                ]
+            )
+
+        def configure_plugin(self, inputs: Any, outputs: Any) -> None:
+            pass
+
+        def on_shape_change(self, inputs: Any, outputs: Any) -> None:
+            pass
+
+        def supports_format_combination(self, at: int, tensors: Any, num_inputs: int) -> bool:
+            found = tensors[at].desc
+            return bool(found.format == api.TensorFormat.LINEAR and found.type == types[at])
+
+        def get_workspace_size(self, inputs: Any, outputs: Any) -> int:
+            return workspace_bytes(record, inputs[0].max[0])[1]
+
+        def enqueue(
+            self, inputs: Any, outputs: Any, given: Any, made: Any, memory: int, stream: int
+        ) -> int:
+            if launcher is None:
+                return 0
+            try:
+                shapes = [tuple(one.dims) for one in inputs]
+                run(record, self._scales, launcher, shapes, given, made[0], memory, stream)
+            except Exception:  # TensorRT's C++ calls this: it fails the step by a number
+                _LOG.exception("paged attention failed")
+                return 1
+            return 0
+
+        def attach_to_context(self, context: Any) -> Any:
+            return self.clone()
+
+        def set_tactic(self, tactic: int) -> None:
+            pass
+
+        def clone(self) -> Any:
+            return Plugin(self._scales)
+
+    class Creator(api.IPluginCreatorV3One):  # type: ignore[misc]
+        """Makes the plugin of a node, in a build and from a plan."""
+
+        def __init__(self) -> None:
+            api.IPluginCreatorV3One.__init__(self)
+            self.name, self.plugin_version, self.plugin_namespace = NAME, VERSION, NAMESPACE
+            kind, empty = api.PluginFieldType.FLOAT32, np.array([], np.float32)
+            self.field_names = api.PluginFieldCollection(
+                [api.PluginField(name, empty, kind) for name in FIELDS]
+            )
+
+        def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
+            found = {field.name: float(np.asarray(field.data).reshape(-1)[0]) for field in fields}
+            return Plugin(Scales(**{field: found[field] for field in FIELDS}))
+
+    return Creator()
