@@ -3,14 +3,18 @@
 import json
 import math
 import resource
+import signal
 import subprocess
 import sys
 import threading
 import time
 import weakref
+from concurrent.futures import CancelledError
 from typing import Any
 
-from nemo_trt.errors import RequestError, StateError
+from nemo_trt.errors import MachineError, NemoTrtError, RequestError, StateError
+
+from .cancellation import current
 
 LIMITS = {"max_grammar_size": 10_000, "initial_lexer_fuel": 200_000, "step_max_items": 10_000}
 """llguidance's, lower than its own: its time grows as the square of an object's optional
@@ -18,10 +22,8 @@ properties, when it compiles and again with every token."""
 CPU_S = 1
 """Processor time that a grammar may take, to the next full second of its process."""
 MEMORY_BYTES = 2**29
-_TOO_MUCH = (
-    f"The grammar must take at most {CPU_S} s and {MEMORY_BYTES // 2**20} MiB to compile. "
-    "Make it smaller, or its numbers."
-)
+_LIMITED = (signal.SIGXCPU, signal.SIGABRT, signal.SIGKILL)
+"""How the process ends at a limit, or for want of the machine's own memory."""
 
 
 class GrammarTooLargeError(RequestError):
@@ -35,11 +37,16 @@ class GrammarTrial:
     What compiles here, over a vocabulary of single bytes, takes about as long with the model's
     own. The process starts with the first grammar, and anew after one that it did not survive.
 
+    Args:
+        cpu_s: processor time of one grammar.
+        memory_bytes: of the process.
+
     Attributes:
         spent_s: processor time of all grammars so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, cpu_s: int = CPU_S, memory_bytes: int = MEMORY_BYTES) -> None:
+        self._cpu_s, self._memory_bytes = cpu_s, memory_bytes
         self.spent_s = 0.0
         self._lock = threading.Lock()
         self._child: subprocess.Popen[str] | None = None
@@ -50,27 +57,45 @@ class GrammarTrial:
         """What is wrong with a grammar, as llguidance writes it; None: it can be compiled.
 
         Raises:
+            CancelledError: nobody waits for it any more; its process has been ended.
             GrammarTooLargeError: it takes too much.
+            MachineError: the process does not run here.
             StateError: the trial has been closed.
         """
         with self._lock:
             self._require_open()
+            current().require_wanted()
             if self._child is None:
+                limits = map(str, (self._cpu_s, self._memory_bytes))
                 self._child = subprocess.Popen(
-                    [sys.executable, "-m", __name__],
+                    [sys.executable, "-m", __name__, *limits],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
                 )
-            answer = _asked(self._child, grammar)
-            if answer is None:
+            try:
+                with current().stopping(self._child.kill):
+                    answer = _asked(self._child, grammar)
+            except CancelledError:
                 _ended(self.__dict__)
-                self.spent_s += CPU_S
+                raise
+            if answer is None:
+                code = self._child.wait()
+                _ended(self.__dict__)
+                self.spent_s += self._cpu_s
                 self._require_open()
-                raise GrammarTooLargeError(_TOO_MUCH)
+                raise self._failure(code)
             error, seconds = answer
             self.spent_s += seconds
             return error
+
+    def _failure(self, code: int) -> NemoTrtError:
+        if -code not in _LIMITED:
+            return MachineError(f"The process that compiles grammars ended with code {code}.")
+        return GrammarTooLargeError(
+            f"The grammar must take at most {self._cpu_s} s and "
+            f"{self._memory_bytes // 2**20} MiB to compile. Make it smaller, or its numbers."
+        )
 
     def _require_open(self) -> None:
         if self._closed:
@@ -110,7 +135,7 @@ def _ended(state: dict[str, Any]) -> None:
             pipe.close()
 
 
-def _main() -> None:
+def _main(cpu_s: int, memory_bytes: int) -> None:
     """Answer each line, a grammar in JSON, with a line: its error or null, and seconds."""
     import llguidance
 
@@ -118,14 +143,14 @@ def _main() -> None:
     tokenizer = llguidance.LLTokenizer("byte")
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     for line in sys.stdin:
         start = time.process_time()
-        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(start) + CPU_S, hard))
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(start) + cpu_s, hard))
         matcher = llguidance.LLMatcher(tokenizer, json.loads(line), log_level=0, limits=limits)
         error = matcher.get_error() if matcher.is_error() else None
         print(json.dumps([error, time.process_time() - start]), flush=True)
 
 
 if __name__ == "__main__":
-    _main()
+    _main(*map(int, sys.argv[1:]))

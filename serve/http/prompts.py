@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from nemo_trt.serve.cancellation import current
 from nemo_trt.serve.drafts import DraftSource
 from nemo_trt.serve.engine import AsyncEngine
 
@@ -97,6 +98,7 @@ def require_room(
     if size <= limit * engine.longest_token:
         found = 0
         for piece in _pieces(texts, min(_CHARS_A_TOKEN * limit, _PIECE)):
+            current().require_wanted()
             found += len(encoded(engine, piece, param, bos=False))
             if found > 2 * limit:
                 words = f"your {param} resulted in more than {2 * limit} tokens."

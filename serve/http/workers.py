@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from nemo_trt.engines.ownership import Ownership
 from nemo_trt.errors import QueueFullError
+from nemo_trt.serve.cancellation import Cancellation
 
 Result = TypeVar("Result")
 
@@ -14,8 +15,8 @@ Result = TypeVar("Result")
 class Workers:
     """Runs calls in threads, in order of arrival.
 
-    A call that nobody waits for any more is dropped before it begins. One that has begun runs on:
-    what is run here must take bounded time.
+    A call that nobody waits for any more is dropped before it begins. One that has begun is told
+    by its `Cancellation`, and must take bounded time in any case.
 
     Args:
         threads: calls that run at once.
@@ -39,9 +40,14 @@ class Workers:
         if self._pending >= self._limit:
             raise QueueFullError(f"{self._pending} requests are being prepared already. Try later.")
         self._pending += 1
-        future = self._threads.submit(function, *arguments)
+        cancellation = Cancellation()
+        future = self._threads.submit(cancellation.run, function, *arguments)
         future.add_done_callback(self._over)
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            cancellation.cancel()
+            raise
 
     def close(self) -> None:
         """Drop what waits; what runs ends by itself."""

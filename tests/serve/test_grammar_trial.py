@@ -4,13 +4,16 @@ import json
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from contextlib import closing
 from typing import Any
 
 import llguidance
 import pytest
 
-from nemo_trt.errors import RequestError, StateError
+from nemo_trt.errors import MachineError, RequestError, StateError
 from nemo_trt.serve import grammar_trial
+from nemo_trt.serve.cancellation import Cancellation
 from nemo_trt.serve.grammar_trial import GrammarTooLargeError, GrammarTrial
 from nemo_trt.serve.grammars import GrammarConstraint, Grammars
 from nemo_trt.serve.http.errors import ApiError
@@ -21,6 +24,8 @@ from tests.waiting import until
 pytestmark = pytest.mark.e2e
 
 MINUTES = {"type": "integer", "multipleOf": 9_999_991}
+NEVER_S = 3600
+"""Processor time that no test takes."""
 
 
 def grammar(schema: object) -> str:
@@ -44,6 +49,56 @@ def test_an_endless_grammar_is_refused_and_the_next_one_served(trial: GrammarTri
     assert trial.error_of(grammar({"type": "string"})) is None
 
 
+def test_a_grammar_that_takes_much_memory_is_refused_and_the_next_one_served() -> None:
+    with closing(GrammarTrial(cpu_s=NEVER_S, memory_bytes=2**26)) as trial:
+        assert trial.error_of(grammar({"type": "integer"})) is None
+        first = trial._child
+        with pytest.raises(GrammarTooLargeError, match=f"at most {NEVER_S} s and 64 MiB"):
+            trial.error_of(grammar(MINUTES))
+        assert first is not None and first.returncode == -signal.SIGABRT
+        assert trial.error_of(grammar({"type": "string"})) is None
+
+
+def test_a_process_that_does_not_run_here_is_no_fault_of_the_grammar(
+    trial: GrammarTrial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(MachineError, match="ended with code 1"):
+        trial.error_of(grammar({"type": "integer"}))
+
+
+def test_a_grammar_that_nobody_waits_for_ends_and_what_its_request_has_left_does_not_begin() -> (
+    None
+):
+    cancellation, ended = Cancellation(), []
+
+    def two_grammars(trial: GrammarTrial) -> None:
+        for _ in range(2):
+            try:
+                trial.error_of(grammar(MINUTES))
+            except CancelledError as error:
+                ended.append(error)
+
+    with closing(GrammarTrial(cpu_s=NEVER_S)) as trial:
+        compiling = threading.Thread(target=cancellation.run, args=(two_grammars, trial))
+        compiling.start()
+        until(lambda: cancellation._stop is not None)
+        child = trial._child
+        cancellation.cancel()
+        compiling.join()
+        assert len(ended) == 2
+        assert child is not None and child.returncode == -signal.SIGKILL
+
+
+def test_leaving_after_a_grammar_was_compiled_ends_no_process(trial: GrammarTrial) -> None:
+    cancellation = Cancellation()
+    assert cancellation.run(trial.error_of, grammar({"type": "integer"})) is None
+    first = trial._child
+    cancellation.cancel()  # the process may be compiling another request's
+    assert trial.error_of(grammar({"type": "string"})) is None
+    assert trial._child is first
+
+
 def test_a_wrong_grammar_is_an_error_and_no_end(trial: GrammarTrial) -> None:
     error = trial.error_of(str(llguidance.LLMatcher.grammar_from_lark("start: missing")))
     assert error is not None and "missing" in error
@@ -52,7 +107,8 @@ def test_a_wrong_grammar_is_an_error_and_no_end(trial: GrammarTrial) -> None:
     assert trial._child is first
 
 
-def test_closing_ends_a_grammar_that_is_being_compiled(trial: GrammarTrial) -> None:
+def test_closing_ends_a_grammar_that_is_being_compiled() -> None:
+    trial = GrammarTrial(cpu_s=NEVER_S)
     errors: list[Exception] = []
 
     def compile_it() -> None:

@@ -1,16 +1,21 @@
 """Clients that leave and requests whose time is over: their slots are free at once."""
 
+import asyncio
 import json
 import logging
 import re
+import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from nemo_trt.serve import ServeOptions, create_app
+from nemo_trt.serve.grammar_trial import GrammarTrial
+from tests.waiting import until, until_async
 
 pytestmark = pytest.mark.model
 
@@ -76,6 +81,36 @@ def test_a_client_that_does_not_wait_for_its_answer_cancels_it(
     assert all_three_are_gone(client)
     (line,) = logged(caplog, 1)
     assert (line["status"], line["end"]) == (499, "disconnected")
+
+
+def test_a_client_that_leaves_ends_the_compilation_of_its_grammar(
+    tekken_bundle: Path, served: Any
+) -> None:
+    options = ServeOptions(allow_unvalidated=True)
+    app = create_app(tekken_bundle, options=options, max_batch=2, max_seq_len=512)
+    service = app.state.service
+    service._trial = GrammarTrial(cpu_s=3600)  # by itself this one ends in an hour
+    endless = {"type": "integer", "multipleOf": 9_999_991}
+    asked = {"prompt": "x", "max_tokens": 4, "guided_json": endless}
+
+    async def leave(url: str) -> Any:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            waiting = asyncio.create_task(client.post("/v1/completions", json=asked))
+            await until_async(lambda: service._trial._child is not None)
+            child = service._trial._child
+            waiting.cancel()
+            await until_async(lambda: child.returncode is not None)
+            return child
+
+    with served(app) as url:
+        service.wait()
+        child = asyncio.run(leave(url))
+        assert child.returncode == -signal.SIGKILL
+        until(lambda: service.compilers._pending == 0)
+        with httpx.Client(base_url=url, timeout=60) as client:
+            answer = client.post("/v1/completions", json=asked | {"guided_json": {"type": "null"}})
+            assert answer.json()["choices"][0]["text"].startswith("n")
+            wait_for(client, 'errors_total{code="499"}', 1)
 
 
 def test_a_request_whose_time_is_over_is_an_error_whole_or_streamed(
