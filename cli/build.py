@@ -57,6 +57,21 @@ if TYPE_CHECKING:
     help="Allow contexts that are too long for fused attention; slower.",
 )
 @click.option(
+    "--attention",
+    type=click.Choice(["native", "paged"]),
+    default="native",
+    show_default=True,
+    help="native: TensorRT's own, over rows of --max-seq-len. paged: ours, over a cache in pages; "
+    "for contexts that TensorRT's cannot take. Not yet run on a GPU.",
+)
+@click.option(
+    "--page",
+    type=click.Choice([16, 32, 64, 128]),
+    default=64,
+    show_default=True,
+    help="Tokens of a page, with --attention paged.",
+)
+@click.option(
     "--log", "log_file", type=click.Path(path_type=Path), help="File for TensorRT's verbose log."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print engine.json.")

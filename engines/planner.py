@@ -88,6 +88,7 @@ def engine_budget(
     max_batch: int = 1,
     prefill_chunk: int = DEFAULT_CHUNK,
     num_plans: int = 1,
+    paged: bool = False,
 ) -> Budget:
     """Compute an engine's memory; `require_fit` checks whether it fits.
 
@@ -97,6 +98,7 @@ def engine_budget(
         max_batch: rows.
         prefill_chunk: tokens of one row that one prefill step takes.
         num_plans: 1 holds the weights once; 2 hold them twice.
+        paged: with paged attention, which expands no keys and values.
 
     Raises:
         RequestError: a number is out of range, or longer than the model's context.
@@ -111,7 +113,7 @@ def engine_budget(
             f"{max_seq_len}."
         )
     fits = {
-        slots: _longest(manifest, target, slots, prefill_chunk, num_plans)
+        slots: _longest(manifest, target, slots, prefill_chunk, num_plans, paged=paged)
         for slots in sorted({*_SLOTS, max_batch})
     }
     capacity = max_seq_len or fits[max_batch] or _STEP
@@ -128,7 +130,7 @@ def engine_budget(
         num_plans=num_plans,
         weight_bytes=plan_bytes,
         kv_bytes=kv_bytes,
-        scratch_bytes=_scratch_bytes(manifest, capacity, chunk),
+        scratch_bytes=_scratch_bytes(manifest, 0 if paged else capacity, chunk),
         floor_ms=(per_step / bandwidth, (per_step + kv_bytes) / bandwidth),
         disk_bytes=plan_bytes,
         host_bytes=int(HOST_FACTOR * manifest.weight_bytes),
@@ -203,16 +205,15 @@ def _scratch_bytes(manifest: Planned, capacity: int, chunk: int) -> int:
     )
 
 
-def _longest(manifest: Planned, target: Target, slots: int, chunk: int, num_plans: int) -> int:
+def _longest(
+    manifest: Planned, target: Target, slots: int, chunk: int, num_plans: int, *, paged: bool
+) -> int:
     """The longest context of `slots` rows that fits, a multiple of 256, at most the model's."""
     free = target.memory_bytes - RESERVE_BYTES - num_plans * manifest.weight_bytes
-    per_token = (
-        slots * kv_bytes_per_token(manifest)
-        + 2
-        * manifest.config.num_heads
-        * manifest.config.head_dim
-        * manifest.precision.base.itemsize
-    )
+    per_token = slots * kv_bytes_per_token(manifest)
+    if not paged:
+        config = manifest.config
+        per_token += 2 * config.num_heads * config.head_dim * manifest.precision.base.itemsize
     free -= _scratch_bytes(manifest, 0, chunk)
     longest = max(0, free // per_token) // _STEP * _STEP
     return min(longest, manifest.config.max_position_embeddings)

@@ -10,7 +10,7 @@ from nemo_trt.engines.targets import target_named
 from nemo_trt.progress import Progress
 
 from .builder import build_plans
-from .record import BuildOptions, EngineRecord
+from .record import PAGE, AttentionKind, BuildOptions, EngineRecord
 from .toolkit import ToolkitName, toolkit_for
 
 
@@ -26,6 +26,8 @@ def build_engine(
     timing_cache: Path | None = None,
     single_plan: bool = True,
     allow_unfused: bool = False,
+    attention: AttentionKind = "native",
+    page: int = PAGE,
     log_file: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[EngineRecord, bool]:
@@ -42,6 +44,9 @@ def build_engine(
         timing_cache: file that keeps TensorRT's kernel timings between builds.
         single_plan: put prefill and decode into one plan, which holds the weights once.
         allow_unfused: accept a plan whose attention is not fused.
+        attention: "native" is TensorRT's own; "paged" is ours, over a cache in pages, for contexts
+            that TensorRT's cannot take. It has not run on a GPU inside an engine yet.
+        page: tokens of a page, 16, 32, 64 or 128.
         log_file: file for TensorRT's log.
         progress: receives progress updates; silent by default.
 
@@ -62,6 +67,7 @@ def build_engine(
         max_batch=max_batch,
         prefill_chunk=prefill_chunk,
         num_plans=1 if single_plan else 2,
+        paged=attention == "paged",
     )
     require_fit(budget, bundle)
     asked = f"nemo-trt build {bundle} --gpu {target.name}"
@@ -78,6 +84,8 @@ def build_engine(
             opt_level=opt_level,
             single_plan=single_plan,
             allow_unfused=allow_unfused,
+            attention=attention,
+            page=page,
         ),
         toolkit,
         target=target,

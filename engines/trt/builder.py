@@ -14,6 +14,10 @@ from nemo_trt.errors import BuildError
 from nemo_trt.manifest import ENGINE_FILE, GRAPH_FILE
 from nemo_trt.progress import Progress, Silent
 
+from .attention.ahead import compile_attention
+from .attention.place import Placement
+from .attention.record import PagedAttention
+from .attention.step import Heads
 from .compile import Compiler
 from .kernels import (
     READ_LINES,
@@ -22,6 +26,7 @@ from .kernels import (
     per_layer,
     read_kernels,
     require_fused_decode,
+    require_paged_decode,
     scratch_bytes,
 )
 from .lowering import lower
@@ -30,6 +35,7 @@ from .record import BuildOptions, EngineRecord, PlanFile, same_build
 from .toolkit import Log, Toolkit
 
 PROFILES = ("prefill", "decode")
+_PLUGIN_LAUNCHES = {"prefill": 2, "decode": 3}  # kernels of one node, which the log counts as one
 
 
 def build_plans(
@@ -73,9 +79,12 @@ def build_plans(
         max_batch=options.max_batch,
         prefill_chunk=options.prefill_chunk,
         num_plans=1 if options.single_plan else len(PROFILES),
+        paged=options.attention == "paged",
     )
     require_fit(budget, bundle)
     name = f"{target.name}-{bundle.precision}"
+    if options.attention == "paged":
+        name += "-paged"
     build_id = options.build_id(bundle.bundle_id, toolkit.name, toolkit.version)
     if known := same_build(bundle, name, build_id):
         return known, False
@@ -84,35 +93,57 @@ def build_plans(
     atomic.require_writable(folder)
     started = time.monotonic()
     progress.phase("lower the graph")
-    graph = lower(bundle.path, GRAPH_FILE, options.max_seq_len)
-    compiler = Compiler(
-        options=options,
-        toolkit=toolkit,
-        graph=graph,
-        timing_cache=timing_cache,
-        progress=progress,
-    )
-    with _log_to(log_file) as write_log:
-        build = _Build(bundle, compiler, write_log)
-        with atomic.new_directory(folder) as new:
-            plans = build.plans(new)
-            record = EngineRecord(
-                name=name,
-                build_id=build_id,
-                bundle_id=bundle.bundle_id,
-                precision=bundle.precision,
-                options=options,
-                toolkit=toolkit.name,
-                toolkit_version=toolkit.version,
-                driver=driver,
-                weight_bytes=graph.num_bytes,
-                plans=plans,
-                build_s=round(time.monotonic() - started, 1),
-                peak_host_bytes=_peak_host_bytes(),
-                nemo_trt=__version__,
-            )
-            (new / ENGINE_FILE).write_text(record.to_json(), encoding="utf-8")
+    cache = bundle.precision.base
+    placement = Placement(page=options.page, cache=cache)
+    graph = lower(
+        bundle.path, GRAPH_FILE, options.max_seq_len,
+        placement if options.attention == "paged" else None,
+    )  # fmt: skip
+    with _log_to(log_file) as write_log, atomic.new_directory(folder) as new:
+        paged = _attention(new, bundle, options)
+        compiler = Compiler(
+            options=options,
+            toolkit=toolkit,
+            graph=graph,
+            timing_cache=timing_cache,
+            progress=progress,
+            paged=paged,
+        )
+        plans = _Build(bundle, compiler, write_log).plans(new)
+        record = EngineRecord(
+            name=name,
+            build_id=build_id,
+            bundle_id=bundle.bundle_id,
+            precision=bundle.precision,
+            options=options,
+            toolkit=toolkit.name,
+            toolkit_version=toolkit.version,
+            driver=driver,
+            weight_bytes=graph.num_bytes,
+            plans=plans,
+            build_s=round(time.monotonic() - started, 1),
+            peak_host_bytes=_peak_host_bytes(),
+            nemo_trt=__version__,
+            paged=paged,
+        )
+        (new / ENGINE_FILE).write_text(record.to_json(), encoding="utf-8")
     return record, True
+
+
+def _attention(folder: Path, bundle: Bundle, options: BuildOptions) -> PagedAttention | None:
+    """The kernels of an engine with pages, compiled into its folder."""
+    if options.attention != "paged":
+        return None
+    config, dtype = bundle.config, bundle.precision.base
+    heads = Heads(
+        kv_heads=config.num_kv_heads,
+        group=config.num_heads // config.num_kv_heads,
+        head_dim=config.head_dim,
+        page=options.page,
+    )
+    return compile_attention(
+        folder, heads, sm=options.sm, rows=options.max_batch, compute=dtype, cache=dtype
+    )
 
 
 class _Build:
@@ -154,6 +185,7 @@ class _Build:
             kernels={profile: per_layer(found, layers) for profile, found in kernels.items()},
             launches_per_layer={
                 profile: round(launches_per_layer(found, layers), 2)
+                + (_PLUGIN_LAUNCHES[profile] - 1 if self.compiler.paged else 0)
                 for profile, found in kernels.items()
             },
             scratch_bytes=dict(zip(profiles, scratch, strict=True)),
@@ -161,6 +193,14 @@ class _Build:
 
     def _check(self, kernels: dict[str, list[Kernel]]) -> None:
         if "decode" not in kernels or self.options.allow_unfused:
+            return
+        if self.compiler.paged:
+            require_paged_decode(
+                kernels["decode"],
+                self.bundle.config,
+                self.options.page,
+                fp8_products=self.compiler.graph.num_fp8_products,
+            )
             return
         require_fused_decode(
             kernels["decode"],

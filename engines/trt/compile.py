@@ -13,12 +13,16 @@ import blake3
 from nemo_trt import atomic
 from nemo_trt.progress import Progress
 
+from .attention.place import PAGE_TABLE
+from .attention.plugin import registered
+from .attention.record import PagedAttention
 from .lowering import LoweredGraph
-from .network import caches, mend, parse, step_inputs
+from .network import caches, mend, parse, require_paged, step_inputs
 from .record import BuildOptions
 from .toolkit import Log, Toolkit
 
 _POLL_S = 0.2
+_MOST_PAGES = 2**22  # of a pool; its size is chosen when an engine is opened
 _SHOWN_DEPTH = 3  # phases deeper than this are too many to show
 
 
@@ -30,6 +34,7 @@ class Compiler:
         options: what the engine is built for.
         graph: its weights must live as long.
         timing_cache: read if it exists, written after each plan; None for none.
+        paged: the attention of an engine with pages.
     """
 
     options: BuildOptions
@@ -37,6 +42,7 @@ class Compiler:
     graph: LoweredGraph
     timing_cache: Path | None
     progress: Progress
+    paged: PagedAttention | None = None
 
     def compile(self, path: Path, profiles: tuple[str, ...], log: Log) -> tuple[int, str]:
         """Compile a plan and write it as it is made.
@@ -47,15 +53,24 @@ class Compiler:
         Raises:
             BuildError: TensorRT refuses it.
         """
+        if self.paged is None:
+            return self._compile(path, profiles, log)
+        with registered(self.toolkit.api, self.paged, launcher=None):
+            return self._compile(path, profiles, log)
+
+    def _compile(self, path: Path, profiles: tuple[str, ...], log: Log) -> tuple[int, str]:
         api = self.toolkit.api
         builder = api.Builder(log.logger)
         network = parse(self.toolkit, log, builder, self.graph)
-        mend(
-            self.toolkit,
-            network,
-            num_layers=self.graph.num_layers,
-            allow_unfused=self.options.allow_unfused,
-        )
+        if self.paged:
+            require_paged(self.toolkit, network, self.graph.num_layers)
+        else:
+            mend(
+                self.toolkit,
+                network,
+                num_layers=self.graph.num_layers,
+                allow_unfused=self.options.allow_unfused,
+            )
         config = self._config(builder, network, profiles)
         monitor = _monitor(api, self.progress, path.stem)
         config.progress_monitor = monitor
@@ -74,6 +89,10 @@ class Compiler:
 
     def _config(self, builder: Any, network: Any, profiles: tuple[str, ...]) -> Any:
         config = builder_config(self.toolkit, builder, self.options)
+        if self.paged:
+            config.set_preview_feature(
+                self.toolkit.api.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True
+            )
         if self.timing_cache:
             known = self.timing_cache.read_bytes() if self.timing_cache.is_file() else b""
             config.set_timing_cache(config.create_timing_cache(known), False)
@@ -102,9 +121,14 @@ class Compiler:
         profile = builder.create_optimization_profile()
         for input_name, shape in least.items():
             profile.set_shape(input_name, shape, best[input_name], most[input_name])
+        usual = most_blocks = rows  # of the caches' first axis
+        if self.paged:
+            table = options.row_pages
+            profile.set_shape(PAGE_TABLE, (1, table), (rows, table), (rows, table))
+            usual, most_blocks = options.max_batch * table, _MOST_PAGES
         for cache in caches(network):
             rest = tuple(cache.shape)[1:]
-            profile.set_shape(cache.name, (1, *rest), (rows, *rest), (rows, *rest))
+            profile.set_shape(cache.name, (1, *rest), (usual, *rest), (most_blocks, *rest))
         return profile
 
     def _keep_timings(self, config: Any) -> None:

@@ -13,9 +13,12 @@ from nemo_trt.config import ModelConfig
 from nemo_trt.errors import BuildError
 
 _LINE = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>\S+), Inputs: \[(?P<rest>.*)$")
-_TENSOR = re.compile(r"Name: ([^,]+), Dimensions: \[([-\d,]*)\], .*?Datatype: (\w+)")
+_TENSOR = re.compile(
+    r"Name: ([^,]+), (?:Location: \w+, )?Dimensions: \[([-\d,]*)\], .*?Datatype: (\w+)"
+)
+_PLUGIN = "PluginV3"
 _GRAPH = re.compile(r"_(myl\d+)_\d+$")
-_NO_KERNEL = {"signal", "wait", "shape_call"}
+_NO_KERNEL = {"signal", "wait", "shape_call", "NoOp"}
 READ_LINES = ("Layers:", "Max Scratch Memory", "Unused Input")
 """What the lines hold that a build reads: however long the log is, they are kept."""
 _SCRATCH = re.compile(r"^Max Scratch Memory: (\d+) bytes", re.MULTILINE)
@@ -64,7 +67,11 @@ def read_kernels(lines: Iterable[str], num_profiles: int) -> list[list[Kernel]]:
             second.add(label)
         found.append((label, marked, _kernel(match)))
     profiles = [
-        [k for label, marked, k in found if (marked or (label and label in second)) == bool(index)]
+        [
+            k
+            for label, marked, k in found
+            if (marked or bool(label and label in second)) == bool(index)
+        ]
         for index in range(num_profiles)
     ]
     if not all(profiles):
@@ -126,7 +133,7 @@ def launches_per_layer(kernels: Sequence[Kernel], num_layers: int) -> float:
 
 def is_attention(kernel: Kernel) -> bool:
     """Whether a kernel is a fused attention."""
-    return "_mha_" in kernel.name
+    return "_mha_" in kernel.name or kernel.kind == _PLUGIN
 
 
 def require_fused_decode(
@@ -160,6 +167,39 @@ def require_fused_decode(
                     f"Decode must read the cache as it is, but {kernel.name} writes {one.name} of "
                     f"{list(one.shape)}."
                 )
+    _require_fp8_products(kernels, fp8_products)
+
+
+def require_paged_decode(
+    kernels: Sequence[Kernel], config: ModelConfig, page: int, *, fp8_products: int
+) -> None:
+    """Check the decode profile of an engine with pages: no kernel but the plugin touches a pool.
+
+    Raises:
+        BuildError: a check fails.
+    """
+    plugins = sum(kernel.kind == _PLUGIN for kernel in kernels)
+    if plugins != config.num_layers:
+        raise BuildError(
+            f"Decode must have one attention of ours a layer, {config.num_layers}, got {plugins}."
+        )
+    block = (config.num_kv_heads, page, config.head_dim)
+    for kernel in kernels:
+        if kernel.kind == _PLUGIN:
+            continue
+        for one in (*kernel.inputs, *kernel.outputs):
+            if one.shape[-3:] == block or one.name.startswith((contract.PAST, "present.")):
+                raise BuildError(
+                    f"Only the plugin may touch the cache, but {kernel.name} takes {one.name} of "
+                    f"{list(one.shape)}."
+                )
+    _require_fp8_products(kernels, fp8_products)
+
+
+def _require_fp8_products(kernels: Sequence[Kernel], fp8_products: int) -> None:
+    """Raises:
+    BuildError: fewer products than that take FP8 operands.
+    """
     products = sum(_is_fp8_product(kernel) for kernel in kernels)
     if products < fp8_products:
         raise BuildError(

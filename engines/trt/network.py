@@ -8,15 +8,9 @@ from typing import Any
 from nemo_trt import contract
 from nemo_trt.errors import BuildError
 
+from .attention.place import LENGTHS
 from .lowering import LoweredGraph
 from .toolkit import Log, Toolkit
-
-LENGTHS = "lengths"
-"""The engine's own input: int32 (B,) valid keys after the update, write_indices + S.
-
-It is an input and not computed from S: a shape would be copied from the host in each step, which
-no CUDA graph can hold.
-"""
 
 
 def parse(toolkit: Toolkit, log: Log, builder: Any, graph: LoweredGraph) -> Any:
@@ -55,6 +49,20 @@ def mend(toolkit: Toolkit, network: Any, *, num_layers: int, allow_unfused: bool
     layers, attentions = _restore(toolkit, network, allow_unfused=allow_unfused)
     _require_counts(toolkit.api, layers, attentions, num_layers)
     _require_fp8(toolkit.api, layers)
+
+
+def require_paged(toolkit: Toolkit, network: Any, num_layers: int) -> None:
+    """Check a network with the attention plugin: TensorRT read every node as it was written.
+
+    Raises:
+        BuildError: it did not.
+    """
+    api = toolkit.api
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    plugins = sum(layer.type == api.LayerType.PLUGIN_V3 for layer in layers)
+    if plugins != num_layers:
+        raise BuildError(f"The network must have {num_layers} attentions of ours, got {plugins}.")
+    _require_fp8(api, layers)
 
 
 def mend_piece(toolkit: Toolkit, network: Any, *, allow_unfused: bool) -> None:

@@ -5,7 +5,7 @@ import json
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from nemo_trt.bundle import Bundle
 from nemo_trt.digest import file_digest
@@ -13,8 +13,12 @@ from nemo_trt.errors import DAMAGED_JSON, BuildError
 from nemo_trt.manifest import ENGINE_FILE
 from nemo_trt.utf8 import json_text
 
+from .attention.record import PagedAttention
+
+AttentionKind = Literal["native", "paged"]
 SCHEMA_VERSION = 2
 LOWERING_VERSION = 2
+PAGE = 64
 """Counts changes of how graphs are lowered: an engine of another number is built anew."""
 
 
@@ -30,6 +34,8 @@ class BuildOptions:
         opt_level: TensorRT's builder optimisation level, None for its own default.
         single_plan: both profiles in one plan, so that the weights lie there once.
         allow_unfused: attention may be decomposed where no fused kernel serves it.
+        attention: TensorRT's own over rows of `max_seq_len`, or ours over pages.
+        page: tokens of a page.
     """
 
     target: str
@@ -41,6 +47,13 @@ class BuildOptions:
     opt_level: int | None = None
     single_plan: bool = True
     allow_unfused: bool = False
+    attention: AttentionKind = "native"
+    page: int = PAGE
+
+    @property
+    def row_pages(self) -> int:
+        """Page table entries of a row: a multiple of 4, for which the kernels are compiled."""
+        return -(-self.max_seq_len // (4 * self.page)) * 4
 
     def build_id(self, bundle_id: str, toolkit: str, version: str) -> str:
         """Identity of all inputs of a build, in hex. TensorRT makes no promise of equal bytes."""
@@ -87,6 +100,7 @@ class EngineRecord:
         build_s: seconds that the build took.
         peak_host_bytes: peak resident memory of the build.
         nemo_trt: version of nemo-trt.
+        paged: the attention's kernels, with digests, of an engine with pages.
     """
 
     name: str
@@ -102,11 +116,14 @@ class EngineRecord:
     build_s: float
     peak_host_bytes: int
     nemo_trt: str
+    paged: PagedAttention | None = None
 
     @property
     def engine_id(self) -> str:
-        """Identity of the plans' bytes, to which a verdict is bound."""
-        return hashlib.sha256("\n".join(plan.digest for plan in self.plans).encode()).hexdigest()
+        """Identity of the bytes of plans and kernels, to which a verdict is bound."""
+        digests = [plan.digest for plan in self.plans]
+        digests += [kernel.digest for kernel in self.paged.kernels] if self.paged else []
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
     def rebuild_command(self, bundle: Bundle) -> str:
         """The command that builds this engine again."""
@@ -118,6 +135,8 @@ class EngineRecord:
         words += ["--toolchain", self.toolkit]
         words += ["--separate-plans"] * (not options.single_plan)
         words += ["--allow-unfused"] * options.allow_unfused
+        if options.attention == "paged":
+            words += ["--attention", "paged", "--page", str(options.page)]
         return shlex.join(words)
 
     def to_json(self) -> str:
@@ -141,6 +160,8 @@ class EngineRecord:
             data["plans"] = tuple(
                 PlanFile(**{**plan, "profiles": tuple(plan["profiles"])}) for plan in data["plans"]
             )
+            if data.get("paged"):
+                data["paged"] = PagedAttention.from_json(data["paged"])
             record = cls(**data)
             if record.engine_id != engine_id:
                 raise ValueError("its plans are not the ones it was written for")
@@ -172,6 +193,13 @@ def read_record(bundle: Bundle, name: str, *, verify: bool = True) -> EngineReco
             f"Engine {name} is of another bundle than {bundle}. "
             f"Build it again: {record.rebuild_command(bundle)}."
         )
+    for kernel in record.paged.kernels if record.paged else ():
+        path = folder / kernel.file
+        if not path.is_file() or file_digest(path) != kernel.digest:
+            raise BuildError(
+                f"{path} is missing or was altered after it was built. "
+                f"Build it again: {record.rebuild_command(bundle)}."
+            )
     for plan in record.plans:
         path = folder / plan.file
         if not path.is_file() or path.stat().st_size != plan.num_bytes:

@@ -17,7 +17,8 @@ from nemo_trt.engines.session import Logits, SessionInfo, Tokens
 from nemo_trt.errors import BuildError, MachineError
 from nemo_trt.where import Where
 
-from .network import LENGTHS, step_inputs
+from .attention.place import LENGTHS
+from .network import step_inputs
 from .record import EngineRecord, read_record
 from .runtime import Context, Plan, TensorRtPlan
 from .toolkit import load_toolkit

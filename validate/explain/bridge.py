@@ -12,7 +12,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
-from nemo_trt.engines.trt.network import LENGTHS
+from nemo_trt.engines.trt.attention.place import LENGTHS
 from nemo_trt.precision import DType
 
 from .places import Array

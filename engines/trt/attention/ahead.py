@@ -117,10 +117,8 @@ def require_servable(heads: Heads, *, sm: int, cache: DType) -> None:
 
 
 def _filed(folder: Path, made: dict[str, Any]) -> KernelFile:
-    file = f"{FOLDER}/{made['name']}.cubin"
     return KernelFile(
-        file=file,
-        digest=file_digest(folder / file),
+        digest=file_digest(folder / FOLDER / f"{made['name']}.cubin"),
         **{**made, "parameters": tuple(map(tuple, made["parameters"]))},
     )
 

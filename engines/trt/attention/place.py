@@ -22,7 +22,12 @@ DOMAIN = "nemo_trt"
 PAGE_TABLE = "page_table"
 """Input int32 (B, pages of a row): entry i of a row names the page of its tokens from i * page."""
 LENGTHS = "lengths"
-"""Input int32 (B,): tokens that a row holds after the step; 0 for a row that is not asked."""
+"""Input int32 (B,) of every engine: tokens that a row holds after the step, write_indices + S; with
+pages 0 for a row that is idle.
+
+It is an input and not computed from S: a shape would be copied from the host in each step, which no
+CUDA graph can hold.
+"""
 _STARTS = "starts"
 
 

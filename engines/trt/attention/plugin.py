@@ -5,10 +5,15 @@ through the ONNX parser and to a plan as it is loaded, by name from TensorRT's r
 """
 
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+
+from nemo_trt.engines.trt.soname import make_parser_find_plugins
+from nemo_trt.errors import MachineError
 
 from .driver import Launcher
 from .record import PagedAttention
@@ -30,6 +35,7 @@ OUTPUTS = ("out", "keys", "values")
 FIELDS = ("scores", "keys", "values")
 """fp32 attributes of a node, of one layer: see `Scales`."""
 _ALIASED = {1: 3, 2: 4}
+_registering = threading.Lock()  # the registry is the process's, and the name is one
 _LOG = logging.getLogger("nemo_trt.engines")
 
 
@@ -187,3 +193,24 @@ def creator(api: Any, record: PagedAttention, launcher: Launcher | None) -> Any:
             return Plugin(Scales(**{field: found[field] for field in FIELDS}))
 
     return Creator()
+
+
+@contextmanager
+def registered(api: Any, record: PagedAttention, launcher: Launcher | None) -> Iterator[None]:
+    """Give the plugin to whatever parses, builds or loads a plan meanwhile. See `creator`.
+
+    One at a time: plugins that were made keep their own record and launcher.
+
+    Raises:
+        MachineError: TensorRT does not take it.
+    """
+    if api.__name__ == "tensorrt_rtx":
+        make_parser_find_plugins()
+    registry, made = api.get_plugin_registry(), creator(api, record, launcher)
+    with _registering:
+        if not registry.register_creator(made, NAMESPACE):
+            raise MachineError(f"TensorRT must take the plugin {NAME}, but refuses it.")
+        try:
+            yield
+        finally:
+            registry.deregister_creator(made)

@@ -7,6 +7,7 @@ from .step import Heads
 from .tiling import Tiling
 
 FOLDER = "attention"
+NAMES = ("write", "decode", "merge", "prefill")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +16,6 @@ class KernelFile:
 
     Attributes:
         name: "write", "decode", "merge" or "prefill".
-        file: in the engine's folder.
         digest: see `nemo_trt.digest.file_digest`.
         entry: the function in it.
         num_warps: of a block.
@@ -24,12 +24,16 @@ class KernelFile:
     """
 
     name: str
-    file: str
     digest: str
     entry: str
     num_warps: int
     shared_bytes: int
     parameters: tuple[tuple[str, str], ...]
+
+    @property
+    def file(self) -> str:
+        """In the engine's folder."""
+        return f"{FOLDER}/{self.name}.cubin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +59,14 @@ class PagedAttention:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """From the object that `dataclasses.asdict` made."""
+        """From the object that `dataclasses.asdict` made.
+
+        Raises:
+            ValueError: the kernels are not those that are launched.
+        """
+        names = [one["name"] for one in data["kernels"]]
+        if names != list(NAMES):
+            raise ValueError(f"kernels must be {', '.join(NAMES)}, got {names}")
         return cls(
             heads=Heads(**data["heads"]),
             rows=data["rows"],

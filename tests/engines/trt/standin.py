@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from nemo_trt import contract
-from nemo_trt.engines.trt.network import LENGTHS
+from nemo_trt.engines.trt.attention.place import LENGTHS
 from nemo_trt.errors import MachineError
 from nemo_trt.manifest import GRAPH_FILE, read_manifest
 

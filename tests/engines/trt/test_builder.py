@@ -19,6 +19,7 @@ from nemo_trt.bundle import Bundle
 from nemo_trt.engines.targets import target_named
 from nemo_trt.engines.trt import builder, lowering, network
 from nemo_trt.engines.trt import compile as compiling
+from nemo_trt.engines.trt.attention import place
 from nemo_trt.engines.trt.record import BuildOptions, EngineRecord, read_record
 from nemo_trt.engines.trt.toolkit import Log, load_toolkit, toolkit_for
 from nemo_trt.errors import BuildError, MachineError
@@ -81,7 +82,7 @@ def test_the_parser_loses_lengths_and_corner_and_the_mend_gives_them_back(
     assert all(one.key_value_lengths is None and one.causal_kind != lower_right for one in lost)
     network.mend(toolkit, net, num_layers=2, allow_unfused=False)
     for one in attentions(toolkit, net):
-        assert one.key_value_lengths.name == network.LENGTHS
+        assert one.key_value_lengths.name == place.LENGTHS
         assert one.causal_kind == lower_right and not one.decomposable
         assert {one.get_input(index).name[:9] for index in (1, 2)} == {"present.0", "present.1"} & {
             one.get_input(1).name[:9]

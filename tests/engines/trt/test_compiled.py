@@ -124,6 +124,26 @@ def test_two_layers_of_nemo(
     assert 0.5 * budget.scratch_bytes <= scratch <= budget.scratch_bytes
 
 
+def test_two_layers_of_nemo_with_pages_at_the_models_whole_context(nemo: dict[str, Path]) -> None:
+    """131,072 tokens a row: TensorRT's own attention ends at 24,448."""
+    pytest.importorskip("triton", reason="the kernels are compiled by Triton")
+    bundle, target = nemo["fp8"], target_named("l4")
+    options = BuildOptions(
+        target="l4", sm=target.sm, max_seq_len=131_072, max_batch=4, prefill_chunk=1024,
+        max_logits=64, attention="paged",
+    )  # fmt: skip
+    record, _ = builder.build_plans(bundle, options, load_toolkit("tensorrt-rtx"), target=target)
+    shutil.rmtree(bundle / "engines")
+    (plan,) = record.plans
+    assert record.weight_bytes <= plan.num_bytes <= 1.05 * record.weight_bytes
+    budget = engine_budget(
+        read_manifest(bundle), target, max_seq_len=131_072, max_batch=4, paged=True
+    )
+    scratch = max(plan.scratch_bytes.values())
+    assert 0.5 * budget.scratch_bytes <= scratch <= budget.scratch_bytes <= 200e6
+    assert plan.launches_per_layer["decode"] <= 14
+
+
 def test_the_whole_sample_model(
     sample_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

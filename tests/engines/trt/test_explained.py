@@ -18,7 +18,7 @@ from onnx import TensorProto
 from nemo_trt.bundle import Bundle
 from nemo_trt.engines.ort_graph import Weight, promote_array, promote_types, session_options
 from nemo_trt.engines.trt import lowering
-from nemo_trt.engines.trt.network import LENGTHS
+from nemo_trt.engines.trt.attention.place import LENGTHS
 from nemo_trt.engines.trt.piece import PieceNetwork
 from nemo_trt.engines.trt.record import BuildOptions
 from nemo_trt.engines.trt.toolkit import load_toolkit

@@ -8,14 +8,16 @@ from types import ModuleType
 import pytest
 
 from nemo_trt.engines.trt import compile, lowering, network
+from nemo_trt.engines.trt.attention import place
 from nemo_trt.engines.trt.record import LOWERING_VERSION
 
 pytestmark = pytest.mark.unit
 
 CODE = {
     lowering: "d38d0dfa783185be",
-    network: "4a147516c766fef4",
-    compile: "765b65191fe54d11",
+    network: "eda2cdcfb91ea75a",
+    place: "7dc4b43033a03eee",
+    compile: "89e04ab9ae35ce4a",
 }
 
 

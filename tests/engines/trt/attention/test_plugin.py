@@ -186,7 +186,6 @@ def test_a_step_that_fails_answers_a_number_and_logs_why(
 
 KERNEL = KernelFile(
     name="merge",
-    file="merge.cubin",
     digest="0",
     entry="merge",
     num_warps=4,
@@ -232,8 +231,10 @@ def test_kernels_are_verified_loaded_and_launched(
 
     fake = Driver()
     monkeypatch.setattr(bindings, "driver", fake, raising=False)
-    (tmp_path / "merge.cubin").write_bytes(b"code")
-    kernel = replace(KERNEL, digest=file_digest(tmp_path / "merge.cubin"), shared_bytes=70_000)
+    code = tmp_path / KERNEL.file
+    code.parent.mkdir()
+    code.write_bytes(b"code")
+    kernel = replace(KERNEL, digest=file_digest(code), shared_bytes=70_000)
     record = replace(record_of(CASES["ragged"], launch), kernels=(kernel,))
     launcher = driver.DriverLauncher(tmp_path, record)
     call = Call(kernel="merge", grid=(2, 3, 4), numbers={"scale": 0.5, "rows": 3})
@@ -247,6 +248,6 @@ def test_kernels_are_verified_loaded_and_launched(
     assert launched[:9] == ("cuLaunchKernel", "cuModuleGetFunction's", 2, 3, 4, 128, 1, 1, 70_000)
     assert launched[9] == 9 and launched[10][0] == (64, 3, 0.5, 0) and launched[11] == 0
     assert unloaded == ("cuModuleUnload", "cuModuleLoadData's")
-    (tmp_path / "merge.cubin").write_bytes(b"kode")
+    code.write_bytes(b"kode")
     with pytest.raises(BuildError, match="was altered"):
         driver.DriverLauncher(tmp_path, record)

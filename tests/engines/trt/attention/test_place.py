@@ -1,0 +1,139 @@
+"""A graph with the plugin computes what the bundle's graph computes: on ONNX Runtime."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import helper
+
+from nemo_trt import contract
+from nemo_trt.bundle import Bundle
+from nemo_trt.engines.ort_session import OrtSession
+from nemo_trt.engines.stored_graph import read_graph
+from nemo_trt.engines.trt.attention.place import LENGTHS, PAGE_TABLE, Placement, place
+from nemo_trt.engines.trt.attention.plugin import NAME
+from nemo_trt.engines.trt.lowering import LoweredGraph, lower
+from nemo_trt.errors import BundleError
+from nemo_trt.manifest import GRAPH_FILE
+from nemo_trt.precision import DType
+
+from .reference import with_reference
+
+pytestmark = pytest.mark.model
+PAGE, ROWS, PAGES, T = 4, 2, 10, 16
+
+
+def runnable(graph: LoweredGraph, head_dim: int) -> ort.InferenceSession:
+    """The lowered graph on ONNX Runtime, its weights inside."""
+    model = onnx.ModelProto.FromString(graph.model)
+    for one in model.graph.initializer:
+        if one.name in graph.weights:
+            del one.external_data[:]
+            one.data_location = onnx.TensorProto.DEFAULT
+            one.raw_data = graph.weights[one.name].tobytes()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    whole = with_reference(model, head_dim, PAGE).SerializeToString()
+    return ort.InferenceSession(whole, options, providers=["CPUExecutionProvider"])
+
+
+def test_steps_over_pages_give_the_logits_of_steps_over_rows(tiny: Any) -> None:
+    placement = Placement(page=PAGE, cache=DType.FP32)
+    with OrtSession(Bundle.open(tiny.bundle), max_batch=ROWS, max_seq_len=T, threads=1) as session:
+        config = session.config
+        placed = runnable(lower(tiny.bundle, GRAPH_FILE, T, placement), config.head_dim)
+        session.bind(T)
+        random = np.random.default_rng(0)
+        table = random.permutation(PAGES)[: ROWS * T // PAGE].reshape(ROWS, -1).astype(np.int32)
+        shape = (PAGES, config.num_kv_heads, PAGE, config.head_dim)
+        pools = {
+            past: np.full(shape, 9.0, np.float32)
+            for past, _ in contract.cache_names(config.num_layers)
+        }
+        starts = np.zeros(ROWS, np.int64)
+        for tokens in ((5, 5), (1, 1), (3, 3), (1, 1)):
+            ids = random.integers(0, config.vocab_size, (ROWS, tokens[0]))
+            wanted = np.full((ROWS, 1), tokens[0] - 1)
+            expected = session.step(ids, starts, wanted)
+            outputs = placed.run(
+                None,
+                {
+                    contract.INPUT_IDS: ids,
+                    contract.WRITE_INDICES: starts,
+                    contract.LOGIT_INDICES: wanted,
+                    PAGE_TABLE: table,
+                    LENGTHS: (starts + tokens[0]).astype(np.int32),
+                    **pools,
+                },
+            )
+            np.testing.assert_allclose(outputs[0], expected, atol=2e-5)
+            pools = dict(zip(pools, outputs[1:], strict=True))
+            starts = starts + tokens[0] - np.array([0, 1])  # ragged: the second row steps back
+
+
+def graph_of(bundle: Any) -> onnx.GraphProto:
+    return read_graph(bundle, GRAPH_FILE).graph
+
+
+def test_nothing_stays_that_only_the_attention_needed(tiny: Any) -> None:
+    graph = graph_of(tiny.bundle)
+    before = len(graph.node)
+    place(graph, Placement(page=PAGE, cache=DType.FP32))
+    kinds = [node.op_type for node in graph.node]
+    assert kinds.count(NAME) == 2 and not {"TensorScatter", "Attention"} & set(kinds)
+    made = {name for node in graph.node for name in node.output}
+    used = {name for node in graph.node for name in node.input}
+    assert not made - used - {one.name for one in graph.output}
+    assert len(graph.node) < before
+
+
+def damaged(graph: onnx.GraphProto, what: str) -> None:
+    """A graph that the plugin must not replace."""
+    attention = next(node for node in graph.node if node.op_type == "Attention")
+    update = next(node for node in graph.node if node.op_type == "TensorScatter")
+    attributes = {one.name: one for one in attention.attribute}
+    if what == "not causal":
+        attributes["is_causal"].i = 0
+    elif what == "softcap":
+        attention.attribute.remove(attributes["softcap"])
+        attention.attribute.append(helper.make_attribute("softcap", 30.0))
+    elif what == "a mask":
+        attention.input[3] = "mask"
+    elif what == "no scale":
+        attention.attribute.remove(attributes["scale"])
+    elif what == "keys that are no cache":
+        attention.input[1] = update.input[1]
+    elif what == "another place to write":
+        update.input[2] = contract.LOGIT_INDICES
+    elif what == "a cache that nothing reads":
+        graph.node.remove(attention)
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["not causal", "softcap", "a mask", "no scale", "keys that are no cache",
+     "another place to write", "a cache that nothing reads"],
+)  # fmt: skip
+def test_another_graph_is_refused(what: str, tiny: Any) -> None:
+    graph = graph_of(tiny.bundle)
+    damaged(graph, what)
+    with pytest.raises(BundleError, match="must be"):
+        place(graph, Placement(page=PAGE, cache=DType.FP32))
+
+
+def test_an_fp8_cache_needs_a_scale_for_every_layer_and_kind(tiny: Any) -> None:
+    scales = {(layer, kind): 0.5 + layer for layer in (0, 1) for kind in ("key", "value")}
+    scales[1, "value"] = 4.0
+    graph = graph_of(tiny.bundle)
+    place(graph, Placement(page=PAGE, cache=DType.FP8, scales=scales))
+    found = [
+        {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        for node in graph.node
+        if node.op_type == NAME
+    ]
+    assert [(one["keys"], one["values"]) for one in found] == [(0.5, 0.5), (1.5, 4.0)]
+    del scales[0, "key"]
+    with pytest.raises(BundleError, match=r"past_key_values\.0\.key must have a scale"):
+        place(graph_of(tiny.bundle), Placement(page=PAGE, cache=DType.FP8, scales=scales))
