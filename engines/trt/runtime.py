@@ -2,12 +2,15 @@
 
 import mmap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from nemo_trt.errors import BuildError, MachineError
 
+from .attention.driver import DriverLauncher
+from .attention.plugin import registered
+from .attention.record import PagedAttention
 from .toolkit import Log, Toolkit
 
 SPECIALIZATION = "DynamicShapesKernelSpecializationStrategy"
@@ -53,19 +56,27 @@ class TensorRtPlan:
     Args:
         path: the file, read once: TensorRT loads the very mapping that was digested.
         digest: that it must have.
+        paged: the attention of an engine with pages; its kernels lie beside the plan.
 
     Raises:
-        BuildError: the file was altered.
+        BuildError: the file, or a kernel, was altered.
         MachineError: TensorRT does not load it.
     """
 
-    def __init__(self, toolkit: Toolkit, path: Path, digest: str) -> None:
+    def __init__(
+        self, toolkit: Toolkit, path: Path, digest: str, paged: PagedAttention | None = None
+    ) -> None:
         self._api: Any = toolkit.api
         self._log = Log(toolkit)
         self._runtime: Any = self._api.Runtime(self._log.logger)
-        with map_verified(path, digest) as data:
+        self._launcher = DriverLauncher(path.parent, paged) if paged else None
+        with ExitStack() as loading:
+            if paged:
+                loading.enter_context(registered(self._api, paged, self._launcher))
+            data = loading.enter_context(map_verified(path, digest))
             self._engine: Any = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
+            self.close()
             raise MachineError(f"{path} does not load: {self._last_error()}")
 
     @property
@@ -96,6 +107,8 @@ class TensorRtPlan:
     def close(self) -> None:
         """See `Plan.close`."""
         self._engine = self._runtime = None
+        if self._launcher:
+            self._launcher.close()
 
     def _last_error(self) -> str:
         return self._log.errors[-1] if self._log.errors else "TensorRT gave no reason."

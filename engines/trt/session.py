@@ -12,14 +12,15 @@ from nemo_trt import contract
 from nemo_trt.bundle import Bundle
 from nemo_trt.engines.base_session import BaseSession
 from nemo_trt.engines.device import CudaDevice, Device
-from nemo_trt.engines.device_cache import DeviceCache
 from nemo_trt.engines.session import Logits, SessionInfo, Tokens
 from nemo_trt.errors import BuildError, MachineError
 from nemo_trt.where import Where
 
+from .attention.cache import PagedCache
 from .attention.place import LENGTHS
 from .network import step_inputs
 from .record import EngineRecord, read_record
+from .row_cache import RowCache
 from .runtime import Context, Plan, TensorRtPlan
 from .toolkit import load_toolkit
 
@@ -40,7 +41,7 @@ class TensorRtSession(BaseSession):
     """
 
     tokens_per_read = 64  # well below a data-centre GPU's BF16 operations per byte, about 200
-    _cache: DeviceCache
+    _cache: RowCache | PagedCache
     longer = "Build the engine with a larger --max-seq-len."
 
     def __init__(
@@ -115,7 +116,7 @@ class TensorRtSession(BaseSession):
             bundle,
             record,
             device=device,
-            open_plan=lambda path: TensorRtPlan(toolkit, path, digests[path.name]),
+            open_plan=lambda path: TensorRtPlan(toolkit, path, digests[path.name], record.paged),
             use_graphs=use_graphs,
         )
 
@@ -163,9 +164,8 @@ class TensorRtSession(BaseSession):
             for index, profile in enumerate(file.profiles):
                 self._plans[profile] = plan, index
         options, config = self.record.options, self.config
-        self._cache = DeviceCache(
-            self._device, config, self._dtype, max_batch=self.max_batch, capacity=self.max_seq_len
-        )
+        kind = PagedCache if options.attention == "paged" else RowCache
+        self._cache = kind(self._device, config, self._dtype, options)
         self._closing.callback(self._cache.close)
         positions = max(options.max_logits, self.max_batch)
         self._inputs = {
@@ -197,17 +197,6 @@ class TensorRtSession(BaseSession):
         context.set_address(contract.LOGITS, self._logits)
         return context
 
-    def _bind_caches(self, context: Context, first_row: int, rows: int | None) -> None:
-        """Bind past and present to the same memory, from `first_row` on; fix their shape."""
-        config = self.config
-        for past, present in contract.cache_names(config.num_layers):
-            address = self._cache.address(past, first_row)
-            context.set_address(past, address)
-            context.set_address(present, address)
-            if rows is not None:
-                shape = (rows, config.num_kv_heads, self.max_seq_len, config.head_dim)
-                context.set_shape(past, shape)
-
     def _upload(
         self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, new_tokens: int
     ) -> None:
@@ -228,7 +217,7 @@ class TensorRtSession(BaseSession):
             context = self._context("decode")
             for name, shape in step_inputs(rows, 1, 1).items():
                 context.set_shape(name, shape)
-            self._bind_caches(context, first_row, rows)
+            self._cache.bind(context, first_row, rows)
             self._decoders[key] = context, [0]
         context, runs = self._decoders[key]
         self._upload(input_ids, write_indices, np.zeros((rows, 1), np.int64), 1)
@@ -277,7 +266,7 @@ class TensorRtSession(BaseSession):
         if len(wanted) > options.max_logits:
             chunk = min(chunk, options.max_logits)
         if row != self._prefill_row:
-            self._bind_caches(self._prefiller, row, 1 if self._prefill_row < 0 else None)
+            self._cache.bind(self._prefiller, row, 1 if self._prefill_row < 0 else None)
             self._prefill_row = row
         for first in range(0, len(tokens), chunk):
             piece = tokens[first : first + chunk]

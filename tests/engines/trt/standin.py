@@ -13,12 +13,20 @@ import numpy as np
 import onnxruntime as ort
 
 from nemo_trt import contract
-from nemo_trt.engines.trt.attention.place import LENGTHS
+from nemo_trt.engines.trt.attention.place import LENGTHS, Placement
+from nemo_trt.engines.trt.lowering import lower
 from nemo_trt.errors import MachineError
 from nemo_trt.manifest import GRAPH_FILE, read_manifest
 
+from .attention.reference import runnable
+
 _BASE = 4096  # so that 0 is no address
-_DTYPES = {"tensor(int64)": np.int64, "tensor(float16)": np.float16, "tensor(float)": np.float32}
+_DTYPES = {
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(float16)": np.float16,
+    "tensor(float)": np.float32,
+}
 
 
 class FakeDevice:
@@ -109,6 +117,15 @@ class FakePlan:
     def close(self) -> None:
         assert all(context.closed for context in self.contexts), "a plan outlives its contexts"
         self.closed = True
+
+
+class PagedFakePlan(FakePlan):
+    """Of an engine with pages: the lowered graph, its plugin in ONNX's own operators."""
+
+    def __init__(self, bundle: Path, device: FakeDevice, placement: Placement) -> None:
+        super().__init__(bundle, device)
+        graph = lower(bundle, GRAPH_FILE, 0, placement)
+        self.session = runnable(graph, self.config.head_dim, placement.page)
 
 
 class FakeContext:

@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=["bf16", "fp8"])
+@pytest.fixture(scope="module", params=["bf16", "fp8", "bf16-paged", "fp8-paged"])
 def engine(
     request: pytest.FixtureRequest,
     small: dict[str, Path],
@@ -35,11 +35,15 @@ def engine(
     target = next((one for one in TARGETS.values() if one.sm == sm), None)
     if target is None:
         pytest.skip(f"no target has sm_{sm}")
-    if not target.supports(DType(request.param)):
+    precision, _, paged = request.param.partition("-")
+    if paged:
+        pytest.importorskip("triton", reason="the kernels are compiled by Triton")
+    if not target.supports(DType(precision)):
         pytest.skip(f"sm_{sm} has no FP8")
     bundle = tmp_path_factory.mktemp("gpu") / "bundle"
-    shutil.copytree(small[request.param], bundle)
+    shutil.copytree(small[precision], bundle)
     shape = ["--max-seq-len", str(T), "--max-batch", str(ROWS), "--prefill-chunk", "8"]
+    shape += ["--attention", "paged" if paged else "native"]
     assert run(["build", str(bundle), "--gpu", target.name, *shape]) == 0
     return bundle, f"{target.name}-{request.param}"
 

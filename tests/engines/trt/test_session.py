@@ -15,6 +15,7 @@ from nemo_trt.cli.build import command as build_command
 from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.engines.runner import Runner
 from nemo_trt.engines.sampling import SamplingParams
+from nemo_trt.engines.trt.attention.place import Placement
 from nemo_trt.engines.trt.kernels import READ_LINES
 from nemo_trt.engines.trt.record import BuildOptions, EngineRecord, PlanFile
 from nemo_trt.engines.trt.session import TensorRtSession
@@ -25,7 +26,7 @@ from nemo_trt.manifest import read_manifest
 from nemo_trt.precision import DType
 
 from .properties import PROPERTIES, tokens
-from .standin import FakeDevice, FakePlan
+from .standin import FakeDevice, FakePlan, PagedFakePlan
 
 pytestmark = pytest.mark.model
 
@@ -76,16 +77,29 @@ def record_of(bundle: Path, profiles: tuple[tuple[str, ...], ...], **changed: An
     return replace(record, **changed)
 
 
-@pytest.fixture
-def opened(bundle: Path, device: FakeDevice) -> Any:
+def plan_of(bundle: Path, device: FakeDevice, attention: str) -> FakePlan:
+    """A plan of either attention."""
+    if attention == "native":
+        return FakePlan(bundle, device)
+    return PagedFakePlan(bundle, device, Placement(page=16, cache=DType.FP16))
+
+
+def both_profiles(bundle: Path, attention: str) -> EngineRecord:
+    """A record of one plan, of either attention."""
+    record = record_of(bundle, (("prefill", "decode"),))
+    return replace(record, options=replace(record.options, attention=attention, page=16))
+
+
+@pytest.fixture(params=["native", "paged"])
+def opened(bundle: Path, device: FakeDevice, request: pytest.FixtureRequest) -> Any:
     """(session, its plan)"""
     plans: list[FakePlan] = []
 
     def open_plan(path: Path) -> FakePlan:
-        plans.append(FakePlan(bundle, device))
+        plans.append(plan_of(bundle, device, request.param))
         return plans[-1]
 
-    record = record_of(bundle, (("prefill", "decode"),))
+    record = both_profiles(bundle, request.param)
     session = TensorRtSession(bundle, record, device=device, open_plan=open_plan)
     yield session, plans[0]
     session.close()
@@ -200,13 +214,18 @@ def test_close_frees_everything_and_a_closed_session_says_so(
         session.step(tokens(1, 1), np.array([0]), np.array([[0]]))
 
 
+@pytest.mark.parametrize("attention", ["native", "paged"])
 @pytest.mark.parametrize("fail_at", range(1, 12))
-def test_an_error_while_opening_frees_what_was_taken(bundle: Path, fail_at: int) -> None:
+def test_an_error_while_opening_frees_what_was_taken(
+    bundle: Path, fail_at: int, attention: str
+) -> None:
     device = FakeDevice(fail_at=fail_at)
-    record = record_of(bundle, (("prefill", "decode"),))
     try:
         session = TensorRtSession(
-            bundle, record, device=device, open_plan=lambda _: FakePlan(bundle, device)
+            bundle,
+            both_profiles(bundle, attention),
+            device=device,
+            open_plan=lambda _: plan_of(bundle, device, attention),
         )
     except MachineError:
         assert device.calls["allocate"] == fail_at

@@ -1,11 +1,27 @@
 """The plugin's node in ONNX's own operators: ONNX Runtime then computes a graph that holds it."""
 
 import onnx
+import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from nemo_trt.contract import OPSET
 from nemo_trt.engines.trt.attention.place import DOMAIN
 from nemo_trt.engines.trt.attention.plugin import FIELDS, INPUTS, NAME, OUTPUTS
+from nemo_trt.engines.trt.lowering import LoweredGraph
+
+
+def runnable(graph: LoweredGraph, head_dim: int, page: int) -> ort.InferenceSession:
+    """A lowered graph with the plugin on ONNX Runtime, its weights inside."""
+    model = onnx.ModelProto.FromString(graph.model)
+    for one in model.graph.initializer:
+        if one.name in graph.weights:
+            del one.external_data[:]
+            one.data_location = onnx.TensorProto.DEFAULT
+            one.raw_data = graph.weights[one.name].tobytes()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    whole = with_reference(model, head_dim, page).SerializeToString()
+    return ort.InferenceSession(whole, options, providers=["CPUExecutionProvider"])
 
 
 def with_reference(model: onnx.ModelProto, head_dim: int, page: int) -> onnx.ModelProto:

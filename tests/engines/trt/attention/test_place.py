@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import helper
 
@@ -14,36 +13,22 @@ from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.engines.stored_graph import read_graph
 from nemo_trt.engines.trt.attention.place import LENGTHS, PAGE_TABLE, Placement, place
 from nemo_trt.engines.trt.attention.plugin import NAME
-from nemo_trt.engines.trt.lowering import LoweredGraph, lower
+from nemo_trt.engines.trt.lowering import lower
 from nemo_trt.errors import BundleError
 from nemo_trt.manifest import GRAPH_FILE
 from nemo_trt.precision import DType
 
-from .reference import with_reference
+from .reference import runnable
 
 pytestmark = pytest.mark.model
 PAGE, ROWS, PAGES, T = 4, 2, 10, 16
-
-
-def runnable(graph: LoweredGraph, head_dim: int) -> ort.InferenceSession:
-    """The lowered graph on ONNX Runtime, its weights inside."""
-    model = onnx.ModelProto.FromString(graph.model)
-    for one in model.graph.initializer:
-        if one.name in graph.weights:
-            del one.external_data[:]
-            one.data_location = onnx.TensorProto.DEFAULT
-            one.raw_data = graph.weights[one.name].tobytes()
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    whole = with_reference(model, head_dim, PAGE).SerializeToString()
-    return ort.InferenceSession(whole, options, providers=["CPUExecutionProvider"])
 
 
 def test_steps_over_pages_give_the_logits_of_steps_over_rows(tiny: Any) -> None:
     placement = Placement(page=PAGE, cache=DType.FP32)
     with OrtSession(Bundle.open(tiny.bundle), max_batch=ROWS, max_seq_len=T, threads=1) as session:
         config = session.config
-        placed = runnable(lower(tiny.bundle, GRAPH_FILE, T, placement), config.head_dim)
+        placed = runnable(lower(tiny.bundle, GRAPH_FILE, T, placement), config.head_dim, PAGE)
         session.bind(T)
         random = np.random.default_rng(0)
         table = random.permutation(PAGES)[: ROWS * T // PAGE].reshape(ROWS, -1).astype(np.int32)

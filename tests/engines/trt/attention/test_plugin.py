@@ -184,6 +184,19 @@ def test_a_step_that_fails_answers_a_number_and_logs_why(
     assert "cuLaunchKernel failed" in caplog.text
 
 
+def test_the_plugin_is_known_while_a_plan_is_made_or_loaded_and_no_longer(launch: Any) -> None:
+    api = pytest.importorskip("tensorrt_rtx", reason="the plugin is TensorRT's")
+    registry, record = api.get_plugin_registry(), record_of(CASES["ragged"], launch)
+
+    def known() -> bool:
+        return registry.get_creator(plugin.NAME, plugin.VERSION, plugin.NAMESPACE) is not None
+
+    with pytest.raises(ValueError, match="a build fails"), plugin.registered(api, record, None):
+        assert known()
+        raise ValueError("a build fails")
+    assert not known()
+
+
 KERNEL = KernelFile(
     name="merge",
     digest="0",
