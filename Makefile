@@ -25,7 +25,7 @@ help:
 	@echo "make test    unit and model tests, in minutes (no GPU, no network)"
 	@echo "make test-all  end-to-end tests, too; make test-busy: three times, on a busy machine"
 	@echo "make check   ruff, mypy --strict, architecture test, dead links in the docs"
-	@echo "make clients twelve clients and tools against a served model, nightly: minutes to install"
+	@echo "make clients thirteen clients and tools against a served model, nightly: minutes to install"
 	@echo "make docs    rewrite docs/cli.md, then build the site into build/site"
 	@echo "make bench   figures of this machine; make peers compares with transformers and onnxruntime-genai"
 

@@ -29,6 +29,7 @@ class TokenEvent:
         logprob: natural logarithm of the token's probability, when it was asked for.
         top_logprobs: the likeliest alternatives, when they were asked for.
         finish_reason: why the row ended, with its last event.
+        stop: the stop string that ended it.
     """
 
     row: int
@@ -37,6 +38,7 @@ class TokenEvent:
     logprob: float | None
     top_logprobs: tuple[tuple[int, float], ...]
     finish_reason: FinishReason | None
+    stop: str | None = None
 
 
 class Constraint(Protocol):
@@ -151,6 +153,7 @@ class Generation:
             logprob=sampled.logprob,
             top_logprobs=sampled.top_logprobs,
             finish_reason=reason,
+            stop=self._stop.found,
         )
 
     def _without_ends(self, allowed: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:

@@ -8,12 +8,20 @@ class StopStrings:
 
     The match that ends first counts (of those the one that starts first), however the text is cut
     into pieces. A stop string itself is never shown.
+
+    Attributes:
+        found: the stop string that ended the text.
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
         self._stops = tuple(stops)
         self._held = ""
-        self.stopped = False
+        self.found: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has been found."""
+        return self.found is not None
 
     def push(self, text: str) -> str:
         """Take a piece; return what may be shown now. After a match nothing more is shown."""
@@ -23,13 +31,13 @@ class StopStrings:
             return text
         self._held += text
         matches = [
-            (start + len(stop), start)
+            (start + len(stop), start, stop)
             for stop in self._stops
             if (start := self._held.find(stop)) >= 0
         ]
         if matches:
-            self.stopped = True
-            return self._release(min(matches)[1])
+            _, start, self.found = min(matches)
+            return self._release(start)
         return self._release(len(self._held) - self._open_length())
 
     def flush(self) -> str:

@@ -38,7 +38,7 @@ class Call:
 def passed_scope(scope: Scope, request_id: str) -> dict[str, Any]:
     """What of a scope goes to the replica: the request keeps its id there, but not its key."""
     passed = {name: scope[name] for name in _PASSED if name in scope}
-    left_out = (b"x-request-id", b"authorization")
+    left_out = (b"x-request-id", b"authorization", b"x-api-key")
     headers = [(name, value) for name, value in scope["headers"] if name not in left_out]
     passed["headers"] = [*headers, (b"x-request-id", request_id.encode())]
     return passed

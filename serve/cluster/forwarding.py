@@ -10,7 +10,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from nemo_trt.serve.http.errors import ApiError, error_body
+from nemo_trt.serve.http.errors import ApiError, own_form
 from nemo_trt.serve.http.request_log import note, passed_on
 
 from .call import Call, is_event_stream, is_last
@@ -57,7 +57,7 @@ class Forwarded(Response):
         except ApiError as error:
             if not self._started:
                 raise
-            await self._end(send, error.status, error.body)
+            await self._end(send, error.status, own_form(self._call.scope, error))
         finally:
             self._proxy.running -= 1
 
@@ -94,7 +94,8 @@ class Forwarded(Response):
                 return True
             note(error_status=502, error=str(error).splitlines()[0])
             if begun:
-                await self._end(send, 502, error_body(502, _LOST, code="replica_lost"))
+                lost = ApiError(502, _LOST, code="replica_lost")
+                await self._end(send, lost.status, own_form(self._call.scope, lost))
                 return True
             if last:
                 raise ApiError(502, f"{_LOST} Try again.", code="replica_lost") from error
@@ -120,8 +121,9 @@ class Forwarded(Response):
     async def _end(self, send: Send, status: int, error: dict[str, Any] | bytes) -> None:
         """End a stream by an event that tells of an error."""
         note(error_status=status)
-        text = error if isinstance(error, bytes) else json.dumps(error).encode()
-        body = b"data: " + text + b"\n\n"
+        found = json.loads(error) if isinstance(error, bytes) else error
+        name = f"event: {found['type']}\n" if "type" in found else ""  # as Anthropic's streams
+        body = f"{name}data: {json.dumps(found)}\n\n".encode()
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
 

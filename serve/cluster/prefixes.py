@@ -89,8 +89,8 @@ def _prompt(body: bytes) -> str:
     found = fields.get("messages") or fields.get("prompt") or fields.get("input")
     if isinstance(found, list) and found and isinstance(found[0], str | list):
         found = found[0]  # of several prompts, the first
-    before = fields.get("instructions")  # which the Responses API has before its input
-    begin = before if isinstance(before, str) else ""
+    before = fields.get("instructions") or fields.get("system")  # of other APIs than chat
+    begin = before if isinstance(before, str) else json.dumps(before) if before else ""
     if isinstance(found, str):
         return begin + found
     return begin + json.dumps(found, ensure_ascii=False) if isinstance(found, list) else begin

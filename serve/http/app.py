@@ -15,7 +15,7 @@ from nemo_trt.serve.approval import require_verdict
 from nemo_trt.serve.options import ServeOptions
 from nemo_trt.where import CPU, Where
 
-from . import chat, completions, errors, responses, routes
+from . import anthropic, chat, completions, errors, responses, routes
 from .cors import allow_origins
 from .head import HeadAsGet
 from .middleware import RequestMiddleware
@@ -94,13 +94,13 @@ def create_app(
     app = FastAPI(
         title="nemo-trt",
         version=__version__,
-        description="OpenAI's API over one model.",
+        description="OpenAI's and Anthropic's APIs over one model.",
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
     )
     app.state.service = service
-    for part in (chat, completions, responses, routes):
+    for part in (chat, completions, responses, anthropic, routes):
         app.include_router(part.router)
     mount_page(app)
     errors.install(app)

@@ -46,6 +46,7 @@ class Delta:
         logprobs: entries of OpenAI's form, of tokens that are shown as text.
         calls: news of calls.
         reason: why the answer ended, with its last news: "stop", "length" or "tool_calls".
+        stop_text: the stop string that ended it.
     """
 
     index: int
@@ -53,6 +54,7 @@ class Delta:
     logprobs: list[Entry] = field(default_factory=list)
     calls: list[CallPiece] = field(default_factory=list)
     reason: str | None = None
+    stop_text: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -229,6 +231,7 @@ class Choice:
         if event.finish_reason:
             whole = self._calls is not None and self._calls.complete
             delta.reason = "tool_calls" if whole else event.finish_reason
+            delta.stop_text = event.stop
             if self._log_text:
                 note(answer=self._text)
         return delta

@@ -1,4 +1,4 @@
-"""Errors in OpenAI's form: {"error": {"message", "type", "param", "code"}}."""
+"""Errors in OpenAI's form, {"error": {"message", "type", "param", "code"}}, or Anthropic's."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from nemo_trt.errors import (
     CapacityError,
@@ -19,6 +20,8 @@ from nemo_trt.errors import (
     StateError,
 )
 
+from .anthropic_errors import PATH as ANTHROPIC
+from .anthropic_errors import anthropic_body
 from .request_log import note
 from .validation import explain
 
@@ -126,30 +129,44 @@ def naming(param: str) -> Iterator[None]:
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of an app one of OpenAI's form."""
+    """Make every error of an app one of the form of the API that was asked."""
 
     @app.exception_handler(ApiError)
-    async def _api(_: Request, error: ApiError) -> JSONResponse:
-        return _response(error)
+    async def _api(request: Request, error: ApiError) -> JSONResponse:
+        return error_response(request.scope, error)
 
     @app.exception_handler(NemoTrtError)
-    async def _ours(_: Request, error: NemoTrtError) -> JSONResponse:
-        return _response(as_api_error(error))
+    async def _ours(request: Request, error: NemoTrtError) -> JSONResponse:
+        return error_response(request.scope, as_api_error(error))
 
     @app.exception_handler(RequestValidationError)
-    async def _field(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def _field(request: Request, error: RequestValidationError) -> JSONResponse:
         message, param = explain(error.errors(), error.body)
-        return _response(ApiError(400, message, param=param))
+        return error_response(request.scope, ApiError(400, message, param=param))
 
     @app.exception_handler(HTTPException)
-    async def _http(_: Request, error: HTTPException) -> JSONResponse:
-        return _response(ApiError(error.status_code, str(error.detail), headers=error.headers))
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        found = ApiError(error.status_code, str(error.detail), headers=error.headers)
+        return error_response(request.scope, found)
 
 
-def _response(error: ApiError) -> JSONResponse:
+def own_path(scope: Scope) -> str:
+    """The path of a request within this application, wherever it is mounted."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", "")) or "/"
+
+
+def error_response(scope: Scope, error: ApiError) -> JSONResponse:
+    """The answer to a request, in the form of the API that was asked; it is logged."""
     found = error.body["error"]
     note(**{name: found[name] for name in ("param", "code") if found[name] is not None})
-    return JSONResponse(error.body, error.status, error.headers)
+    return JSONResponse(own_form(scope, error), error.status, error.headers)
+
+
+def own_form(scope: Scope, error: ApiError) -> dict[str, Any]:
+    """The body of an error in the form of the API that was asked."""
+    if own_path(scope).startswith(ANTHROPIC):
+        return anthropic_body(error.body, error.status)
+    return error.body
 
 
 def _first_word(message: str) -> str | None:

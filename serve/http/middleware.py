@@ -9,15 +9,14 @@ import uuid
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nemo_trt.serve.hosts import host_refusal
 from nemo_trt.serve.metrics import Metrics
 from nemo_trt.serve.options import ServeOptions
 
-from .errors import ApiError, error_body
-from .request_log import begin, end, note
+from .errors import ApiError, error_response, own_path
+from .request_log import begin, end
 
 LOG = logging.getLogger("nemo_trt.serve")
 """One JSON object a request, level INFO."""
@@ -52,7 +51,7 @@ class RequestMiddleware:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         number = given if _PLAIN_ID.fullmatch(given) else uuid.uuid4().hex
-        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        path = own_path(scope)
         notes: dict[str, Any] = {"request_id": number, "method": scope["method"], "path": path}
         token = begin(notes)
         start = time.perf_counter()
@@ -77,33 +76,36 @@ class RequestMiddleware:
         try:
             refusal = self._refusal(path, headers)
             if refusal is not None:
-                await refusal(scope, receive, answer)
+                await error_response(scope, refusal)(scope, receive, answer)
             else:
                 await self._app(scope, self._counted(receive), answer)
         except Exception as error:
             LOG.exception("request %s failed", number)
             if status:
                 raise
-            body = error_body(500, f"The server failed: {type(error).__name__}.")
-            await JSONResponse(body, 500)(scope, receive, answer)
+            failed = ApiError(500, f"The server failed: {type(error).__name__}.")
+            await error_response(scope, failed)(scope, receive, answer)
         finally:
             end(token)
             finish(over=False)  # where the end of the answer was not sent
 
-    def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
+    def _refusal(self, path: str, headers: Headers) -> ApiError | None:
         wrong_host = host_refusal(headers.get("host"), self._options.allowed_hosts)
         if wrong_host is not None:
-            return _refused(403, wrong_host, code="host_not_allowed")
+            return ApiError(403, wrong_host, code="host_not_allowed")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._options.max_body_bytes:
-            return _refused(413, self._too_large_words(), code="body_too_large")
+            return ApiError(413, self._too_large_words(), code="body_too_large")
         if not self._options.api_keys or path in _OPEN_PATHS or path.startswith(_OPEN):
             return None
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self._options.opens(key.strip()):
             return None
+        if self._options.opens(headers.get("x-api-key", "")):
+            return None
         message = "The API key must be given as Authorization: Bearer KEY, and be a right one."
-        return _refused(401, message, code="invalid_api_key", **{"WWW-Authenticate": "Bearer"})
+        bearer = {"WWW-Authenticate": "Bearer"}
+        return ApiError(401, message, code="invalid_api_key", headers=bearer)
 
     def _too_large_words(self) -> str:
         return f"The body must be at most {self._options.max_body_bytes} bytes."
@@ -131,8 +133,3 @@ class RequestMiddleware:
             self._metrics.count_error(failed)
         notes |= {"status": status or 499, "seconds": round(seconds, 4)}
         LOG.info(json.dumps(notes, ensure_ascii=False))
-
-
-def _refused(status: int, message: str, *, code: str, **headers: str) -> JSONResponse:
-    note(code=code)
-    return JSONResponse(error_body(status, message, code=code), status, headers)

@@ -7,7 +7,6 @@ REFUSED = {
     "conversation": "is not supported: nothing is stored. Send the whole conversation as input.",
     "function_call": "is not supported: it is the old form of tool_choice.",
     "functions": "is not supported: it is the old form of tools.",
-    "metadata": "must be empty or absent: nothing is stored.",
     "modalities": 'must be ["text"] or absent: the model reads and writes text.',
     "moderation": "is not supported: this server moderates nothing.",
     "previous_response_id": (
@@ -19,6 +18,7 @@ REFUSED = {
     "service_tier": 'must be "auto", "default" or absent: all requests are alike.',
     "store": "must be false or absent: nothing is stored.",
     "suffix": "is not supported: the model does not fill gaps.",
+    "thinking": "must be disabled or absent: the model does not reason apart from its answer.",
     "truncation": 'must be "disabled" or absent: nothing is left out of a conversation.',
     "verbosity": "is not supported: ask for it in the prompt, or set max_completion_tokens.",
     "web_search_options": "is not supported: this server has no web.",

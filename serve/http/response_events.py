@@ -13,21 +13,21 @@ _FAILURES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
 
 
 class ResponseWriter:
-    """Turns the news of one answer into events; what they built is `response`.
+    """Turns the news of one answer into events; what they built is `result`.
 
     Args:
         response: the object with all that the answer does not change.
     """
 
     def __init__(self, response: dict[str, Any]) -> None:
-        self.response = response
+        self.result = response
         self._sequence = 0
         self._open: dict[str, Any] | None = None
 
-    def begin(self) -> Iterator[Event]:
+    def begin(self, prompt_tokens: int) -> Iterator[Event]:
         """Events before the first token."""
         for name in ("created", "in_progress"):
-            yield self._event(f"response.{name}", response=dict(self.response, output=[]))
+            yield self._event(f"response.{name}", response=dict(self.result, output=[]))
 
     def push(self, delta: Delta) -> Iterator[Event]:
         """Events of one piece of news."""
@@ -38,14 +38,21 @@ class ResponseWriter:
         if delta.reason:
             yield from self._close("incomplete" if delta.reason == "length" else "completed")
             cut = delta.reason == "length"
-            self.response["status"] = "incomplete" if cut else "completed"
+            self.result["status"] = "incomplete" if cut else "completed"
             if cut:
-                self.response["incomplete_details"] = {"reason": "max_output_tokens"}
+                self.result["incomplete_details"] = {"reason": "max_output_tokens"}
 
     def end(self, usage: dict[str, Any]) -> Iterator[Event]:
-        """The last event, with the whole response."""
-        self.response["usage"] = usage
-        yield self._event(f"response.{self.response['status']}", response=self.response)
+        """The last event, with the whole response; `usage` is OpenAI's for the chat API."""
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        self.result["usage"] = {
+            "input_tokens": usage["prompt_tokens"],
+            "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+            "output_tokens": usage["completion_tokens"],
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": usage["total_tokens"],
+        }
+        yield self._event(f"response.{self.result['status']}", response=self.result)
 
     def fail(self, error: ApiError) -> Iterator[Event]:
         """The last events, where the answer breaks off: `error`, then `response.failed`."""
@@ -54,9 +61,9 @@ class ResponseWriter:
         if self._open is not None:
             self._open["status"] = "incomplete"
         code = _FAILURES.get(error.status, "server_error")
-        self.response["status"] = "failed"
-        self.response["error"] = {"code": code, "message": found["message"]}
-        yield self._event("response.failed", response=self.response)
+        self.result["status"] = "failed"
+        self.result["error"] = {"code": code, "message": found["message"]}
+        yield self._event("response.failed", response=self.result)
 
     def _text(self, delta: Delta) -> Iterator[Event]:
         if self._open is None or self._open["type"] != "message":
@@ -90,7 +97,7 @@ class ResponseWriter:
     def _add(self, prefix: str, item: dict[str, Any]) -> Iterator[Event]:
         item |= {"id": f"{prefix}_{secrets.token_hex(12)}", "status": "in_progress"}
         self._open = item
-        self.response["output"].append(item)
+        self.result["output"].append(item)
         yield self._event("response.output_item.added", output_index=self._index, item=_copy(item))
 
     def _close(self, status: str) -> Iterator[Event]:
@@ -118,11 +125,11 @@ class ResponseWriter:
 
     @property
     def _item(self) -> dict[str, Any]:
-        return self.response["output"][-1]  # type: ignore[no-any-return]
+        return self.result["output"][-1]  # type: ignore[no-any-return]
 
     @property
     def _index(self) -> int:
-        return len(self.response["output"]) - 1
+        return len(self.result["output"]) - 1
 
     def _of_item(self, kind: str, /, **fields: Any) -> Event:
         return self._event(kind, item_id=self._item["id"], output_index=self._index, **fields)

@@ -2,9 +2,6 @@
 
 from typing import Any
 
-from pydantic import ValidationError
-
-from .errors import ApiError
 from .responses_schema import (
     ChosenFunction,
     InputCall,
@@ -16,9 +13,9 @@ from .responses_schema import (
     SchemaFormat,
 )
 from .schema import ChatRequest
-from .validation import explain
+from .translation import taken, validated
 
-_FIELDS = (
+FIELDS = (
     ("max_completion_tokens", "max_output_tokens"),
     ("max_tokens", "max_output_tokens"),
     ("messages", "input"),
@@ -29,7 +26,7 @@ _FIELDS = (
 
 
 def chat_request(body: ResponsesRequest) -> ChatRequest:
-    """The same request in the chat API's words.
+    """The same request in the chat API's words; the input is taken out of `body`.
 
     Raises:
         ApiError: fields do not fit each other.
@@ -62,22 +59,7 @@ def chat_request(body: ResponsesRequest) -> ChatRequest:
         chat["response_format"] = {"type": "json_schema", "json_schema": schema}
     elif wanted is not None:
         chat["response_format"] = {"type": wanted.type}
-    try:
-        return ChatRequest.model_validate(chat)
-    except ValidationError as error:
-        found = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
-        message, param = explain(found, chat)
-        raise renamed(ApiError(400, message, param=param)) from error
-
-
-def renamed(error: ApiError) -> ApiError:
-    """An error whose `param` is a field of the Responses API."""
-    param = error.body["error"]["param"]
-    for chat, ours in _FIELDS:
-        if param is not None:
-            param = param.replace(chat, ours)
-    error.body["error"]["param"] = param
-    return error
+    return validated(ChatRequest, chat, FIELDS)
 
 
 def _messages(body: ResponsesRequest) -> list[dict[str, Any]]:
@@ -86,7 +68,7 @@ def _messages(body: ResponsesRequest) -> list[dict[str, Any]]:
         messages.append({"role": "system", "content": body.instructions})
     if isinstance(body.input, str):
         return [*messages, {"role": "user", "content": body.input}]
-    for item in body.input:
+    for item in taken(body.input):
         _append(messages, item)
     return messages
 

@@ -32,6 +32,8 @@ def test_any_cutting_shows_what_the_definition_says(
         rest = rest[length:]
     shown += held.flush()
     assert (shown, held.stopped) == whole(text, stops)
+    if held.found is not None:
+        assert held.found in stops and text.startswith(shown + held.found)
 
 
 def test_text_is_shown_as_soon_as_it_cannot_become_a_stop() -> None:

@@ -13,13 +13,14 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'nemo-trt[r
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 
-from nemo_trt.serve.cluster.call import Call
+from nemo_trt.serve.cluster.call import Call, passed_scope
 from nemo_trt.serve.cluster.forwarding import Forwarded
 from nemo_trt.serve.http.errors import ApiError
 
 pytestmark = pytest.mark.unit
 
-CALL = Call(scope={}, body=b"")
+CALL = Call(scope={"path": "/v1/completions"}, body=b"")
+ANTHROPIC = Call(scope={"path": "/v1/messages"}, body=b"")
 STREAM = {
     "type": "http.response.start",
     "status": 200,
@@ -54,7 +55,7 @@ class Script:
     answer = streamed
 
     def remote(self, call: Call) -> Any:
-        assert call is CALL
+        assert call in (CALL, ANTHROPIC)
         self.begun += 1
         return _Attempt(self, self.attempts[self.begun - 1])
 
@@ -77,14 +78,14 @@ class _Attempt:
         self.script.cancelled += 1
 
 
-def sent(*attempts: Sequence[Any], timeout_s: float = 60) -> list[Any]:
+def sent(*attempts: Sequence[Any], timeout_s: float = 60, call: Call = CALL) -> list[Any]:
     """What the client gets."""
     script, messages = Script(attempts), []
 
     async def send(message: Any) -> None:
         messages.append(message)
 
-    passed = Forwarded(script, CALL, timeout_s=timeout_s)
+    passed = Forwarded(script, call, timeout_s=timeout_s)
     try:
         asyncio.run(passed({}, None, send))  # type: ignore[arg-type]
     finally:
@@ -109,6 +110,9 @@ def test_a_stream_that_has_begun_ends_with_an_error_event() -> None:
     event = error["body"].decode()
     assert event.startswith("data: ") and event.endswith("\n\n")
     assert json.loads(event.removeprefix("data: "))["error"]["code"] == "replica_lost"
+    *_, error = sent([[STREAM, first], LOST], call=ANTHROPIC)
+    name, event = error["body"].decode().strip().split("\n")
+    assert (name, json.loads(event.removeprefix("data: "))["type"]) == ("event: error", "error")
 
 
 @pytest.mark.parametrize(
@@ -186,3 +190,9 @@ def test_a_stream_that_has_begun_has_its_time_from_its_replica() -> None:
     asyncio.run(leave())
     assert len(messages) == 2
     assert (script.running, script.cancelled) == (0, 1)
+
+
+def test_a_replica_gets_no_key() -> None:
+    given = [(b"authorization", b"Bearer k"), (b"x-api-key", b"k"), (b"accept", b"*/*")]
+    passed = passed_scope({"path": "/", "headers": given}, "42")
+    assert passed["headers"] == [(b"accept", b"*/*"), (b"x-request-id", b"42")]

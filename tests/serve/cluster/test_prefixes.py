@@ -59,6 +59,15 @@ def test_the_responses_api_has_keys_like_the_chat_api() -> None:
     assert shared(told, json.dumps({"instructions": long, "input": "Bye."}).encode()) == 3
 
 
+@pytest.mark.parametrize("system", ["x" * 3 * BLOCK_CHARS, [{"text": "x" * 3 * BLOCK_CHARS}]])
+def test_anthropics_system_text_comes_before_the_messages(system: object) -> None:
+    one, other = (
+        json.dumps({"messages": [{"role": "user", "content": text}], "system": system}).encode()
+        for text in ("Hello.", "Bye.")
+    )
+    assert shared(one, other) >= 3
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[1]", b"null", b"[" * 100_000, b"{}"])
 def test_a_body_that_is_not_understood_has_none(body: bytes) -> None:
     assert prefix_keys(body) == ()

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ValidationError
 from starlette.testclient import TestClient
 
 from nemo_trt.serve.http import errors
+from nemo_trt.serve.http.anthropic_schema import MessagesRequest
 from nemo_trt.serve.http.bodies import JsonRoute, _validated, read
 from nemo_trt.serve.http.json_bounds import MAX_NAMED, MAX_VALUES
 from nemo_trt.serve.http.responses_schema import ResponsesRequest
@@ -196,6 +197,10 @@ FLOODS: list[tuple[Any, dict[str, Any]]] = [
     (ResponsesRequest, {"input": "x", "include": ["x"] * MAX_VALUES}),
     (ResponsesRequest, {"input": "x", "metadata": {f"x{at}": 1 for at in range(MANY)}}),
     (ResponsesRequest, {"input": "x", "tools": [{}] * MANY}),
+    (MessagesRequest, {"messages": [{}] * MANY}),
+    (MessagesRequest, {"messages": [{**USER, "content": [{"type": "x"}] * MANY}]}),
+    (MessagesRequest, {"messages": [USER], "stop_sequences": [1] * MAX_VALUES}),
+    (MessagesRequest, {"messages": [USER], "tools": [{}] * MANY}),
 ]
 
 

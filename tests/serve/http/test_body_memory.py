@@ -10,6 +10,8 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 
 from nemo_trt.serve import ServeOptions
+from nemo_trt.serve.http import anthropic_input, responses_input
+from nemo_trt.serve.http.anthropic_schema import MessagesRequest
 from nemo_trt.serve.http.bodies import _validated, read
 from nemo_trt.serve.http.errors import ApiError
 from nemo_trt.serve.http.json_bounds import MAX_NAMED, MAX_TEXTS, MAX_VALUES
@@ -19,6 +21,10 @@ from nemo_trt.serve.http.schema import ChatRequest, CompletionRequest, Detokeniz
 pytestmark = pytest.mark.unit
 
 LIMIT = ServeOptions().max_body_bytes
+TRANSLATED: dict[Any, Any] = {
+    ResponsesRequest: responses_input.chat_request,
+    MessagesRequest: anthropic_input.chat_request,
+}
 FACTOR, FIXED_BYTES = 5, 4 * 2**20
 """Memory for each byte of a body, and for the objects of the smallest bodies."""
 
@@ -36,6 +42,7 @@ FIELD = b'{"messages": [' + LAST + b'], "chat_template_kwargs": {"a": [1'
 USER = b'{"role":"user","content":""},'
 CALL = b'{"function":{"name":""},"id":""},'
 CALLS = CHAT + b'{"role":"assistant","tool_calls":['
+BLOCKS = b'{"max_tokens": 1, "messages": [{"role":"assistant","content":['
 BODIES: dict[str, tuple[Any, bytes]] = {
     "ASCII and a character beyond 16 bits": (
         CompletionRequest,
@@ -90,6 +97,32 @@ BODIES: dict[str, tuple[Any, bytes]] = {
         ),
     ),
     "items": (ResponsesRequest, filled(ITEMS, USER, LAST + b"]}", MAX_NAMED // 3 - 4)),
+    "turns": (
+        MessagesRequest,
+        filled(b'{"max_tokens": 1, "messages": [', USER, LAST + b"]}", MAX_NAMED // 3 - 4),
+    ),
+    "blocks": (
+        MessagesRequest,
+        filled(
+            BLOCKS,
+            b'{"type":"tool_use","id":"","name":"","input":{}},',
+            b'{"type":"text","text":""}]}]}',
+            MAX_NAMED // 6 - 4,
+        ),
+    ),
+    "a long text in a block": (
+        MessagesRequest,
+        filled(BLOCKS + b'{"type":"text","text":"', b"x", '🙂"}]}]}'.encode()),
+    ),
+    "the input of a call": (
+        MessagesRequest,
+        filled(
+            BLOCKS + b'{"type":"tool_use","id":"","name":"","input":{"a":[1',
+            b",300",
+            b"]}}]}]}",
+            MAX_VALUES - 99,
+        ),
+    ),
     "objects": (ChatRequest, filled(FIELD, b",{}", b"]}}", MAX_NAMED - 99)),
     "members": (
         ChatRequest,
@@ -141,7 +174,10 @@ def test_a_body_takes_a_small_multiple_of_its_bytes(name: str) -> None:
     async def serve() -> None:
         request = Request({"type": "http", "method": "POST", "headers": []}, receive)
         with suppress(ApiError, RequestValidationError):
-            _validated(await read(request), model)
+            value = _validated(await read(request), model)
+            translate = TRANSLATED.get(model)
+            if translate:
+                translate(value)
 
     tracemalloc.start()
     try:

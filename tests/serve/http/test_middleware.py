@@ -45,9 +45,19 @@ def test_a_wrong_key_opens_nothing_of_the_api(guarded: httpx.Client, given: str 
         assert answer.headers["www-authenticate"] == "Bearer"
 
 
+def test_a_refusal_has_the_form_of_the_api_that_was_asked(guarded: httpx.Client) -> None:
+    refused = guarded.post("/v1/messages", json=ASK, headers={"X-Api-Key": KEY + "x"})
+    assert refused.status_code == 401
+    found = refused.json()
+    assert (found["type"], found["error"]["type"]) == ("error", "authentication_error")
+    large = guarded.post("/v1/messages", content=b"x" * 1001, headers=key(KEY))
+    assert large.json()["error"]["type"] == "request_too_large"
+
+
 def test_each_key_opens_it(guarded: httpx.Client) -> None:
     for one in (KEY, "second"):
-        assert guarded.post("/v1/completions", json=ASK, headers=key(one)).status_code == 200
+        for headers in (key(one), {"X-Api-Key": one}):
+            assert guarded.post("/v1/completions", json=ASK, headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/health/live", "/health/ready", "/metrics"])

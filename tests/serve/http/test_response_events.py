@@ -52,8 +52,8 @@ def built(news: list[Delta]) -> list[dict[str, Any]]:
     events = [event for delta in news for event in writer.push(delta)]
     for event in events:
         if event["type"] == "response.output_text.delta":
-            assert writer.response["output"][event["output_index"]]["type"] == "message"
-    items: list[dict[str, Any]] = writer.response["output"]
+            assert writer.result["output"][event["output_index"]]["type"] == "message"
+    items: list[dict[str, Any]] = writer.result["output"]
     return items
 
 
