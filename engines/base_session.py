@@ -9,7 +9,7 @@ from nemo_trt.errors import CapacityError, MachineError, RequestError, StateErro
 from nemo_trt.where import Where
 
 from .ownership import Ownership
-from .session import CacheBlock, Logits, Tokens
+from .session import CacheBlock, Logits, PageView, Tokens
 from .step_result import StepResult, WholeLogits
 
 
@@ -39,6 +39,8 @@ class BaseSession:
 
     where: Where
     overlaps = False
+    page_tokens: int | None = None
+    num_pages = 0
     tokens_per_read: int
     """Tokens that are computed in the time of reading the weights once."""
     _cache: Cache
@@ -116,8 +118,11 @@ class BaseSession:
         logit_indices: Tokens,
         first_row: int = 0,
         temperatures: Logits | None = None,
+        pages: PageView | None = None,
     ) -> None:
         """Run the step whole, unless a subclass knows better. See `Session.launch`."""
+        if pages is not None:
+            raise StateError("A step over pages must run in a session with pages.")
         self._result = None
         self._result = WholeLogits(self.step(input_ids, write_indices, logit_indices, first_row))
 
@@ -157,6 +162,10 @@ class BaseSession:
             for layer in range(self.config.num_layers):
                 for kind in ("key", "value"):
                     self._copy(layer, kind, source, target, length)
+
+    def copy_page(self, source: int, target: int) -> None:
+        """See `Session.copy_page`. A session with rows has no pages."""
+        raise StateError("A page must be copied in a session with pages.")
 
     def close(self) -> None:
         """Free everything; a second call does nothing, nor does one in a forked process."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from nemo_trt.errors import CapacityError, RequestError
 
-from .session import Logits, Session
+from .session import Logits, Session, Tokens
 from .step_result import At, StepResult
 
 _BLOCK = 256
@@ -70,6 +70,11 @@ class Rows:
                 for kind in ("key", "value"):
                     self._session.write_cache(layer, kind, row, start, block)
 
+    @property
+    def num_held_tokens(self) -> int:
+        """Tokens that the cache holds, those of finished requests included."""
+        return sum(map(len, self._held))
+
     def spans(self, rows: Mapping[int, Sequence[int]]) -> list[dict[int, Sequence[int]]]:
         """The parts of `rows` that run in one step each. Between them may lie idle rows, which cost
         little in short steps and much in long ones."""
@@ -110,7 +115,7 @@ class Rows:
             CapacityError, MachineError: there is no memory for it.
         """
         for span in self.spans(rows):
-            self._session.bind(self._room(span))
+            self._make_room(span)
 
     def longest(self, rows: Mapping[int, Sequence[int]]) -> int:
         """The row that needs most room when `append` is given `rows`; it may be one beside them."""
@@ -155,33 +160,54 @@ class Rows:
         Args:
             temperatures: what rows sample with; greedy where it is not said.
         """
-        first, last = min(rows), max(rows)
-        span, limit = range(first, last + 1), self._session.max_seq_len
+        span = self._together(rows)
+        index = {row: at for at, row in enumerate(span)}
         new_tokens = max(map(len, rows.values()))
         wanted = min(num_logits, new_tokens)
         lengths = np.array([len(self._held[row]) for row in span], np.int64)
-        again = np.maximum(lengths + new_tokens - limit, 0)  # tokens that run once more
+        again = self._run_again(lengths + new_tokens)
         input_ids = np.zeros((len(span), new_tokens), np.int64)
         logit_indices = np.zeros((len(span), wanted), np.int64)
         if new_tokens == 1:
             for row, tokens in rows.items():
-                input_ids[row - first, 0] = tokens[0]
-            for index in np.flatnonzero(again):
-                input_ids[index, 0] = self._held[first + index][-1]
+                input_ids[index[row], 0] = tokens[0]
+            for at in np.flatnonzero(again):
+                input_ids[at, 0] = self._held[span[at]][-1]
         else:
-            for index, row in enumerate(span):
-                repeated = self._held[row][lengths[index] - again[index] :] if again[index] else []
+            for at, row in enumerate(span):
+                repeated = self._held[row][lengths[at] - again[at] :] if again[at] else []
                 tokens = [*repeated, *rows.get(row, ())]
-                input_ids[index, : len(tokens)] = tokens
-                logit_indices[index] = np.arange(len(tokens) - wanted, len(tokens)).clip(0)
-        write_indices = lengths - again
-        self._session.bind(self._room(rows))
+                input_ids[at, : len(tokens)] = tokens
+                logit_indices[at] = np.arange(len(tokens) - wanted, len(tokens)).clip(0)
+        self._make_room(rows)
         degrees = None
         if temperatures:
             degrees = np.array([temperatures.get(row, 0.0) for row in span], np.float32)
-        self._session.launch(input_ids, write_indices, logit_indices, first, degrees)
-        starts = {row: int(lengths[row - first]) for row in rows}
-        return Step(self._session, self._held, rows, starts, first, wanted)
+        self._run(rows, input_ids, lengths - again, logit_indices, degrees)
+        held = {row: self._held[row] for row in rows}
+        return Step(self._session, held, rows, index, wanted)
+
+    def _make_room(self, span: Mapping[int, Sequence[int]]) -> None:
+        self._session.bind(self._room(span))
+
+    def _together(self, rows: Mapping[int, Sequence[int]]) -> Sequence[int]:
+        """The rows of the step that runs `rows`, in order."""
+        return range(min(rows), max(rows) + 1)
+
+    def _run_again(self, ends: Tokens) -> Tokens:
+        """(B,) tokens that a row runs once more so that none writes behind the cache's end."""
+        return np.maximum(ends - self._session.max_seq_len, 0)
+
+    def _run(
+        self,
+        rows: Mapping[int, Sequence[int]],
+        input_ids: Tokens,
+        write_indices: Tokens,
+        logit_indices: Tokens,
+        temperatures: Logits | None,
+    ) -> None:
+        first = min(rows)
+        self._session.launch(input_ids, write_indices, logit_indices, first, temperatures)
 
     def _checked(self, row: int) -> int:
         if not 0 <= row < self._session.max_batch:
@@ -190,19 +216,26 @@ class Rows:
 
 
 class Step:
-    """One step that was launched over a span of rows."""
+    """One step that was launched over some rows.
+
+    Args:
+        held: what the rows hold before the step.
+        rows: what they run.
+        index: where each row stands in the step.
+        wanted: logit positions of each row.
+    """
 
     def __init__(
         self,
         session: Session,
-        held: list[list[int]],
+        held: Mapping[int, list[int]],
         rows: Mapping[int, Sequence[int]],
-        starts: Mapping[int, int],
-        first: int,
+        index: Mapping[int, int],
         wanted: int,
     ) -> None:
-        self._session, self._held, self._rows, self._starts = session, held, rows, starts
-        self._first, self._wanted = first, wanted
+        self._session, self._held, self._rows, self._index = session, held, rows, index
+        self._starts = {row: len(tokens) for row, tokens in held.items()}
+        self._wanted = wanted
         self.result: StepResult | None = None
 
     def collect(self) -> StepResult:
@@ -220,7 +253,7 @@ class Step:
 
     def at(self, row: int, position: int) -> At:
         """Where the result has the `position`-th of a row's tokens that got logits."""
-        return row - self._first, self._wanted - self.num_logits(row) + position
+        return self._index[row], self._wanted - self.num_logits(row) + position
 
     def logits(self, row: int, first: int, last: int) -> Logits:
         """(last - first, V) logits of some of a row's positions, counted likewise."""

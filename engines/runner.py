@@ -14,7 +14,8 @@ from nemo_trt.where import CPU, Where
 from .generation import Generation, TokenEvent
 from .open import open_session
 from .ownership import Ownership
-from .rows import Rows, common_prefix
+from .paged_rows import rows_of
+from .rows import common_prefix
 from .sampling import SamplingParams
 from .session import Logits, Session
 from .tokenizers import Message, Tokenizer, open_tokenizer
@@ -38,7 +39,7 @@ class Runner:
     def __init__(self, session: Session, tokenizer: Tokenizer | None = None) -> None:
         self._session: Session | None = session
         self._tokenizer = tokenizer
-        self._rows = Rows(session)
+        self._rows = rows_of(session)
         self._ownership = Ownership("a runner")
         self._generating: dict[int, Generation] = {}  # by row, those that nothing has come between
 

@@ -1,5 +1,6 @@
 """The seam between the Runner and whatever computes: bind a cache, launch a step, collect it."""
 
+from dataclasses import dataclass
 from typing import Any, NotRequired, Protocol, Self, TypedDict
 
 import numpy as np
@@ -36,12 +37,30 @@ class SessionInfo(TypedDict):
     without_graph: NotRequired[str]
 
 
+@dataclass(frozen=True, slots=True)
+class PageView:
+    """Where the rows of one step have their tokens, in a session with pages.
+
+    Attributes:
+        table: (B, M) int32; entry i of a row is the page of its tokens from i * page_tokens on, up
+            to its length. What follows means nothing.
+        lengths: (B,) int32 tokens that a row holds behind the step. Padding is not written.
+    """
+
+    table: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+
+
 class Session(Protocol):
     """Runs a bundle's graph over a KV cache that it owns.
 
     The cache holds `max_batch` rows of `capacity` tokens each. A session does not know how many of
     them are valid: the caller passes `write_indices`. Use it in the process that opened it and from
     one thread at a time; two sessions may run in two threads.
+
+    A session with pages holds `num_pages` pages of `page_tokens` tokens instead. Its caller says
+    with each step which pages its rows have (`PageView`); nothing that lies behind a row's length
+    is read. To a caller who does not, it looks like one with rows, if it has pages enough.
 
     Attributes:
         bundle: what it was opened from.
@@ -53,6 +72,8 @@ class Session(Protocol):
         prefill_chunk: most new tokens that one run of the graph takes, a longer step is cut; None
             where it takes any number.
         overlaps: whether `launch` returns while the step runs.
+        page_tokens: tokens a page; None where the cache consists of rows.
+        num_pages: pages of the cache; 0 where it consists of rows.
     """
 
     bundle: Bundle
@@ -64,6 +85,8 @@ class Session(Protocol):
     capacity: int
     prefill_chunk: int | None
     overlaps: bool
+    page_tokens: int | None
+    num_pages: int
 
     def bind(self, capacity: int) -> None:
         """Make the cache hold at least `capacity` tokens a row; what it holds stays.
@@ -93,12 +116,15 @@ class Session(Protocol):
         logit_indices: Tokens,
         first_row: int = 0,
         temperatures: Logits | None = None,
+        pages: PageView | None = None,
     ) -> None:
         """Start a step; `collect` it before anything else is asked of the session.
 
         Args:
             input_ids, write_indices, logit_indices, first_row: see `step`.
             temperatures: (B,) that each row samples with; 0 for greedy rows.
+            pages: where the rows' tokens are; `first_row` has no meaning then. Only for a session
+                with pages.
         """
 
     def collect(self) -> StepResult:
@@ -115,6 +141,9 @@ class Session(Protocol):
 
     def copy_cache(self, source: int, target: int, length: int) -> None:
         """Make a row's first `length` tokens those of another row, for all layers."""
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Make a page hold what another one holds, for all layers."""
 
     def describe(self) -> SessionInfo:
         """What runs the bundle."""

@@ -1,9 +1,10 @@
 """Who gets a row, and when: the queue, the rows' holders, and prompts that wait for each other."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from nemo_trt.engines.generation import Generation
+from nemo_trt.engines.paged_rows import PagedRows
 from nemo_trt.engines.rows import Rows, common_prefix
 from nemo_trt.engines.session import Session
 from nemo_trt.engines.tokenizers import Tokenizer
@@ -17,6 +18,7 @@ from nemo_trt.errors import (
 
 from .drafts import DraftSource, PromptLookup
 from .live import Live
+from .page_slots import PageSlots
 from .request import Request, Usage
 from .slots import MIN_COPY, Slots
 
@@ -30,6 +32,7 @@ class Admission:
     Attributes:
         queue: who waits, in the order of arrival.
         running: who has a row, by row.
+        num_preempted: how often a request gave its row up to others.
     """
 
     def __init__(
@@ -43,15 +46,24 @@ class Admission:
     ) -> None:
         self._session, self._tokenizer = session, tokenizer
         self._rows, self._max_queue, self._clock = rows, max_queue, clock
-        self.slots = Slots(rows, session.max_batch)
+        self.slots: Slots | PageSlots = (
+            PageSlots(rows, session.max_batch)
+            if isinstance(rows, PagedRows)
+            else Slots(rows, session.max_batch)
+        )
         self.queue: deque[Live] = deque()
         self.running: dict[int, Live] = {}
+        self.num_preempted = 0
         self._next_id = 0
         self._sound: Sequence[int] = ()  # the last prompt whose tokens were looked at
 
     def has_row(self, live: Live) -> bool:
         """Whether a request has its row still."""
         return self.running.get(live.row) is live
+
+    def is_live(self, live: Live) -> bool:
+        """Whether a request has not ended."""
+        return self.has_row(live) or (live.row < 0 and live in self.queue)
 
     def find(self, condition: Callable[[Live], bool]) -> list[Live]:
         """The requests, waiting or running, that meet a condition."""
@@ -108,27 +120,50 @@ class Admission:
         raise QueueFullError(f"{len(waiting)} requests are waiting already. Try later.")
 
     def _next(self) -> Live:
-        """Take from the queue whose group has the fewest rows; of equals, the first."""
+        """Of those that wait, whose group has the fewest rows; of equals, the first."""
         rows = Counter(live.group for live in self.running.values())
-        live = min(self.queue, key=lambda waiting: rows[waiting.group])
-        self.queue.remove(live)
-        return live
+        return min(self.queue, key=lambda waiting: rows[waiting.group])
 
     def admit(self) -> None:
         """Give rows to those that wait, while there are any."""
-        while self.queue and self.slots.num_free:
-            self._give_row(self._next())
+        while self.queue and self.slots.num_free and self._give_row(self._next()):
+            pass
 
-    def _give_row(self, live: Live) -> None:
-        if live.request.scores is None:
-            row, length = self.slots.take(live.prompt)
-            live.leader = self._leader(live, length)
-        else:  # what the cache holds has no logits any more: leave it to others
-            row, length = self.slots.take_empty(), 0
-        live.row, live.usage.cached_tokens = row, length
-        live.usage.queue_s = self._clock() - live.arrival
+    def _give_row(self, live: Live) -> bool:
+        """Whether there was room for a request: else nobody passes it by."""
+        # Where a prompt is scored, what the cache holds has no logits any more: it is others'.
+        place = self.slots.take(live.prompt, shared=not live.scoring)
+        if place is None:
+            return False
+        self.queue.remove(live)
+        live.row, length = place
+        live.leader = None if live.scoring else self._leader(live, length)
+        if not live.preempted:
+            live.usage.cached_tokens = length
+            live.usage.queue_s = self._clock() - live.arrival
         live.pending = live.prompt[length:]
-        self.running[row] = live
+        self.running[live.row] = live
+        return True
+
+    def gives_way(self, work: Mapping[int, Sequence[int]]) -> int:
+        """The row that is to be emptied when there is no room for a step's tokens: with pages the
+        youngest request's, so that the oldest one always goes on."""
+        if self.slots.preempts and len(self.running) > 1:
+            return max(self.running, key=lambda row: self.running[row].request_id)
+        return self._rows.longest(work)
+
+    def preempt(self, live: Live) -> bool:
+        """Put a request back in front of the queue: its tokens are run again when there is room.
+        False where that would not help, because it is alone or its slot has room of its own."""
+        if not self.slots.preempts or len(self.running) == 1:
+            return False
+        live.prompt = [*self._rows.held(live.row), *live.pending]
+        live.pending, live.decoding, live.preempted, live.leader = [], False, True, None
+        self.release(live)
+        live.row = -1
+        self.queue.appendleft(live)
+        self.num_preempted += 1
+        return True
 
     def _leader(self, live: Live, length: int) -> Live | None:
         """Who runs more of the same beginning than any row holds yet, worth waiting for."""
@@ -149,7 +184,8 @@ class Admission:
             return False
         live.leader = None
         length = self.slots.share(live.row, live.prompt)
-        live.usage.cached_tokens = length
+        if not live.preempted:
+            live.usage.cached_tokens = length
         live.pending = live.prompt[length:]
         return True
 

@@ -25,8 +25,15 @@ class Live:
     arrival: float = 0.0
     pending: list[int] = field(default_factory=list)  # not in the cache yet
     decoding: bool = False
+    num_scored: int = 0  # tokens of its prompt
+    preempted: bool = False  # it had a row and gave it up
     scored_at: int = 0  # when its prompt had its last turn
     leader: "Live | None" = None  # runs the beginning of the same prompt, which is copied then
+
+    @property
+    def scoring(self) -> bool:
+        """Whether some of its prompt has to be scored yet."""
+        return self.request.scores is not None and self.num_scored < len(self.request.prompt)
 
     @property
     def group(self) -> object:

@@ -4,7 +4,9 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from nemo_trt.engines.rows import Rows, Step
+from nemo_trt.engines.page_pool import PagePool
+from nemo_trt.engines.paged_rows import PagedRows, rows_of
+from nemo_trt.engines.rows import Step
 from nemo_trt.engines.sampling import Sampled
 from nemo_trt.engines.session import Session
 from nemo_trt.engines.step_result import sample_rows
@@ -64,7 +66,7 @@ class Scheduler:
                 f"{max_queue}."
             )
         self._session, self._prefill_tokens, self._clock = session, prefill_tokens, clock
-        self._rows = Rows(session)
+        self._rows = rows_of(session)
         self._places = Admission(session, self._rows, tokenizer, max_queue=max_queue, clock=clock)
         self._cycle: Iterator[Flight] = iter(())  # what is left of a step
         self._flight: Flight | None = None
@@ -82,8 +84,24 @@ class Scheduler:
 
     @property
     def num_held_tokens(self) -> int:
-        """Tokens that the rows' caches hold, those of finished requests included."""
-        return sum(len(self._rows.held(row)) for row in range(self._session.max_batch))
+        """Tokens that the cache holds, those of finished requests included."""
+        return self._rows.num_held_tokens
+
+    @property
+    def num_used_pages(self) -> int:
+        """Pages that rows hold; 0 without pages."""
+        pool = self.pool
+        return pool.num_pages - pool.num_available if pool else 0
+
+    @property
+    def pool(self) -> PagePool | None:
+        """The cache's pages, to look at; None where it consists of rows."""
+        return self._rows.pool if isinstance(self._rows, PagedRows) else None
+
+    @property
+    def num_preemptions(self) -> int:
+        """How often a request gave its pages up, to be continued later."""
+        return self._places.num_preempted
 
     @property
     def num_running(self) -> int:
@@ -143,8 +161,8 @@ class Scheduler:
         if not waiting:
             return
         # Scores need logits at every position: one row has its turn, longest ago first.
-        scored = [live for live in waiting if live.request.scores is not None]
-        plain = [live for live in waiting if live.request.scores is None]
+        scored = [live for live in waiting if live.scoring]
+        plain = [live for live in waiting if not live.scoring]
         turn = min(scored, key=lambda live: (live.scored_at, live.request_id), default=None)
         chosen = plain[: self._prefill_tokens - (turn is not None)]
         chunk = self._prefill_tokens // (len(chosen) + (turn is not None))
@@ -175,7 +193,7 @@ class Scheduler:
             if flight.work:
                 break
         lives = flight.lives.values()
-        every = any(live.decoding or live.request.scores is not None for live in lives)
+        every = any(live.decoding or live.scoring for live in lives)
         try:
             flight.step = self._rows.launch(
                 flight.work,
@@ -191,16 +209,17 @@ class Scheduler:
     def _with_room(
         self, work: Mapping[int, list[int]], ended: list[Output]
     ) -> Mapping[int, list[int]]:
-        """Grow the cache for rows. Without memory for it the longest row gives way: it is emptied
-        when it rests, and else its request ends."""
+        """Grow the cache for rows. Without memory for it a row gives way: it is emptied when it
+        rests, its request waits for pages, or it ends."""
         while work:
             try:
                 self._rows.reserve(work)
                 break
             except (CapacityError, MachineError) as error:
-                row = self._rows.longest(work)
+                row = self._places.gives_way(work)
                 if live := self._places.running.get(row):
-                    ended.append(self._finish(live, "error", error))
+                    if not self._places.preempt(live):
+                        ended.append(self._finish(live, "error", error))
                 elif self._rows.held(row):
                     self._rows.rewind(row)
                 else:
@@ -245,9 +264,14 @@ class Scheduler:
     def _prefilled(self, live: Live, tokens: list[int], step: Step, outputs: list[Output]) -> bool:
         """A piece of the prompt has been run: score it; whether a token follows."""
         live.pending = live.pending[len(tokens) :]
-        if live.request.scores is not None:
-            logits = step.logits(live.row, 0, len(tokens))
-            live.request.scores.push(logits, [*tokens[1:], *live.pending[:1]])
+        if live.scoring and live.request.scores is not None:
+            end = len(self._rows.held(live.row))
+            first = max(live.num_scored - (end - len(tokens)), 0)  # run again: it has its scores
+            following = [*tokens[1:], *live.pending[:1]]
+            if first < len(tokens):
+                logits = step.logits(live.row, first, len(tokens))
+                live.request.scores.push(logits, following[first:])
+                live.num_scored = end
         if live.pending:
             return False
         if live.request.score_only:
@@ -322,7 +346,7 @@ class Scheduler:
                 live.generation.mask()  # for the next token, while a step runs
         except Exception as error:
             one.error = _as_error(error)
-            if self._places.has_row(live):
+            if self._places.is_live(live):
                 self._places.release(live, one.error)
         if one.error is not None:
             ended = Ended(reason="error", usage=live.usage, error=one.error)
@@ -338,7 +362,7 @@ class Scheduler:
         ended = None
         if event.finish_reason:
             ended = Ended(reason=event.finish_reason, usage=usage)
-            if self._places.has_row(live):
+            if self._places.is_live(live):
                 self._places.release(live)
         outputs.append(Output(request_id=live.request_id, event=event, ended=ended))
         return ended is not None

@@ -17,6 +17,8 @@ class Slots:
     more, the one that was used longest ago, so that what others hold stays.
     """
 
+    preempts = False
+
     def __init__(self, rows: Rows, num_rows: int) -> None:
         self._rows, self._num_rows = rows, num_rows
         self._free = deque(range(num_rows))  # the one that was used longest ago first
@@ -27,23 +29,24 @@ class Slots:
         """Rows that nobody has."""
         return len(self._free)
 
-    def take(self, prompt: list[int]) -> tuple[int, int]:
+    def take(self, prompt: list[int], *, shared: bool = True) -> tuple[int, int] | None:
         """Take a free row, with the longest beginning of a prompt that any row holds; also say how
-        many tokens that is."""
-        row, source, length = self._place(prompt)
+        many tokens that is.
+
+        Args:
+            shared: without it the row holds nothing.
+        """
+        if shared:
+            row, source, length = self._place(prompt)
+        else:
+            row = source = self._next_free()
+            length = 0
         if row == source:
             self._rows.rewind(row, length)
         else:
             self._rows.copy(source, row, length)
         self._free.remove(row)
         return row, length
-
-    def take_empty(self) -> int:
-        """Take a free row, which holds nothing then."""
-        row = self._next_free()
-        self._rows.rewind(row)
-        self._free.remove(row)
-        return row
 
     def share(self, row: int, prompt: list[int]) -> int:
         """Bring what another row holds of a prompt to a row that was taken; tokens it holds now."""

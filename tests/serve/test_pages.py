@@ -1,0 +1,319 @@
+"""The scheduler on pages: over a session whose answers depend on every token that a row's pages
+hold, a thousand random schedules give each request the answer that it gets alone."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nemo_trt.engines.paged_rows import PagedRows
+from nemo_trt.engines.sampling import SamplingParams
+from nemo_trt.engines.session import Logits, PageView, Tokens
+from nemo_trt.engines.step_result import WholeLogits
+from nemo_trt.errors import CapacityError, MachineError, RequestError
+from nemo_trt.serve import Output, Request, Scheduler
+from nemo_trt.serve.scoring import PromptScores
+from tests.engines.test_page_pool import checked
+
+pytestmark = pytest.mark.unit
+VOCAB = 16
+
+
+def next_token(tokens: Sequence[int]) -> int:
+    """What the model says next; every token counts, and repeats are frequent."""
+    value = 0
+    for token in tokens:
+        value = (value * 31 + token + 1) % 1009
+    return value % 3 + (value % 7 == 0) * 5
+
+
+def answer_of(prompt: Sequence[int], max_tokens: int, length: int) -> list[int]:
+    tokens = list(prompt)
+    while len(tokens) < min(len(prompt) + max_tokens, length):
+        tokens.append(next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+class Remembering:
+    """A session with pages that holds the tokens themselves, where keys and values would lie."""
+
+    tokens_per_read = 64
+    prefill_chunk = None
+
+    def __init__(
+        self, *, rows: int, length: int, pages: int, page_tokens: int, overlaps: bool = False
+    ) -> None:
+        self.max_batch, self.max_seq_len = rows, length
+        self.num_pages, self.page_tokens, self.overlaps = pages, page_tokens, overlaps
+        self.config: Any = SimpleNamespace(vocab_size=VOCAB, eos_token_ids=())
+        self.memory = np.full((pages, page_tokens), -1)
+        self.launched: tuple[Tokens, Tokens, Tokens, PageView] | None = None
+        self.failures = 0
+        self.steps: list[tuple[int, ...]] = []
+        self.copies = 0
+
+    def launch(
+        self,
+        input_ids: Tokens,
+        write_indices: Tokens,
+        logit_indices: Tokens,
+        first_row: int = 0,
+        temperatures: Logits | None = None,
+        pages: PageView | None = None,
+    ) -> None:
+        assert pages is not None and self.launched is None
+        self.launched = input_ids, write_indices, logit_indices, pages
+        self.steps.append(input_ids.shape)
+
+    def collect(self) -> WholeLogits:
+        assert self.launched is not None
+        (ids, starts, wanted, view), self.launched = self.launched, None
+        writes = Counter(
+            int(page)
+            for row, (start, end) in enumerate(zip(starts, view.lengths, strict=True))
+            for page in view.table[row, start // self.page_tokens : -(-end // self.page_tokens)]
+        )
+        assert max(writes.values()) == 1, "two rows write to one page"
+        if self.failures:
+            self.failures -= 1
+            raise MachineError("planted")
+        logits = np.zeros((*wanted.shape, VOCAB), np.float32)
+        for row, (start, end) in enumerate(zip(starts, view.lengths, strict=True)):
+            for at in range(start, end):
+                page, slot = divmod(at, self.page_tokens)
+                self.memory[view.table[row, page], slot] = ids[row, at - start]
+        for row, (start, end) in enumerate(zip(starts, view.lengths, strict=True)):
+            held = self.memory[view.table[row]].ravel()[:end]
+            assert (held >= 0).all(), "a page was read that was never written"
+            for at, position in enumerate(wanted[row]):
+                logits[row, at, next_token(held[: start + position + 1].tolist())] = 10
+        return WholeLogits(logits)
+
+    def copy_page(self, source: int, target: int) -> None:
+        assert self.launched is None, "a step runs"
+        self.memory[target] = self.memory[source]
+        self.copies += 1
+
+    def step_cost(self, rows: int, new_tokens: int) -> float:
+        return 1 + rows * new_tokens / 64
+
+
+def scheduler_of(session: Any, **more: Any) -> Scheduler:
+    return Scheduler(session, **more)
+
+
+def sound(scheduler: Scheduler) -> None:
+    """Pages are accounted for, and rows without a request hold none."""
+    rows: Any = scheduler._rows
+    checked(rows.pool, rows._pages)
+    for row, pages in enumerate(rows._pages):
+        assert bool(pages) <= (row in scheduler._places.running)
+        assert len(rows.held(row)) <= len(pages) * rows.pool.page_tokens
+
+
+def finished(scheduler: Scheduler, outputs: list[Output] | None = None) -> dict[int, Any]:
+    """Tokens and end of every request."""
+    outputs = outputs if outputs is not None else []
+    for _ in range(5000):
+        if scheduler.idle:
+            break
+        outputs += scheduler.step()
+        sound(scheduler)
+    assert scheduler.idle, "the scheduler must come to an end"
+    found: dict[int, Any] = {}
+    for output in outputs:
+        tokens, _ = found.setdefault(output.request_id, ([], None))
+        if output.event:
+            tokens.append(output.event.token_id)
+        if output.ended:
+            found[output.request_id] = tokens, output.ended
+    return found
+
+
+def ask(prompt: Sequence[int], max_tokens: int = 8, **more: Any) -> Request:
+    params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, temperature=0.0)
+    return Request(prompt=list(prompt), params=params, **more)
+
+
+def random_schedule(seed: int) -> int:
+    """Requests of all kinds come, go and fail; return how often one was preempted."""
+    dice = random.Random(seed)
+    page_tokens, length = dice.choice((1, 2, 4, 8)), dice.randint(8, 28)
+    least = -(-length // page_tokens)
+    session = Remembering(
+        rows=dice.randint(1, 5),
+        length=length,
+        pages=least + dice.choice((0, 1, dice.randint(0, 2 * least))),
+        page_tokens=page_tokens,
+        overlaps=bool(seed % 2),
+    )
+    scheduler = scheduler_of(session, prefill_tokens=dice.randint(1, 24))
+    asked: dict[int, Request] = {}
+    outputs: list[Output] = []
+    failed = False
+    for _ in range(dice.randint(2, 6)):
+        kind = dice.random()
+        stem = [dice.randint(0, 1)] * dice.randint(0, length // 2)
+        tail = [dice.randint(0, 2) for _ in range(dice.randint(1, length // 3))]
+        request = ask(
+            (stem + tail)[: length - 1],
+            dice.randint(1, length),
+            speculate=dice.random() < 0.5,
+            group="one" if kind < 0.3 else None,
+            scores=PromptScores(0) if kind > 0.9 else None,
+        )
+        asked[scheduler.submit(request)] = request
+        for _ in range(dice.randint(0, 5)):
+            if dice.random() < 0.03:
+                session.failures, failed = 1, True
+            outputs += scheduler.step()
+            sound(scheduler)
+        if dice.random() < 0.15:
+            output = scheduler.cancel(dice.choice(list(asked)))
+            outputs += [output] if output else []
+    for number, (tokens, ended) in finished(scheduler, outputs).items():
+        request = asked[number]
+        expected = answer_of(request.prompt, request.params.max_tokens, length)
+        assert ended is not None
+        if ended.reason == "length":
+            assert tokens == expected
+        else:
+            assert tokens == expected[: len(tokens)]
+            assert ended.reason == "cancelled" or (failed and ended.reason == "error")
+        if request.scores and tokens:
+            assert [score.token_id for score in request.scores.scores] == request.prompt[1:]
+        assert ended.usage.completion_tokens == len(tokens)
+    assert len(finished(scheduler, outputs)) == len(asked)
+    return scheduler._places.num_preempted
+
+
+def test_a_thousand_random_schedules_answer_as_one_by_one() -> None:
+    assert sum(random_schedule(seed) for seed in range(1000)) > 100
+
+
+def test_who_shares_a_prefix_holds_its_pages_and_copies_the_last_alone() -> None:
+    session = Remembering(rows=3, length=64, pages=24, page_tokens=8)
+    scheduler = scheduler_of(session, prefill_tokens=64)
+    prompt = [1, 2] * 15  # three pages, and most of one
+    first = scheduler.submit(ask(prompt, 20))
+    scheduler.step()
+    others = [scheduler.submit(ask(prompt, 4)) for _ in range(2)]
+    outputs = scheduler.step()
+    rows: Any = scheduler._rows
+    tables = rows._pages
+    assert tables[0][:3] == tables[1][:3] == tables[2][:3]
+    assert len({pages[3] for pages in tables}) == 3 and session.copies == 2
+    assert scheduler.num_used_pages == 6
+    found = finished(scheduler, outputs)
+    assert [found[number][1].usage.cached_tokens for number in others] == [29, 29]
+    assert found[others[0]][0] == answer_of(prompt, 4, 64)
+    assert found[first][0] == answer_of(prompt, 20, 64)[1:]
+
+
+def test_a_conversation_goes_on_in_its_own_pages() -> None:
+    session = Remembering(rows=1, length=64, pages=8, page_tokens=8)
+    scheduler = scheduler_of(session)
+    prompt = [1, 2, 0] * 7
+    first = scheduler.submit(ask(prompt, 6))
+    answer = finished(scheduler)[first][0]
+    again = scheduler.submit(ask([*prompt, *answer, 3, 4], 6))
+    found = finished(scheduler)[again]
+    assert found[1].usage.cached_tokens == len(prompt) + 5 and session.copies == 0
+    assert found[0] == answer_of([*prompt, *answer, 3, 4], 6, 64)
+
+
+def test_a_full_pool_preempts_the_youngest_and_the_oldest_never_waits() -> None:
+    session = Remembering(rows=3, length=32, pages=8, page_tokens=4)
+    scheduler = scheduler_of(session)
+    requests = [[0, 1, 2, 3], [1, 1, 2, 3], [2, 1, 2, 3]]
+    numbers = [scheduler.submit(ask(prompt, 28, speculate=False)) for prompt in requests]
+    outputs: list[Output] = []
+    for steps in range(1, 29):
+        outputs += scheduler.step()
+        assert sum(output.request_id == numbers[0] for output in outputs) == steps
+    found = finished(scheduler, outputs)
+    assert [found[number][0] for number in numbers] == [answer_of(p, 28, 32) for p in requests]
+    ends = [output.request_id for output in outputs if output.ended]
+    assert ends == numbers and scheduler.num_preemptions >= 2
+
+
+def test_finished_prefixes_are_given_up_by_age() -> None:
+    session = Remembering(rows=1, length=16, pages=8, page_tokens=4)
+    scheduler = scheduler_of(session)
+
+    def cached(start: int) -> int:
+        number = scheduler.submit(ask([start, 1, 2, 3, 4, 5, 6, 7, 8], 1))
+        return int(finished(scheduler)[number][1].usage.cached_tokens)
+
+    assert [cached(start) for start in (0, 1, 0, 2)] == [0, 0, 8, 0]  # three pages each, of eight
+    assert [cached(start) for start in (2, 0)] == [8, 8]
+    assert cached(1) < 8
+
+
+def test_a_prompt_waits_until_there_are_pages_for_all_of_it() -> None:
+    session = Remembering(rows=2, length=28, pages=7, page_tokens=4)
+    scheduler = scheduler_of(session)
+    scheduler.submit(ask(range(12), 8, speculate=False))
+    scheduler.step()
+    late = scheduler.submit(ask(range(3, 15), 4))
+    for _ in range(6):
+        scheduler.step()
+        assert (scheduler.num_running, scheduler.num_waiting) == (1, 1)
+    found = finished(scheduler)
+    assert found[late][0] == answer_of(range(3, 15), 4, 28)
+    assert scheduler.num_preemptions == 0
+
+
+def test_what_a_failed_step_touched_is_found_by_nobody() -> None:
+    session = Remembering(rows=2, length=32, pages=16, page_tokens=4)
+    scheduler = scheduler_of(session)
+    scheduler.submit(ask(range(12), 8))
+    scheduler.step()
+    session.failures = 1
+    scheduler.step()
+    assert scheduler.idle and scheduler.num_used_pages == 0
+    again = scheduler.submit(ask(range(12), 8))
+    assert finished(scheduler)[again][1].usage.cached_tokens == 0
+
+
+def test_rows_may_be_rewound_into_pages_that_others_share() -> None:
+    session: Any = Remembering(rows=2, length=32, pages=16, page_tokens=4)
+    rows = PagedRows(session)
+
+    def append(row: int, tokens: Sequence[int]) -> int:
+        rows.require_fit({row: tokens})
+        ((_, logits),) = rows.append({row: tokens})
+        return int(logits[-1].argmax())
+
+    append(0, range(10))
+    rows.copy(0, 1, 7)
+    assert rows._pages[0][:2] == rows._pages[1]
+    assert append(1, [9, 9, 9]) == next_token([*range(7), 9, 9, 9])
+    assert append(0, [5]) == next_token([*range(10), 5])
+    rows.copy(0, 1, 6)
+    rows.rewind(0, 5)
+    assert append(0, [9, 9, 9, 9]) == next_token([*range(5), 9, 9, 9, 9])
+    assert append(1, [4]) == next_token([*range(6), 4])
+    rows.rewind(0)
+    rows.rewind(1)
+    checked(rows.pool, rows._pages)
+    assert rows.pool.num_available == 16
+
+
+def test_a_runner_says_that_the_pages_are_used_up() -> None:
+    session: Any = Remembering(rows=2, length=16, pages=4, page_tokens=4)
+    rows = PagedRows(session)
+    list(rows.append({0: list(range(12))}))
+    with pytest.raises(CapacityError, match="all 4 pages of 4 tokens are held"):
+        list(rows.append({1: [1] * 8}))
+    assert rows.held(1) == []
+
+
+def test_a_pool_holds_the_longest_row() -> None:
+    session: Any = Remembering(rows=2, length=16, pages=3, page_tokens=4)
+    with pytest.raises(RequestError, match="16 tokens, in 4 pages, got 3"):
+        scheduler_of(session)
