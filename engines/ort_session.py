@@ -100,7 +100,9 @@ class OrtSession(BaseSession):
 
     def _grow(self, capacity: int) -> None:
         wanted = max(capacity, self.capacity + self.capacity // 8)
-        grown = min(-(-wanted // _GROWTH_TOKENS) * _GROWTH_TOKENS, self.max_seq_len)
+        self._resize(min(-(-wanted // _GROWTH_TOKENS) * _GROWTH_TOKENS, self.max_seq_len))
+
+    def _resize(self, grown: int) -> None:
         shape = (self.max_batch, self.config.num_kv_heads, grown, self.config.head_dim)
         names = [name for name, _ in contract.cache_names(self.config.num_layers)]
         # All or none; their memory is taken page by page as they are filled. Zeros: a masked NaN

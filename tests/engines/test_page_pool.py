@@ -93,6 +93,8 @@ def test_the_longest_prefix_is_found_to_the_token() -> None:
     assert pool.find([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]) == (first, 10)
     assert pool.find([1, 2, 3, 4, 5, 6, 7]) == (first[:2], 7)
     assert pool.find([1, 2, 9]) == (first[:1], 2)
+    filled(pool, [1, 2, 3, 4, 9, 9])
+    assert pool.find([1, 2, 3, 4, 5, 6, 8]) == (first[:2], 6)
     assert pool.find([2]) == pool.find([]) == ([], 0)
 
 
