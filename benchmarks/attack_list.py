@@ -5,13 +5,15 @@ import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 CHAT, COMPLETIONS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
 _USER = [{"role": "user", "content": "x"}]
 _FLOAT = b"8.988465674311579e307,"
+_BEGUN_S = 0.2
+"""After which a request is under way."""
 _BODY = 2**21 - 1024  # room for the rest of a body that is within the limit
 
 
@@ -93,9 +95,15 @@ def attacks(seconds: float, silent: int, size: float) -> list[Attack]:
         _bodies(
             "/tokenize of 1.9 MB, one word", TOKENIZE, _json(prompt="a" * (whole * 9 // 10)), 6
         ),
-        replace(
-            _bodies("n=32", CHAT, _ask(n=32, max_tokens=int(64 * size), ignore_eos=True)),
-            body_bytes=0,
+        Attack(
+            name="n=32, then one answer",
+            run=lambda url: _many_answers(url, int(64 * size)),
+            met=frozenset({"200", "the one answer is first"}),
+        ),
+        Attack(
+            name="8 endless grammars whose clients leave",
+            run=lambda url: _abandoned_grammars(url, 8),
+            met=frozenset({"left", "answer 200"}),
         ),
         Attack(
             name="100 slow bodies",
@@ -210,6 +218,33 @@ def _closed(held: Iterable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]) -
         gone = reader.at_eof() or reader.exception() is not None
         found["closed" if gone else "open"] += 1
         writer.close()
+    return found
+
+
+async def _many_answers(url: str, length: int) -> Counter[str]:
+    """Ask for 32 answers, then for one of the same length: whose answer is there first."""
+    ask = {"max_tokens": length, "ignore_eos": True}
+    many = asyncio.create_task(post(url, CHAT, _ask(n=32, **ask)))
+    await asyncio.sleep(_BEGUN_S)
+    one = asyncio.create_task(post(url, CHAT, _ask(**ask)))
+    done, _ = await asyncio.wait({many, one}, return_when=asyncio.FIRST_COMPLETED)
+    first = "the one answer is first" if one in done else "the one answer waits for 32"
+    return Counter([first, await many, await one])
+
+
+async def _abandoned_grammars(url: str, count: int) -> Counter[str]:
+    """Leave while a grammar that takes minutes is compiled, then ask for one that takes none."""
+    endless = {"type": "integer", "multipleOf": 9_999_991}
+    body = _json(prompt="x", max_tokens=1, guided_json=endless)
+    found: Counter[str] = Counter()
+    for _ in range(count):
+        _, writer = await _connected(url)
+        writer.write(_head(COMPLETIONS, len(body)) + body)
+        await asyncio.sleep(_BEGUN_S)
+        writer.close()
+        found["left"] += 1
+    easy = _json(prompt="x", max_tokens=1, guided_json={"type": "null"})
+    found[f"answer {await post(url, COMPLETIONS, easy)}"] += 1
     return found
 
 

@@ -1,6 +1,7 @@
 """A replica: the whole server over an engine of its own, without a socket."""
 
 import asyncio
+import gc
 import os
 from collections.abc import AsyncIterator
 from typing import Any
@@ -46,6 +47,7 @@ class Replica:
         )
         self._service = self._app.state.service
         self._service.wait()
+        gc.freeze()  # see `serve_forever`
 
     async def answer(self, call: Call) -> AsyncIterator[list[Message]]:
         """ASGI's messages of the answer, as many at a time as there are.

@@ -143,9 +143,11 @@ def _prepare(
     body: CompletionRequest, service: Service, engine: AsyncEngine
 ) -> tuple[list["_Prompt"], GrammarConstraint | None]:
     """Tokenize, and compile the grammar, once for all continuations; in a worker."""
-    prompts = _prompts(engine, body.prompt, bos=body.add_special_tokens)
+    prompts, are_tokens = _prompts(engine, body.prompt, bos=body.add_special_tokens)
     for tokens in prompts:
         answer_limit(engine, len(tokens), body.max_tokens, "prompt")
+        if are_tokens:
+            require_known(tokens, engine.config.vocab_size, "prompt")
     if body.scored is not None:
         param = "logprobs" if body.prompt_logprobs is None else "prompt_logprobs"
         require_few(sum(map(len, prompts)), body.scored, param)
@@ -201,18 +203,14 @@ def _joined(first: Chunk | None, second: Chunk | None) -> Chunk | None:
 
 def _prompts(
     engine: AsyncEngine, given: str | list[int] | list[str] | list[list[int]], *, bos: bool
-) -> list[list[int]]:
-    """Token ids of each prompt; texts get the start token, ids stay as they are."""
-    texts = [given] if isinstance(given, str) else [one for one in given if isinstance(one, str)]
-    if texts:
-        for text in texts:
-            require_room(engine, [text], "prompt")
-        return [encoded(engine, text, "prompt", bos=bos) for text in texts]
-    lists = [item for item in given if isinstance(item, list)]
-    lists = lists or [[item for item in given if isinstance(item, int)]]
-    for tokens in lists:
-        require_known(tokens, engine.config.vocab_size, "prompt")
-    return lists
+) -> tuple[list[list[int]], bool]:
+    """Token ids of each prompt, and whether the client gave them; texts get the start token."""
+    prompts: Any = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+    if isinstance(prompts[0], list):
+        return prompts, True
+    for text in prompts:
+        require_room(engine, [text], "prompt")
+    return [encoded(engine, text, "prompt", bos=bos) for text in prompts], False
 
 
 def _logprobs(run: _Run) -> list[TextLogprobs]:

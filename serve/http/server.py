@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import sys
@@ -49,10 +50,21 @@ def serve_forever(
         FaultError: the engine failed while it served; what waited has its answer.
         MachineError: the address cannot be had, or the engine did not open.
     """
-    sys.setswitchinterval(_SWITCH_S)
     listener, address = listen(host, port)
-    with contextlib.closing(listener):
+    with contextlib.closing(listener), _few_pauses():
         asyncio.run(_serve(app, listener, drain_timeout_s, lambda: on_ready(address)))
+
+
+@contextlib.contextmanager
+def _few_pauses() -> Iterator[None]:
+    """Settings of this process, for the time that it serves."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+        gc.unfreeze()
 
 
 def listen(host: str, port: int) -> tuple[socket.socket, str]:
@@ -120,6 +132,7 @@ async def _serve(
     try:
         await asyncio.wait({serving, opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if opening.done() and not opening.exception():
+            gc.freeze()  # a collection over a tokenizer's vocabulary stops everything for 60 ms
             on_ready()
             stopped = asyncio.create_task(asyncio.to_thread(service.wait_stopped))
             await asyncio.wait({serving, stopping, stopped}, return_when=asyncio.FIRST_COMPLETED)

@@ -21,7 +21,7 @@ def test_a_server_with_256_files_bears_every_attack(tekken_bundle: Path, tmp_pat
     )
     assert found.is_file(), told.stdout + told.stderr
     rows = json.loads(found.read_text())["rows"]
-    assert len(rows) == 21
+    assert len(rows) == 22
     figures = {"delay", "memory"}
     wrong = {row["name"]: row["not_held"] for row in rows if set(row["not_held"]) - figures}
     assert not wrong, told.stdout

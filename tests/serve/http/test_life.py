@@ -1,5 +1,6 @@
 """A server's life: refused, starting, ready, draining, gone."""
 
+import gc
 import os
 import re
 import shutil
@@ -232,6 +233,7 @@ def test_an_engine_that_fails_is_told_answers_who_waits_and_ends_the_process(
     service = app.state.service
     statuses: list[int] = []
     asking: list[threading.Thread] = []
+    frozen: list[int] = []
 
     def broken() -> Any:
         raise ZeroDivisionError("planted")
@@ -240,6 +242,7 @@ def test_an_engine_that_fails_is_told_answers_who_waits_and_ends_the_process(
         statuses.append(httpx.post(f"{url}/v1/completions", json={"prompt": "x"}).status_code)
 
     def on_ready(url: str) -> None:
+        frozen.append(gc.get_freeze_count())
         service.engine._scheduler.step = broken
         asking.append(threading.Thread(target=ask, args=(url,)))
         asking[0].start()
@@ -248,6 +251,7 @@ def test_an_engine_that_fails_is_told_answers_who_waits_and_ends_the_process(
         serve_forever(app, host="127.0.0.1", port=0, drain_timeout_s=600, on_ready=on_ready)
     asking[0].join()
     assert statuses == [503]
+    assert frozen[0] > 50_000 and gc.get_freeze_count() == 0
     assert "the engine has failed" in caplog.text and "planted" in caplog.text
     with TestClient(app) as client:
         live = client.get("/health/live")
