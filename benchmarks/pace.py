@@ -1,7 +1,7 @@
 """Scheduler, engine and server at a GPU's pace: over a session that takes its time and no CPU.
 
 python benchmarks/pace.py [--streams N] [--step-ms MS | --target NAME] [--temperature T]
-    [--top-p P] [--http] [--json FILE]
+    [--top-p P] [--page TOKENS] [--http] [--json FILE]
 
 Streams run side by side; once each has its first token, tokens and CPU time are counted for
 `--seconds`. The ideal is what the steps allow if the host took no time: a token of each stream a
@@ -103,6 +103,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--top-p", type=float, default=0.9)
     parser.add_argument("--http", action="store_true", help="streamed, from a server process")
+    parser.add_argument("--page", type=int, default=0, help="tokens of a page; 0: rows")
     parser.add_argument("--seconds", type=float, default=3.0, help="to measure")
     parser.add_argument("--bundle", type=Path, help="with a tokenizer; by default one is made")
     parser.add_argument("--json", type=Path)
@@ -134,6 +135,8 @@ def paced_runner(folder: Path, arguments: argparse.Namespace, count: int) -> Run
         max_batch=count,
         max_seq_len=MAX_SEQ_LEN,
         temperature=arguments.temperature,
+        page_tokens=arguments.page or None,
+        num_pages=-(-MAX_SEQ_LEN // arguments.page) * 4 if arguments.page else 0,
     )
     if bundle.tokenizer_folder is None:
         raise SystemExit(f"{folder} must hold a tokenizer.")
@@ -186,6 +189,7 @@ async def over_http(
     """Streamed completions of a server process; the client reads bytes and parses nothing."""
     command = [sys.executable, __file__, "--serve", "--bundle", str(folder)]
     command += ["--temperature", str(arguments.temperature)]
+    command += ["--page", str(arguments.page)]
     command += ["--streams", str(count), "--step-ms", str(arguments.step_ms)]
     if arguments.target:
         command = [*command[:-2], "--target", arguments.target]

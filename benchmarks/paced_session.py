@@ -15,7 +15,7 @@ from nemo_trt.bundle import Bundle
 from nemo_trt.engines.base_session import BaseSession
 from nemo_trt.engines.candidates import Candidates, top_candidates
 from nemo_trt.engines.planner import kv_bytes_per_token, step_bytes
-from nemo_trt.engines.session import CacheBlock, Logits, SessionInfo, Tokens
+from nemo_trt.engines.session import CacheBlock, Logits, PageView, SessionInfo, Tokens
 from nemo_trt.engines.step_result import At
 from nemo_trt.engines.targets import Target
 from nemo_trt.export.samples import SHAPES
@@ -91,6 +91,7 @@ class PacedSession(BaseSession):
 
     Args:
         temperature: of every row; candidates are prepared for it.
+        page_tokens, num_pages: of a cache in pages; by default it consists of rows.
     """
 
     where: Where = CPU
@@ -106,10 +107,13 @@ class PacedSession(BaseSession):
         max_batch: int,
         max_seq_len: int,
         temperature: float,
+        page_tokens: int | None = None,
+        num_pages: int = 0,
     ) -> None:
         super().__init__(
             bundle, max_batch=max_batch, max_seq_len=max_seq_len, compute_precision="fp32"
         )
+        self.page_tokens, self.num_pages = page_tokens, num_pages
         self._pace, self._steps, self._free_at = pace, 0, 0.0
         random = np.random.default_rng(0)
         vocab_size = self.config.vocab_size
@@ -128,6 +132,7 @@ class PacedSession(BaseSession):
         logit_indices: Tokens,
         first_row: int = 0,
         temperatures: Logits | None = None,
+        pages: PageView | None = None,
     ) -> None:
         """See `Session.launch`. Row n of step s gets distribution (s + n) % 64."""
         self._ends = self._start(input_ids, write_indices)
@@ -145,6 +150,9 @@ class PacedSession(BaseSession):
         self._free_at = max(self._free_at, time.perf_counter()) + decode_s * max(1.0, prefill)
         self._steps += 1
         return self._free_at
+
+    def copy_page(self, source: int, target: int) -> None:
+        """See `Session.copy_page`. Nothing is copied."""
 
     def describe(self) -> SessionInfo:
         """See `Session.describe`."""

@@ -43,6 +43,11 @@ class PagePool:
         self._below: dict[int, list[tuple[tuple[int, ...], int]]] = {}  # parent -> sorted entries
 
     @property
+    def num_held(self) -> int:
+        """Pages that rows hold."""
+        return self.num_pages - len(self._free) - len(self._kept)
+
+    @property
     def num_free(self) -> int:
         """Pages that hold nothing."""
         return len(self._free)

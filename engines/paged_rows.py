@@ -45,8 +45,8 @@ class PagedRows(Rows):
 
     @property
     def num_held_tokens(self) -> int:
-        """Tokens that fit the pages that are in use. See `Rows.num_held_tokens`."""
-        return (self.pool.num_pages - self.pool.num_free) * self.pool.page_tokens
+        """Tokens of all pages that are held or kept. See `Rows.num_held_tokens`."""
+        return (self.pool.num_held + self.pool.num_kept) * self.pool.page_tokens
 
     def num_pages(self, row: int) -> int:
         """Pages that a row holds."""
@@ -54,13 +54,14 @@ class PagedRows(Rows):
 
     def rewind(self, row: int, length: int = 0) -> None:
         """Drop a row's tokens from `length` on, and its pages behind them. See `Rows.rewind`."""
-        shorter = length < len(self._held[self._checked(row)])
+        if length == len(self._held[self._checked(row)]):
+            return
         super().rewind(row, length)
         pages, keep = self._pages[row], self.pool.num_pages_of(length)
         self.pool.release(pages[keep:])
         del pages[keep:]
         self._fixed[row] = min(self._fixed[row], keep)
-        if shorter and length % self.pool.page_tokens and self.pool.holders(pages[-1]) > 1:
+        if length % self.pool.page_tokens and self.pool.holders(pages[-1]) > 1:
             self._fixed[row] = keep  # who shares it may read what would be overwritten
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -155,9 +156,9 @@ class PagedRows(Rows):
                 self._settle(row)
                 if self._fixed[row] > length // size:
                     self._own_last(row)
-            for at in range(len(pages), self.pool.num_pages_of(length + len(tokens))):
+            while len(pages) * size < length + len(tokens):
                 pages.append(self.pool.take())
-                self._table[row, at] = pages[at]
+                self._table[row, len(pages) - 1] = pages[-1]
 
     def _own_last(self, row: int) -> None:
         """Give a row a last page of its own, with what the shared one holds of its tokens."""

@@ -32,7 +32,6 @@ class Admission:
     Attributes:
         queue: who waits, in the order of arrival.
         running: who has a row, by row.
-        num_preempted: how often a request gave its row up to others.
     """
 
     def __init__(
@@ -53,7 +52,6 @@ class Admission:
         )
         self.queue: deque[Live] = deque()
         self.running: dict[int, Live] = {}
-        self.num_preempted = 0
         self._next_id = 0
         self._sound: Sequence[int] = ()  # the last prompt whose tokens were looked at
 
@@ -138,7 +136,7 @@ class Admission:
         self.queue.remove(live)
         live.row, length = place
         live.leader = None if live.scoring else self._leader(live, length)
-        if not live.preempted:
+        if not live.usage.preemptions:
             live.usage.cached_tokens = length
             live.usage.queue_s = self._clock() - live.arrival
         live.pending = live.prompt[length:]
@@ -158,11 +156,11 @@ class Admission:
         if not self.slots.preempts or len(self.running) == 1:
             return False
         live.prompt = [*self._rows.held(live.row), *live.pending]
-        live.pending, live.decoding, live.preempted, live.leader = [], False, True, None
+        live.pending, live.decoding, live.leader = [], False, None
         self.release(live)
         live.row = -1
         self.queue.appendleft(live)
-        self.num_preempted += 1
+        live.usage.preemptions += 1
         return True
 
     def _leader(self, live: Live, length: int) -> Live | None:
@@ -184,7 +182,7 @@ class Admission:
             return False
         live.leader = None
         length = self.slots.share(live.row, live.prompt)
-        if not live.preempted:
+        if not live.usage.preemptions:
             live.usage.cached_tokens = length
         live.pending = live.prompt[length:]
         return True

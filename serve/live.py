@@ -26,7 +26,6 @@ class Live:
     pending: list[int] = field(default_factory=list)  # not in the cache yet
     decoding: bool = False
     num_scored: int = 0  # tokens of its prompt
-    preempted: bool = False  # it had a row and gave it up
     scored_at: int = 0  # when its prompt had its last turn
     leader: "Live | None" = None  # runs the beginning of the same prompt, which is copied then
 

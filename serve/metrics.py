@@ -59,6 +59,9 @@ class Metrics:
         self._requests = made(
             Counter, "requests", "Requests that had a place, by how they ended.", labelnames=["end"]
         )
+        self._preempted = made(
+            Counter, "preemptions", "Times that a request gave its pages up, to go on later."
+        )
         self._errors = made(
             Counter, "errors", "HTTP answers that were errors, by status.", labelnames=["code"]
         )
@@ -67,6 +70,9 @@ class Metrics:
         self._slots = made(Gauge, "slots", "Requests that can run at once.")
         self._held = made(Gauge, "cache_tokens_used", "Tokens in the slots' caches, kept ones too.")
         self._capacity = made(Gauge, "cache_tokens", "Tokens that the slots' caches can hold.")
+        self._pages = made(Gauge, "cache_pages", "Pages of the cache; 0 where it consists of rows.")
+        self._held_pages = made(Gauge, "cache_pages_held", "Pages that requests hold.")
+        self._kept_pages = made(Gauge, "cache_pages_kept", "Pages kept for prompts to come.")
 
     def watch(self, scheduler: Scheduler, session: Session) -> None:
         """Read queue and cache from here whenever the metrics are asked for."""
@@ -75,6 +81,11 @@ class Metrics:
         self._held.set_function(lambda: scheduler.num_held_tokens)
         self._slots.set(session.max_batch)
         self._capacity.set(session.max_batch * session.max_seq_len)
+        if pool := scheduler.pool:
+            self._capacity.set(pool.num_pages * pool.page_tokens)
+            self._pages.set(pool.num_pages)
+            self._held_pages.set_function(lambda: pool.num_held)
+            self._kept_pages.set_function(lambda: pool.num_kept)
 
     def count(self, output: Output, answer: Timed, now: float) -> None:
         """Take in news of a request; `now` in seconds of `time.perf_counter`."""
@@ -93,6 +104,7 @@ class Metrics:
                 self._queued.observe(usage.queue_s)
                 self._prompt.inc(usage.prompt_tokens)
                 self._cached.inc(usage.cached_tokens)
+            self._preempted.inc(usage.preemptions)
             self._drafted.inc(usage.drafted_tokens)
             self._accepted.inc(usage.accepted_tokens)
 

@@ -48,6 +48,7 @@ class Usage:
     Attributes:
         cached_tokens: of the prompt, found in the cache.
         queue_s: seconds between arrival and a row; None without a row.
+        preemptions: how often it gave its pages up to others, and was continued later.
         drafted_tokens, accepted_tokens: proposed by prompt lookup, and of those the model's own.
     """
 
@@ -56,6 +57,7 @@ class Usage:
     completion_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    preemptions: int = 0
     queue_s: float | None = None
 
 

@@ -88,20 +88,9 @@ class Scheduler:
         return self._rows.num_held_tokens
 
     @property
-    def num_used_pages(self) -> int:
-        """Pages that rows hold; 0 without pages."""
-        pool = self.pool
-        return pool.num_pages - pool.num_available if pool else 0
-
-    @property
     def pool(self) -> PagePool | None:
         """The cache's pages, to look at; None where it consists of rows."""
         return self._rows.pool if isinstance(self._rows, PagedRows) else None
-
-    @property
-    def num_preemptions(self) -> int:
-        """How often a request gave its pages up, to be continued later."""
-        return self._places.num_preempted
 
     @property
     def num_running(self) -> int:

@@ -16,6 +16,7 @@ from nemo_trt.engines.session import Logits, PageView, Tokens
 from nemo_trt.engines.step_result import WholeLogits
 from nemo_trt.errors import CapacityError, MachineError, RequestError
 from nemo_trt.serve import Output, Request, Scheduler
+from nemo_trt.serve.metrics import Metrics
 from nemo_trt.serve.scoring import PromptScores
 from tests.engines.test_page_pool import checked
 
@@ -102,7 +103,7 @@ class Remembering:
         return 1 + rows * new_tokens / 64
 
 
-def scheduler_of(session: Any, **more: Any) -> Scheduler:
+def scheduler_of(session: Any, **more: Any) -> Any:
     return Scheduler(session, **more)
 
 
@@ -118,7 +119,7 @@ def sound(scheduler: Scheduler) -> None:
 def finished(scheduler: Scheduler, outputs: list[Output] | None = None) -> dict[int, Any]:
     """Tokens and end of every request."""
     outputs = outputs if outputs is not None else []
-    for _ in range(5000):
+    for _ in range(2000):
         if scheduler.idle:
             break
         outputs += scheduler.step()
@@ -188,7 +189,7 @@ def random_schedule(seed: int) -> int:
             assert [score.token_id for score in request.scores.scores] == request.prompt[1:]
         assert ended.usage.completion_tokens == len(tokens)
     assert len(finished(scheduler, outputs)) == len(asked)
-    return scheduler._places.num_preempted
+    return sum(output.ended.usage.preemptions for output in outputs if output.ended)
 
 
 def test_a_thousand_random_schedules_answer_as_one_by_one() -> None:
@@ -207,7 +208,7 @@ def test_who_shares_a_prefix_holds_its_pages_and_copies_the_last_alone() -> None
     tables = rows._pages
     assert tables[0][:3] == tables[1][:3] == tables[2][:3]
     assert len({pages[3] for pages in tables}) == 3 and session.copies == 2
-    assert scheduler.num_used_pages == 6
+    assert scheduler.pool.num_held == 6
     found = finished(scheduler, outputs)
     assert [found[number][1].usage.cached_tokens for number in others] == [29, 29]
     assert found[others[0]][0] == answer_of(prompt, 4, 64)
@@ -238,7 +239,11 @@ def test_a_full_pool_preempts_the_youngest_and_the_oldest_never_waits() -> None:
     found = finished(scheduler, outputs)
     assert [found[number][0] for number in numbers] == [answer_of(p, 28, 32) for p in requests]
     ends = [output.request_id for output in outputs if output.ended]
-    assert ends == numbers and scheduler.num_preemptions >= 2
+    assert ends == numbers and [found[n][1].usage.preemptions > 0 for n in numbers] == [
+        False,
+        True,
+        True,
+    ]
 
 
 def test_finished_prefixes_are_given_up_by_age() -> None:
@@ -265,7 +270,7 @@ def test_a_prompt_waits_until_there_are_pages_for_all_of_it() -> None:
         assert (scheduler.num_running, scheduler.num_waiting) == (1, 1)
     found = finished(scheduler)
     assert found[late][0] == answer_of(range(3, 15), 4, 28)
-    assert scheduler.num_preemptions == 0
+    assert found[late][1].usage.preemptions == 0
 
 
 def test_what_a_failed_step_touched_is_found_by_nobody() -> None:
@@ -275,7 +280,7 @@ def test_what_a_failed_step_touched_is_found_by_nobody() -> None:
     scheduler.step()
     session.failures = 1
     scheduler.step()
-    assert scheduler.idle and scheduler.num_used_pages == 0
+    assert scheduler.idle and scheduler.pool.num_held == 0
     again = scheduler.submit(ask(range(12), 8))
     assert finished(scheduler)[again][1].usage.cached_tokens == 0
 
@@ -298,6 +303,10 @@ def test_rows_may_be_rewound_into_pages_that_others_share() -> None:
     rows.rewind(0, 5)
     assert append(0, [9, 9, 9, 9]) == next_token([*range(5), 9, 9, 9, 9])
     assert append(1, [4]) == next_token([*range(6), 4])
+    rows.copy(1, 0, 7)  # within a page that is not full
+    rows.rewind(1, 5)
+    assert append(1, [8]) == next_token([*range(5), 8])
+    assert append(0, [3]) == next_token([*range(6), 4, 3])
     rows.rewind(0)
     rows.rewind(1)
     checked(rows.pool, rows._pages)
@@ -317,3 +326,64 @@ def test_a_pool_holds_the_longest_row() -> None:
     session: Any = Remembering(rows=2, length=16, pages=3, page_tokens=4)
     with pytest.raises(RequestError, match="16 tokens, in 4 pages, got 3"):
         scheduler_of(session)
+
+
+def test_what_a_step_touched_that_failed_after_its_row_was_given_back_is_found_by_nobody() -> None:
+    session = Remembering(rows=2, length=32, pages=16, page_tokens=4, overlaps=True)
+    scheduler = scheduler_of(session)
+    number = scheduler.submit(ask(range(12), 8, speculate=False))
+    scheduler.step()
+    assert session.launched is not None
+    scheduler.cancel(number)
+    session.failures = 1
+    scheduler.step()
+    sound(scheduler)
+    again = scheduler.submit(ask(range(12), 8))
+    assert finished(scheduler)[again][1].usage.cached_tokens == 0
+
+
+def test_a_row_that_is_given_back_while_its_first_step_runs_holds_nothing() -> None:
+    session = Remembering(rows=1, length=32, pages=8, page_tokens=4, overlaps=True)
+    scheduler = scheduler_of(session, prefill_tokens=4)
+    first, second = (scheduler.submit(ask([n, 1, 2, 3], 1)) for n in range(2))
+    scheduler.step()  # the second has its row now, and its first step runs
+    assert session.launched is not None and scheduler.num_waiting == 0
+    scheduler.cancel(second)
+    scheduler.step()
+    sound(scheduler)
+    assert scheduler._rows.held(0) == [] and first == 0
+
+
+def test_nobody_finds_a_tainted_page_by_way_of_a_row_that_shares_it() -> None:
+    session: Any = Remembering(rows=2, length=32, pages=16, page_tokens=4)
+    rows = PagedRows(session)
+    list(rows.append({0: list(range(12))}))
+    rows.copy(0, 1, 10)
+    rows.clear(0)
+    assert rows.match(list(range(12))) == ([], 0)
+    list(rows.append({1: [3, 3, 3]}))
+    assert rows.match([*range(10), 3, 3, 3, 3]) == ([], 0)
+    rows.clear(1)
+    checked(rows.pool, rows._pages)
+    assert rows.pool.num_available == rows.pool.num_free == 16
+
+
+def test_metrics_speak_of_pages() -> None:
+    session: Any = Remembering(rows=2, length=32, pages=16, page_tokens=4)
+    scheduler, metrics = scheduler_of(session), Metrics()
+    metrics.watch(scheduler, session)
+
+    def figures() -> dict[str, float]:
+        lines = metrics.text().decode().splitlines()
+        pairs = (line.split(" ") for line in lines if line.startswith("nemo_trt_cache"))
+        return {name.removeprefix("nemo_trt_cache_"): float(value) for name, value in pairs}
+
+    scheduler.submit(ask(range(10), 4))
+    scheduler.step()
+    assert figures() == {
+        "tokens": 64, "tokens_used": 12, "pages": 16, "pages_held": 3, "pages_kept": 0,
+    }  # fmt: skip
+    finished(scheduler)
+    assert figures() == {
+        "tokens": 64, "tokens_used": 16, "pages": 16, "pages_held": 0, "pages_kept": 4,
+    }  # fmt: skip
