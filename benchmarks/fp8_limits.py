@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from nemo_trt.bundle import Bundle
+from nemo_trt.e4m3 import E4M3_MAX
 from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.engines.tokenizers import open_tokenizer
-from nemo_trt.quantization import E4M3_MAX, Quantization, groups
+from nemo_trt.quantization import Quantization, groups
 from nemo_trt.validate.metrics import compare, negative_log_likelihood
 from nemo_trt.validate.sequences import make_sequences
 

@@ -12,6 +12,7 @@ from .options import dequantise_option, format_option
 
 if TYPE_CHECKING:
     from nemo_trt.bundle import Bundle
+    from nemo_trt.cache_scales import CacheScales
     from nemo_trt.config import ModelConfig
     from nemo_trt.precision import DType
     from nemo_trt.quantization import Quantization
@@ -140,7 +141,7 @@ def _engines(bundle: "Bundle") -> list[dict[str, Any]]:
 def _quantization(found: "Quantization | None") -> dict[str, Any]:
     if found is None:
         return {}
-    measured = len(found.activations)
+    measured, cache = len(found.activations), found.cache
     return {
         "fp8": {
             "groups": f"{measured - len(found.kept)} of {measured}",
@@ -149,8 +150,14 @@ def _quantization(found: "Quantization | None") -> dict[str, Any]:
             **({} if found.kl is None else {"kl_of_all": f"{found.kl:.3g}"}),
             **({} if found.max_kl is None else {"max_kl": f"{found.max_kl:g}"}),
             **found.calibration,
+            **({} if cache is None else {"cache": _cache(cache)}),
         }
     }
+
+
+def _cache(found: "CacheScales") -> str:
+    layers = len(found.layers)
+    return f"{layers - len(found.kept)} of {layers} layers, kl_of_all {found.kl:.3g}"
 
 
 def _model(config: "ModelConfig", cache: "DType") -> dict[str, Any]:

@@ -114,6 +114,7 @@ class SelfAttention(nn.Module):
         self.v_proj = numerics.linear(qkv, config.hidden_size, config.kv_size)
         self.o_input = numerics.quantizer(out)
         self.o_proj = numerics.linear(out, config.query_size, config.hidden_size)
+        self.stored_key, self.stored_value = nn.Identity(), nn.Identity()  # calibration hooks here
 
     def forward(
         self, x: Tensor, past: tuple[Tensor, Tensor], step: Step
@@ -131,6 +132,7 @@ class SelfAttention(nn.Module):
         query = ops.take_heads(rotated, 0, heads)  # (B, H, S, D)
         key = ops.take_heads(rotated, heads, every)  # (B, K, S, D)
         value = ops.split_heads(self.v_proj(x), kv_heads, width)  # (B, K, S, D)
+        key, value = self.stored_key(key), self.stored_value(value)
         keys = ops.cache_update(past[0], key, step.write_indices)  # (B, K, T, D)
         values = ops.cache_update(past[1], value, step.write_indices)  # (B, K, T, D)
         mixed = ops.attention(query, keys, values, step.lengths, self.config.softmax_scale)

@@ -12,8 +12,8 @@ from onnxscript.onnx_opset import opset24 as onnx_op
 from torch import Tensor
 from torch.library import custom_op
 
+from nemo_trt.e4m3 import E4M3_MAX
 from nemo_trt.precision import DType
-from nemo_trt.quantization import E4M3_MAX
 
 NAMESPACE = "nemo_trt"
 

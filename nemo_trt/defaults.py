@@ -2,6 +2,8 @@
 
 MAX_KL = 0.0025
 """Divergence, in nats, that FP8 may cause; groups stay in BF16 until the rest causes less."""
+MAX_CACHE_KL = 0.0025
+"""Divergence, in nats, that an FP8 cache may cause; layers keep a BF16 one as for `MAX_KL`."""
 ENGINE_SEQ_LEN = 4096
 """Tokens a row of an engine, where they fit."""
 SLOTS = 8

@@ -1,4 +1,4 @@
-"""Conversion of FP8 E4M3FN bits, held as uint8, to float32.
+"""FP8 E4M3FN: its scales, and its bits, held as uint8, as float32.
 
 Format: 1 sign, 4 exponent (bias 7) and 3 mantissa bits; no infinities; 0x7f and 0xff are NaN.
 https://arxiv.org/abs/2209.05433
@@ -6,6 +6,17 @@ https://arxiv.org/abs/2209.05433
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nemo_trt import bfloat16
+
+E4M3_MAX = 448.0
+"""The largest finite number."""
+
+
+def scale_of(amax: float) -> float:
+    """The BF16 scale that puts `amax` on E4M3's largest number; 1 for a tensor of zeros."""
+    wanted = np.array([amax / E4M3_MAX if amax > 0 else 1.0], np.float32)
+    return float(bfloat16.to_float32(bfloat16.from_float32(wanted))[0])
 
 
 def to_float32(

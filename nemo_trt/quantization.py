@@ -8,14 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
-import numpy as np
-
-from nemo_trt import bfloat16
+from nemo_trt.cache_scales import CacheScales
 from nemo_trt.config import ModelConfig
+from nemo_trt.e4m3 import scale_of
 from nemo_trt.errors import DAMAGED_JSON, BundleError
 
-E4M3_MAX = 448.0
-"""The largest finite number of FP8 E4M3FN."""
 LM_HEAD = "lm_head"
 STORED = "checkpoint"
 """`Quantization.method` where an FP8 checkpoint gave the scales."""
@@ -36,12 +33,6 @@ def groups(config: ModelConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
             block = group.split(".")[0]
             yield f"{prefix}.{group}", tuple(f"{prefix}.{block}.{p}.weight" for p in projections)
     yield LM_HEAD, ("lm_head.weight",)
-
-
-def scale_of(amax: float) -> float:
-    """The BF16 scale that puts `amax` on E4M3's largest number; 1 for a tensor of zeros."""
-    wanted = np.array([amax / E4M3_MAX if amax > 0 else 1.0], np.float32)
-    return float(bfloat16.to_float32(bfloat16.from_float32(wanted))[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +69,7 @@ class Quantization:
             where it was not measured.
         max_kl: what was allowed; None likewise.
         kept: groups that stay in BF16 -> why.
+        cache: scales of an FP8 cache; None where it was not calibrated.
     """
 
     weight_scales: WeightScales
@@ -88,6 +80,7 @@ class Quantization:
     kl: float | None
     max_kl: float | None
     kept: Mapping[str, str]
+    cache: CacheScales | None = None
 
     def is_fp8(self, group: str) -> bool:
         """Whether a group computes in FP8."""
@@ -119,7 +112,9 @@ class Quantization:
             }
             if data["weight_scales"] not in ("per-tensor", "per-channel"):
                 raise ValueError(f"weight_scales {data['weight_scales']!r}")
-            return cls(**{**data, "activations": activations})
+            found = data.get("cache")
+            cache = CacheScales.from_dict(found) if found else None
+            return cls(**{**data, "activations": activations, "cache": cache})
         except DAMAGED_JSON as error:
             raise BundleError(f"The quantisation's record is damaged: {error!r}.") from error
 

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from nemo_trt import e4m3
 from nemo_trt.bundle import Bundle
+from nemo_trt.e4m3 import scale_of
 from nemo_trt.export.checkpoints import Checkpoint
-from nemo_trt.quantization import STORED, Quantization, groups, scale_of
+from nemo_trt.quantization import STORED, Quantization, groups
 from nemo_trt.safetensors import read_layout
 from nemo_trt.tensors import LazyTensor, float32_rows, row_ranges
 

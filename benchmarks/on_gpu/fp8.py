@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nemo_trt.e4m3 import scale_of
 from nemo_trt.export import ops
 from nemo_trt.export.checkpoints import open_checkpoint
 from nemo_trt.export.tensors import load
-from nemo_trt.quantization import scale_of
 from on_gpu.clock import seconds
 from on_gpu.scale import Work
 

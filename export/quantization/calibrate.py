@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from nemo_trt.cache_scales import CacheLayer
+from nemo_trt.defaults import MAX_CACHE_KL
+from nemo_trt.e4m3 import scale_of
 from nemo_trt.errors import ExportError
 from nemo_trt.export import ops
 from nemo_trt.export.checkpoints import Checkpoint
@@ -18,8 +21,9 @@ from nemo_trt.export.decoder import Decoder, Layer, Linear, Numerics, Step
 from nemo_trt.export.finite import not_finite
 from nemo_trt.export.tensors import load
 from nemo_trt.progress import Progress
-from nemo_trt.quantization import LM_HEAD, Activation, Quantization, WeightScales, scale_of
+from nemo_trt.quantization import LM_HEAD, Activation, Quantization, WeightScales
 
+from .cache import CacheHooks, choose_layers
 from .keep import choose_kept
 from .observe import Method, Observer
 
@@ -36,6 +40,7 @@ def calibrate(
     method: Method = "amax",
     weight_scales: WeightScales = "per-tensor",
     max_kl: float,
+    max_cache_kl: float = MAX_CACHE_KL,
     fp8_lm_head: bool = False,
     device: str = "cpu",
     progress: Progress,
@@ -52,6 +57,7 @@ def calibrate(
         method: see `Observer.clip`.
         max_kl: mean KL divergence, in nats, of the FP8 model's answers from the exact ones that is
             allowed on the probes; groups stay in BF16 until the rest is expected to cause less.
+        max_cache_kl: likewise, of an FP8 cache alone; layers keep a BF16 cache.
         fp8_lm_head: whether the head is FP8 too.
         device: where the layers compute, in PyTorch's words.
 
@@ -73,7 +79,7 @@ def calibrate(
         run.layer(index)
         progress.advance()
     progress.phase("calibrate: head")
-    kl = run.head(fp8_lm_head)
+    kl, cache_kl = run.head(fp8_lm_head)
     activations, kept = choose_kept(config, run.measured, kl=kl, max_kl=max_kl)
     return Quantization(
         weight_scales=weight_scales,
@@ -84,6 +90,7 @@ def calibrate(
         kl=kl,
         max_kl=max_kl,
         kept=kept,
+        cache=choose_layers(run.cache_layers, kl=cache_kl, max_kl=max_cache_kl),
     )
 
 
@@ -125,18 +132,22 @@ class _Run:
         self.hidden = [load(table, rows=list(one)).to(self.dtype)[None] for one in samples]
         self.probes = range(0, len(samples), _PROBE_EVERY)
         self.coarse = {number: self.hidden[number] for number in self.probes}
+        self.stored = dict(self.coarse)  # of exact products over an FP8 cache
+        self.cache_layers: list[CacheLayer] = []
         self.measured: dict[str, Activation] = {}
         self.weight_amax: dict[str, float] = {}
 
     def layer(self, index: int) -> None:
-        """Take all samples through a layer, and measure its four groups."""
-        layer, groups = self._open(index)
+        """Take all samples through a layer, and measure its four groups and its cache."""
+        layer, groups, cache = self._open(index)
         before = {number: self.hidden[number] for number in self.probes}
         for number, hidden in enumerate(self.hidden):
             self.hidden[number] = self._through(layer, hidden)
+        cache.observes = False
         for group in groups:
             group.observes = False
         after = {number: self.hidden[number] for number in self.probes}
+        self._cache(layer, cache, before, after)
         for group in groups:
             exact = {name: linear.weight for name, linear in group.linears.items()}
             clip = self._quantize(group)
@@ -154,12 +165,40 @@ class _Run:
         for number, hidden in self.coarse.items():
             self.coarse[number] = self._through(layer, hidden)
 
-    def head(self, fp8: bool) -> float:
-        """Measure what FP8 did to the answers: KL divergence, mean over the probes' positions."""
+    def _cache(
+        self,
+        layer: Layer,
+        cache: CacheHooks,
+        before: Mapping[int, Tensor],
+        after: Mapping[int, Tensor],
+    ) -> None:
+        """Measure what this layer's cache alone does in FP8, and take the probes on with all."""
+        cache.rounds = True
+        shift = torch.cat(
+            [_shift(self._through(layer, before[n]), after[n]).flatten() for n in self.probes]
+        )
+        self.cache_layers.append(
+            CacheLayer(
+                key_amax=cache.key_amax,
+                value_amax=cache.value_amax,
+                shift=float(shift.mean()),
+                kl=0.0,
+            )
+        )
+        for number, hidden in self.stored.items():
+            self.stored[number] = self._through(layer, hidden)
+        cache.rounds = False
+
+    def head(self, fp8: bool) -> tuple[float, float]:
+        """Measure what FP8 did to the answers: KL divergence, mean over the probes' positions, of
+        FP8 products and of an FP8 cache."""
         norm = self.model.model.norm
         norm.load_state_dict({"weight": self._load("model.norm.weight")}, assign=True)
         exact = torch.cat([norm(self.hidden[n].to(self.device))[0, 1:] for n in self.probes])
-        coarse = torch.cat([norm(self.coarse[n].to(self.device))[0, 1:] for n in self.probes])
+        coarse, stored = (
+            torch.cat([norm(hidden[n].to(self.device))[0, 1:] for n in self.probes])
+            for hidden in (self.coarse, self.stored)
+        )
         tied = self.checkpoint.config.tied_head
         name = "model.embed_tokens.weight" if tied else "lm_head.weight"
         if fp8:
@@ -176,7 +215,7 @@ class _Run:
             self.measured[LM_HEAD] = Activation(
                 amax=observer.amax, clip=clip, shift=float(shift.mean()), kl=0.0
             )
-        return self._kl(exact, coarse, name)
+        return self._kl(exact, coarse, name), self._kl(exact, stored, name)
 
     def _kl(self, exact: Tensor, coarse: Tensor, name: str) -> float:
         weight = self._load(name).t()
@@ -188,7 +227,7 @@ class _Run:
             total += float((log_exact.exp() * (log_exact - log_coarse)).sum())
         return total / len(exact)
 
-    def _open(self, index: int) -> tuple[Layer, list[_Group]]:
+    def _open(self, index: int) -> tuple[Layer, list[_Group], CacheHooks]:
         prefix = f"model.layers.{index}"
         with torch.device("meta"):
             layer = Layer(self.checkpoint.config, self.numerics, index)
@@ -205,7 +244,10 @@ class _Run:
             linears = {f"{prefix}.{block}.{p}.weight": getattr(module, p) for p in projections}
             groups.append(_Group(f"{prefix}.{block}.{site}", linears))
             getattr(module, f"{site}_input").register_forward_hook(groups[-1].hook)
-        return layer, groups
+        cache = CacheHooks()
+        layer.self_attn.stored_key.register_forward_hook(cache.key)
+        layer.self_attn.stored_value.register_forward_hook(cache.value)
+        return layer, groups, cache
 
     def _load(self, name: str) -> Tensor:
         return load(self.checkpoint.tensors[name]).to(self.device, self.dtype)

@@ -26,19 +26,32 @@ def choose_kept(
     Returns:
         The groups with their share of the divergence, and those that are kept -> why.
     """
-    shifts = {group: one.shift or 0.0 for group, one in measured.items()}
-    total = sum(shifts.values()) or 1.0
-    shares = {group: kl * shift / total for group, shift in shifts.items()}
+    shares = shared_out({group: one.shift or 0.0 for group, one in measured.items()}, kl)
     shapes = dict(config.tensors())
     sizes = {
         group: sum(math.prod(shapes[name]) for name in weights)
         for group, weights in groups(config)
         if group in measured
     }
+    kept = costliest(shares, sizes, kl=kl, max_kl=max_kl)
+    return {group: replace(one, kl=shares[group]) for group, one in measured.items()}, kept
+
+
+def shared_out(shifts: Mapping[str, float], kl: float) -> dict[str, float]:
+    """A measured divergence, in proportion to the shifts that cause it."""
+    total = sum(shifts.values()) or 1.0
+    return {name: kl * shift / total for name, shift in shifts.items()}
+
+
+def costliest(
+    shares: Mapping[str, float], sizes: Mapping[str, int], *, kl: float, max_kl: float
+) -> dict[str, str]:
+    """What must stay in BF16 until the rest causes at most `max_kl`, the costliest a byte first ->
+    why."""
     rest, kept = kl, {}
-    for group in sorted(shares, key=lambda g: shares[g] / sizes[g], reverse=True):
+    for name in sorted(shares, key=lambda n: shares[n] / sizes[n], reverse=True):
         if rest <= max_kl:
             break
-        kept[group] = f"KL {shares[group]:.2g} of {kl:.2g}, at most {max_kl:g} in all"
-        rest -= shares[group]
-    return {group: replace(one, kl=shares[group]) for group, one in measured.items()}, kept
+        kept[name] = f"KL {shares[name]:.2g} of {kl:.2g}, at most {max_kl:g} in all"
+        rest -= shares[name]
+    return kept

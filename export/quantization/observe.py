@@ -5,8 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nemo_trt.e4m3 import scale_of
 from nemo_trt.export.ops import to_e4m3
-from nemo_trt.quantization import scale_of
 
 Method = Literal["amax", "percentile", "mse"]
 METHODS: tuple[Method, ...] = ("amax", "percentile", "mse")

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_trt import e4m3
+from nemo_trt.e4m3 import E4M3_MAX, scale_of
 from nemo_trt.errors import ExportError
 from nemo_trt.export.checkpoints import Checkpoint
 from nemo_trt.export.checkpoints.fp8 import StoredScales
-from nemo_trt.quantization import E4M3_MAX, STORED, Activation, Quantization, groups, scale_of
+from nemo_trt.quantization import STORED, Activation, Quantization, groups
 from nemo_trt.tensors import LazyTensor
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nemo_trt.e4m3 import E4M3_MAX, scale_of
 from nemo_trt.errors import ExportError
 from nemo_trt.export.checkpoints import Checkpoint
 from nemo_trt.export.finite import finite_rows
@@ -13,7 +14,7 @@ from nemo_trt.export.ops import to_e4m3
 from nemo_trt.export.weights import pieces
 from nemo_trt.precision import DType
 from nemo_trt.progress import Progress
-from nemo_trt.quantization import E4M3_MAX, Quantization, groups, scale_of
+from nemo_trt.quantization import Quantization, groups
 from nemo_trt.safetensors import write_stream
 from nemo_trt.tensors import LazyTensor, row_ranges
 

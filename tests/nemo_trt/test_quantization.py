@@ -7,9 +7,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from nemo_trt.e4m3 import scale_of
 from nemo_trt.errors import BundleError
 from nemo_trt.export.samples import SHAPES
-from nemo_trt.quantization import Activation, Quantization, groups, scale_of
+from nemo_trt.quantization import Activation, Quantization, groups
 
 pytestmark = pytest.mark.unit
 
