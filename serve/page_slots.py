@@ -55,10 +55,8 @@ class PageSlots:
         """Bring what other rows hold of a prompt to a row that was taken; tokens it holds now."""
         pages, length = self._rows.match(prompt)
         if length > len(self._rows.held(row)):
-            self._pool.share(pages)  # the row's own pages may be among them
-            self._rows.finish(row)
+            self._rows.finish(row)  # what it held that is in `pages` is indexed, and kept
             self._rows.adopt(row, prompt[:length], pages)
-            self._pool.release(pages)
         return len(self._rows.held(row))
 
     def give_back(self, row: int, *, tainted: bool = False) -> None:

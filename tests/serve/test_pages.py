@@ -39,6 +39,15 @@ def answer_of(prompt: Sequence[int], max_tokens: int, length: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
+class Letters:
+    """A tokenizer: each token is a letter."""
+
+    vocab_size, bos_id, eos_ids, tool_calls_id = VOCAB, 1, (), None
+
+    def token_bytes(self, token_id: int, *, first: bool = False) -> bytes:
+        return bytes([97 + token_id])
+
+
 class Remembering:
     """A session with pages that holds the tokens themselves, where keys and values would lie."""
 
@@ -104,7 +113,8 @@ class Remembering:
 
 
 def scheduler_of(session: Any, **more: Any) -> Any:
-    return Scheduler(session, **more)
+    tokenizer: Any = Letters()
+    return Scheduler(session, tokenizer, **more)
 
 
 def sound(scheduler: Scheduler) -> None:
@@ -116,14 +126,17 @@ def sound(scheduler: Scheduler) -> None:
         assert len(rows.held(row)) <= len(pages) * rows.pool.page_tokens
 
 
-def finished(scheduler: Scheduler, outputs: list[Output] | None = None) -> dict[int, Any]:
+def finished(
+    scheduler: Scheduler, outputs: list[Output] | None = None, *, look: bool = True
+) -> dict[int, Any]:
     """Tokens and end of every request."""
     outputs = outputs if outputs is not None else []
     for _ in range(2000):
         if scheduler.idle:
             break
         outputs += scheduler.step()
-        sound(scheduler)
+        if look:
+            sound(scheduler)
     assert scheduler.idle, "the scheduler must come to an end"
     found: dict[int, Any] = {}
     for output in outputs:
@@ -135,8 +148,10 @@ def finished(scheduler: Scheduler, outputs: list[Output] | None = None) -> dict[
     return found
 
 
-def ask(prompt: Sequence[int], max_tokens: int = 8, **more: Any) -> Request:
-    params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, temperature=0.0)
+def ask(
+    prompt: Sequence[int], max_tokens: int = 8, *, stop: tuple[str, ...] = (), **more: Any
+) -> Request:
+    params = SamplingParams(max_tokens=max_tokens, stop=stop, temperature=0.0)
     return Request(prompt=list(prompt), params=params, **more)
 
 
@@ -152,7 +167,7 @@ def random_schedule(seed: int) -> int:
         page_tokens=page_tokens,
         overlaps=bool(seed % 2),
     )
-    scheduler = scheduler_of(session, prefill_tokens=dice.randint(1, 24))
+    scheduler = scheduler_of(session, prefill_tokens=dice.choice((2, 8, 32)))
     asked: dict[int, Request] = {}
     outputs: list[Output] = []
     failed = False
@@ -162,7 +177,8 @@ def random_schedule(seed: int) -> int:
         tail = [dice.randint(0, 2) for _ in range(dice.randint(1, length // 3))]
         request = ask(
             (stem + tail)[: length - 1],
-            dice.randint(1, length),
+            dice.randint(1, length // 2),
+            stop=(dice.choice("abcfgh"),) if dice.random() < 0.3 else (),
             speculate=dice.random() < 0.5,
             group="one" if kind < 0.3 else None,
             scores=PromptScores(0) if kind > 0.9 else None,
@@ -172,15 +188,19 @@ def random_schedule(seed: int) -> int:
             if dice.random() < 0.03:
                 session.failures, failed = 1, True
             outputs += scheduler.step()
-            sound(scheduler)
+            if seed % 4 == 0:
+                sound(scheduler)
         if dice.random() < 0.15:
             output = scheduler.cancel(dice.choice(list(asked)))
             outputs += [output] if output else []
-    for number, (tokens, ended) in finished(scheduler, outputs).items():
+    for number, (tokens, ended) in finished(scheduler, outputs, look=seed % 4 == 0).items():
         request = asked[number]
         expected = answer_of(request.prompt, request.params.max_tokens, length)
+        for stop in request.params.stop:  # found when the next step runs already
+            if (letter := ord(stop) - 97) in expected:
+                expected = expected[: expected.index(letter) + 1]
         assert ended is not None
-        if ended.reason == "length":
+        if ended.reason in ("length", "stop"):
             assert tokens == expected
         else:
             assert tokens == expected[: len(tokens)]
@@ -188,6 +208,7 @@ def random_schedule(seed: int) -> int:
         if request.scores and tokens:
             assert [score.token_id for score in request.scores.scores] == request.prompt[1:]
         assert ended.usage.completion_tokens == len(tokens)
+    sound(scheduler)
     assert len(finished(scheduler, outputs)) == len(asked)
     return sum(output.ended.usage.preemptions for output in outputs if output.ended)
 
@@ -387,3 +408,16 @@ def test_metrics_speak_of_pages() -> None:
     assert figures() == {
         "tokens": 64, "tokens_used": 16, "pages": 16, "pages_held": 0, "pages_kept": 4,
     }  # fmt: skip
+
+
+def test_a_prompt_that_is_preempted_while_it_is_scored_has_each_score_once() -> None:
+    session = Remembering(rows=2, length=32, pages=8, page_tokens=4)
+    scheduler = scheduler_of(session, prefill_tokens=1)
+    scheduler.submit(ask([1, 2], 30, speculate=False))
+    for _ in range(3):
+        scheduler.step()
+    prompt, scores = [3, *[1, 2] * 7, 3], PromptScores(0)
+    number = scheduler.submit(ask(prompt, scores=scores, score_only=True))
+    found = finished(scheduler)[number]
+    assert found[1].usage.preemptions == 1 and found[1].reason == "length"
+    assert [score.token_id for score in scores.scores] == prompt[1:]
