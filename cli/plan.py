@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     type=click.Choice(["bf16", "fp16", "fp8"]),
     help="For a checkpoint: precision to export it in; by default that of its stored weights.",
 )
+@click.option(
+    "--attention",
+    type=click.Choice(["native", "paged"]),
+    default="native",
+    show_default=True,
+    help="Attention of the engine; see `build`.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     source: Path,
@@ -32,6 +39,7 @@ def command(
     max_seq_len: int | None,
     max_batch: int,
     precision: str | None,
+    attention: str,
     as_json: bool,
 ) -> None:
     """Show whether an engine of SOURCE fits a GPU, its longest contexts, and its decode floor.
@@ -43,21 +51,21 @@ def command(
     from nemo_trt.engines.targets import TARGETS
     from nemo_trt.stages.plan import plan_engine, planned
 
-    model = planned(source, precision)
+    model, paged = planned(source, precision), attention == "paged"
     if gpu is None:
         rows = [
-            plan_engine(model, name, max_seq_len=max_seq_len, max_batch=max_batch)
+            plan_engine(model, name, max_seq_len=max_seq_len, max_batch=max_batch, paged=paged)
             for name in TARGETS
         ]
         _show_every(rows, as_json, model)
         return
-    budget = plan_engine(model, gpu, max_seq_len=max_seq_len, max_batch=max_batch)
+    budget = plan_engine(model, gpu, max_seq_len=max_seq_len, max_batch=max_batch, paged=paged)
     if as_json:
         from .console import OUT
 
         OUT.out(json.dumps(_facts(budget), indent=2))
     else:
-        _show(budget)
+        _show(budget, paged)
     require_fit(budget, model)
 
 
@@ -67,13 +75,15 @@ def _facts(budget: "Budget") -> dict[str, Any]:
         "toolkits": list(budget.target.toolkits),
         "used_bytes": budget.used_bytes,
         "free_bytes": budget.free_bytes,
+        "cache_tokens": budget.cache_tokens,
     }
 
 
-def _show(budget: "Budget") -> None:
+def _show(budget: "Budget", paged: bool) -> None:
     import rich.table
 
     from nemo_trt.engines.planner import RESERVE_BYTES
+    from nemo_trt.engines.trt.record import PAGE
 
     from .console import OUT, num_bytes
 
@@ -104,6 +114,12 @@ def _show(budget: "Budget") -> None:
         fits.add_column(f"{slots} row{'s' * (slots > 1)}", justify="right")
     fits.add_row(*(f"{context:,}" if context else "none" for context in budget.fits.values()))
     OUT.print(fits)
+    if paged:
+        pages = budget.cache_tokens // PAGE
+        OUT.print(
+            f"There is memory for {pages:,} pages of {PAGE} tokens, {budget.cache_tokens:,} "
+            "tokens of all rows together."
+        )
     empty, full = budget.floor_ms
     OUT.print(
         f"A decode step takes at least {empty:.2f} ms with an empty cache, {full:.2f} ms with a "

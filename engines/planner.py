@@ -79,6 +79,13 @@ class Budget:
         """Memory left over; negative if the engine does not fit."""
         return self.target.memory_bytes - self.used_bytes
 
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that fit in what the weights, the scratch and the reserve leave, in all rows
+        together."""
+        per_token = self.kv_bytes // (self.max_batch * self.max_seq_len)
+        return max(0, self.free_bytes + self.kv_bytes) // per_token
+
 
 def engine_budget(
     manifest: Planned,

@@ -39,6 +39,7 @@ def plan_engine(
     precision: DType | str | None = None,
     max_seq_len: int | None = None,
     max_batch: int = 1,
+    paged: bool = False,
 ) -> Budget:
     """Compute the memory of an engine and the lower bound of its decode step.
 
@@ -51,13 +52,16 @@ def plan_engine(
             has its own.
         max_seq_len: tokens per row; by default the most that fit.
         max_batch: number of rows.
+        paged: for an engine of `--attention paged`.
 
     Raises:
         BundleError, CheckpointError: the source is damaged.
         RequestError: there is no such GPU, or a number is out of range.
     """
     model = planned(source, precision) if isinstance(source, Path) else source
-    return engine_budget(model, target_named(gpu), max_seq_len=max_seq_len, max_batch=max_batch)
+    return engine_budget(
+        model, target_named(gpu), max_seq_len=max_seq_len, max_batch=max_batch, paged=paged
+    )
 
 
 def planned(path: Path, precision: DType | str | None = None) -> Planned:

@@ -1,6 +1,7 @@
 """`plan`, `build` and what other commands make of an engine, as a user runs them without a GPU."""
 
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -71,6 +72,11 @@ def test_plan_shows_every_gpu_then_one(bundle: str, capsys: Output) -> None:
     facts = json.loads(capsys.readouterr().out)
     assert facts["kv_bytes"] == 4096 * 2 * 2 * 2 * 128 * 2
     assert facts["target"]["sm"] == 89 and facts["free_bytes"] > 0
+    assert run(["plan", bundle, "--gpu", "l40s", "--attention", "paged"]) == 0
+    shown = words(capsys.readouterr().out)
+    pages, tokens = re.findall(r"memory for ([\d,]+) pages of 64 tokens, ([\d,]+) tokens", shown)[0]
+    whole = [int(number.replace(",", "")) for number in (pages, tokens)]
+    assert whole[0] == whole[1] // 64 and whole[1] >= facts["free_bytes"] // (2 * 2 * 2 * 128 * 2)
 
 
 @pytest.mark.parametrize(

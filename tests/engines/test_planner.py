@@ -55,6 +55,21 @@ def test_memory_and_floor_are_sums_that_anyone_can_do(nemo: dict[DType, Manifest
     require_fit(budget, nemo[DType.BF16])
 
 
+def test_tokens_of_all_rows_together_fill_the_memory(nemo: dict[DType, Manifest]) -> None:
+    manifest, target = nemo[DType.FP8], target_named("h100")
+    few, many = (
+        engine_budget(manifest, target, max_seq_len=8192, max_batch=rows, paged=True)
+        for rows in (1, 64)
+    )
+    assert few.cache_tokens == many.cache_tokens  # rows reserve nothing
+    used = few.used_bytes - few.kv_bytes
+    assert 0 <= target.memory_bytes - used - few.cache_tokens * KV_BYTES_PER_TOKEN < 2**18
+    native = engine_budget(manifest, target, max_seq_len=8192, max_batch=1)
+    assert few.cache_tokens - native.cache_tokens == 8192 * 2 * 32 * 128 * 2 // KV_BYTES_PER_TOKEN
+    too_small = engine_budget(nemo[DType.BF16], target_named("l4"), max_seq_len=256)
+    assert too_small.cache_tokens == 0
+
+
 def test_two_plans_hold_the_weights_twice(nemo: dict[DType, Manifest]) -> None:
     one, two = (
         engine_budget(nemo[DType.BF16], target_named("h100"), max_seq_len=8192, num_plans=number)
