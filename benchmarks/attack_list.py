@@ -96,7 +96,7 @@ def attacks(seconds: float, silent: int, size: float) -> list[Attack]:
             "/tokenize of 1.9 MB, one word", TOKENIZE, _json(prompt="a" * (whole * 9 // 10)), 6
         ),
         Attack(
-            name="n=32, then one answer",
+            name="n=32, and one answer",
             run=lambda url: _many_answers(url, int(64 * size)),
             met=frozenset({"200", "the one answer is first"}),
         ),
@@ -222,10 +222,9 @@ def _closed(held: Iterable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]) -
 
 
 async def _many_answers(url: str, length: int) -> Counter[str]:
-    """Ask for 32 answers, then for one of the same length: whose answer is there first."""
+    """Ask for 32 answers and for one of the same length: whose answer is there first."""
     ask = {"max_tokens": length, "ignore_eos": True}
     many = asyncio.create_task(post(url, CHAT, _ask(n=32, **ask)))
-    await asyncio.sleep(_BEGUN_S)
     one = asyncio.create_task(post(url, CHAT, _ask(**ask)))
     done, _ = await asyncio.wait({many, one}, return_when=asyncio.FIRST_COMPLETED)
     first = "the one answer is first" if one in done else "the one answer waits for 32"
