@@ -98,7 +98,6 @@ def require_room(
     if size <= limit * engine.longest_token:
         found = 0
         for piece in _pieces(texts, min(_CHARS_A_TOKEN * limit, _PIECE)):
-            current().require_wanted()
             found += len(encoded(engine, piece, param, bos=False))
             if found > 2 * limit:
                 words = f"your {param} resulted in more than {2 * limit} tokens."
@@ -113,7 +112,9 @@ def encoded(engine: AsyncEngine, text: str, param: str, *, bos: bool) -> list[in
 
     Raises:
         ApiError: the tokenizer gives it up.
+        CancelledError: nobody waits for them any more.
     """
+    current().require_wanted()
     with naming(param):  # Tekken's expressions give up a million spaces in a row
         return engine.tokenizer.encode(text, bos=bos)
 

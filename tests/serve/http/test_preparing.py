@@ -2,12 +2,14 @@
 
 import asyncio
 import threading
+from concurrent.futures import CancelledError
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nemo_trt.errors import QueueFullError, RequestError
+from nemo_trt.serve.cancellation import Cancellation
 from nemo_trt.serve.drafts import DraftSource, PromptLookup
 from nemo_trt.serve.http.errors import ApiError
 from nemo_trt.serve.http.logprobs import require_few
@@ -67,6 +69,20 @@ def test_what_is_short_is_tokenized_once() -> None:
     large = engine(1000)
     require_room(large, ["ab " * 2000], "prompt")
     assert large.tokenizer.seen == []
+
+
+def test_nothing_more_is_tokenized_for_a_client_that_has_left() -> None:
+    cancellation, large = Cancellation(), engine(1000)
+
+    class Leaving(Letters):
+        def encode(self, text: str, *, bos: bool) -> list[int]:
+            cancellation.cancel()
+            return super().encode(text, bos=bos)
+
+    large.tokenizer = Leaving()
+    with pytest.raises(CancelledError):
+        cancellation.run(require_room, large, [" " * 16_001], "prompt")
+    assert large.tokenizer.seen == [8000]
 
 
 def test_what_the_tokenizer_gives_up_is_the_clients() -> None:
