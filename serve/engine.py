@@ -255,12 +255,18 @@ class AsyncEngine:
         self._thread.join()
 
     def close(self) -> None:
-        """End all requests, stop the thread and free the session.
+        """End all requests at once, stop the thread after the step that runs, free the session.
 
         Does nothing if called again, or in a forked process.
         """
         if self._ownership.is_here and self._open:
             self._open = False
+            reason = self._refusal() or StateError("The engine has been closed.")
+            for number, (answer, loop) in list(self._answers.items()):
+                usage = Usage(prompt_tokens=len(answer.prompt))
+                ended = Ended(reason="error", usage=usage, error=reason)
+                output = Output(request_id=number, event=None, ended=ended)
+                _call(loop, _hand_over, [(answer, output)])
             self._inbox.put(lambda: None)
             self._thread.join()
             self._runner.close()

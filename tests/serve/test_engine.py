@@ -1,6 +1,7 @@
 """The engine for services: coroutines get the answers that the Runner gives."""
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from nemo_trt.errors import (
     StateError,
 )
 from nemo_trt.serve import Answer, AsyncEngine
-from tests.waiting import until, until_async
+from tests.waiting import LIMIT_S, until, until_async
 
 pytestmark = pytest.mark.model
 
@@ -152,6 +153,33 @@ def test_closing_ends_what_runs_with_an_error(sample_bundle: Any) -> None:
             await text(answer)
         with pytest.raises(StateError, match="shutting down"):
             await engine.generate("Hello").accepted()
+
+    asyncio.run(ask())
+
+
+def test_closing_tells_who_waits_before_the_running_step_is_over(
+    sample_bundle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    async def ask() -> None:
+        engine = await AsyncEngine.open(sample_bundle.bundle, max_seq_len=512)
+        step = engine._scheduler.step
+
+        def slow() -> Any:
+            begun.set()
+            assert go.wait(LIMIT_S)
+            return step()
+
+        monkeypatch.setattr(engine._scheduler, "step", slow)
+        answer = await engine.generate("Once upon a time", LONG).accepted()
+        await asyncio.to_thread(begun.wait)
+        closing = asyncio.create_task(asyncio.to_thread(engine.close))
+        with pytest.raises(StateError, match="shutting down"):
+            await asyncio.wait_for(text(answer), LIMIT_S / 2)
+        assert not closing.done()  # nothing is freed that a step still uses
+        go.set()
+        await closing
 
     asyncio.run(ask())
 
