@@ -88,7 +88,11 @@ class Answer:
             raise self.ended.error
 
     async def __aenter__(self) -> Self:
-        return await self.accepted()
+        try:
+            return await self.accepted()
+        except BaseException:  # the task was cancelled: nobody leaves what was not entered
+            self.cancel()
+            raise
 
     async def __aexit__(self, *_: object) -> None:
         self.cancel()

@@ -34,6 +34,13 @@ def engine(sample_bundle: Any) -> Iterator[AsyncEngine]:
     engine.close()
 
 
+def figure(engine: AsyncEngine, name: str) -> float:
+    """A metric's value; 0 where it is not there yet."""
+    lines = engine.metrics.text().decode().splitlines()
+    wanted = f"nemo_trt_{name} "
+    return next((float(line.split()[-1]) for line in lines if line.startswith(wanted)), 0)
+
+
 async def text(answer: Answer) -> str:
     return "".join([event.text async for event in answer])
 
@@ -91,7 +98,10 @@ def test_a_cancelled_task_frees_its_slot_even_before_it_was_accepted(engine: Asy
         await text(engine.generate("Hello", PARAMS))
         await until_async(lambda: not engine._answers)
 
+    cancelled = 'requests_total{end="cancelled"}'
+    before = figure(engine, cancelled)
     asyncio.run(ask())
+    assert figure(engine, cancelled) - before == 3
 
 
 def test_refusals_come_before_the_first_token(engine: AsyncEngine) -> None:
@@ -125,12 +135,8 @@ def test_a_deadline_is_an_error(engine: AsyncEngine) -> None:
 
 
 def test_metrics_count_what_happened(engine: AsyncEngine) -> None:
-    def figure(name: str) -> float:
-        lines = engine.metrics.text().decode().splitlines()
-        return next(float(line.split()[-1]) for line in lines if line.startswith(name + " "))
-
     names = ["prompt_tokens_total", "generation_tokens_total", "prefix_hit_tokens_total"]
-    before = [figure(f"nemo_trt_{name}") for name in names]
+    before = [figure(engine, name) for name in names]
     prompt = list(range(300, 340))
 
     async def ask() -> None:
@@ -138,9 +144,9 @@ def test_metrics_count_what_happened(engine: AsyncEngine) -> None:
             await text(engine.generate(prompt, PARAMS))
 
     asyncio.run(ask())
-    after = [figure(f"nemo_trt_{name}") for name in names]
+    after = [figure(engine, name) for name in names]
     assert [b - a for a, b in zip(before, after, strict=True)] == [80, 24, 39]
-    assert figure("nemo_trt_time_to_first_token_seconds_count") >= 2
+    assert figure(engine, "time_to_first_token_seconds_count") >= 2
 
 
 def test_closing_ends_what_runs_with_an_error(sample_bundle: Any) -> None:
