@@ -100,6 +100,8 @@ class Session(Protocol):
     ) -> Logits:
         """Run B rows, from cache row `first_row` on, and write their keys and values.
 
+        Of any row, what lies behind the tokens that it holds may be overwritten.
+
         Args:
             input_ids: (B, S) new tokens, right-padded where rows differ.
             write_indices: (B,) tokens that each row already has; write_indices + S <= capacity.

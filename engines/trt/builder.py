@@ -31,11 +31,9 @@ from .kernels import (
 )
 from .lowering import lower
 from .probe import explain_unfused
+from .profiles import PREFILL, decode_names, is_decode
 from .record import BuildOptions, EngineRecord, PlanFile, same_build
 from .toolkit import Log, Toolkit
-
-PROFILES = ("prefill", "decode")
-_PLUGIN_LAUNCHES = {"prefill": 2, "decode": 3}  # kernels of one node, which the log counts as one
 
 
 def build_plans(
@@ -78,7 +76,7 @@ def build_plans(
         max_seq_len=options.max_seq_len,
         max_batch=options.max_batch,
         prefill_chunk=options.prefill_chunk,
-        num_plans=1 if options.single_plan else len(PROFILES),
+        num_plans=1 if options.single_plan else 2,
         paged=options.attention == "paged",
     )
     require_fit(budget, bundle)
@@ -157,9 +155,10 @@ class _Build:
 
     def plans(self, folder: Path) -> tuple[PlanFile, ...]:
         """Compile and check every plan into `folder`."""
-        layout: dict[str, tuple[str, ...]] = {"engine.plan": PROFILES}
+        decode = decode_names(self.options.max_batch)
+        layout = {"engine.plan": (PREFILL, *decode)}
         if not self.options.single_plan:
-            layout = {f"{profile}.plan": (profile,) for profile in PROFILES}
+            layout = {"prefill.plan": (PREFILL,), "decode.plan": decode}
         return tuple(self._plan(folder / file, profiles) for file, profiles in layout.items())
 
     def _plan(self, path: Path, profiles: tuple[str, ...]) -> PlanFile:
@@ -185,29 +184,28 @@ class _Build:
             kernels={profile: per_layer(found, layers) for profile, found in kernels.items()},
             launches_per_layer={
                 profile: round(launches_per_layer(found, layers), 2)
-                + (_PLUGIN_LAUNCHES[profile] - 1 if self.compiler.paged else 0)
+                + (_more_launches(profile) if self.compiler.paged else 0)
                 for profile, found in kernels.items()
             },
             scratch_bytes=dict(zip(profiles, scratch, strict=True)),
         )
 
     def _check(self, kernels: dict[str, list[Kernel]]) -> None:
-        if "decode" not in kernels or self.options.allow_unfused:
+        if self.options.allow_unfused:
             return
-        if self.compiler.paged:
-            require_paged_decode(
-                kernels["decode"],
-                self.bundle.config,
-                self.options.page,
-                fp8_products=self.compiler.graph.num_fp8_products,
-            )
-            return
-        require_fused_decode(
-            kernels["decode"],
-            self.bundle.config,
-            self.options.max_seq_len,
-            fp8_products=self.compiler.graph.num_fp8_products,
-        )
+        config, products = self.bundle.config, self.compiler.graph.num_fp8_products
+        for profile, found in kernels.items():
+            if not is_decode(profile):
+                continue
+            if self.compiler.paged:
+                require_paged_decode(found, config, self.options.page, fp8_products=products)
+            else:
+                require_fused_decode(found, config, self.options.max_seq_len, fp8_products=products)
+
+
+def _more_launches(profile: str) -> int:
+    """Kernels of the attention plugin in a layer, but for one: the log counts it as one."""
+    return 2 if is_decode(profile) else 1
 
 
 def _require_free_disk(bundle: Bundle, budget: Budget) -> None:

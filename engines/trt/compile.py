@@ -17,7 +17,8 @@ from .attention.place import PAGE_TABLE
 from .attention.plugin import registered
 from .attention.record import PagedAttention
 from .lowering import LoweredGraph
-from .network import caches, mend, parse, require_paged, step_inputs
+from .network import caches, mend, parse, require_paged
+from .profiles import profile_named
 from .record import BuildOptions
 from .toolkit import Log, Toolkit
 
@@ -101,34 +102,18 @@ class Compiler:
         return config
 
     def _profile(self, builder: Any, network: Any, name: str) -> Any:
-        """Prefill: one row, 1 to chunk tokens. Decode: 1 to max_batch rows, one token."""
-        options = self.options
-        chunk, logits = options.prefill_chunk, options.max_logits
-        if name == "prefill":
-            rows = 1
-            least, best, most = (
-                step_inputs(1, 1, 1),
-                step_inputs(1, chunk, 1),
-                step_inputs(1, chunk, min(chunk, logits)),
-            )
-        else:
-            rows = options.max_batch
-            least, best, most = (
-                step_inputs(1, 1, 1),
-                step_inputs(rows, 1, 1),
-                step_inputs(rows, 1, 1),
-            )
+        wanted, options = profile_named(name, self.options), self.options
         profile = builder.create_optimization_profile()
-        for input_name, shape in least.items():
-            profile.set_shape(input_name, shape, best[input_name], most[input_name])
-        usual = most_blocks = rows  # of the caches' first axis
+        for input_name, shape in wanted.least.items():
+            profile.set_shape(input_name, shape, wanted.best[input_name], wanted.most[input_name])
+        least = usual = most = wanted.rows  # of the caches' first axis
         if self.paged:
-            table = options.row_pages
-            profile.set_shape(PAGE_TABLE, (1, table), (rows, table), (rows, table))
-            usual, most_blocks = options.max_batch * table, _MOST_PAGES
+            table = (wanted.rows, options.row_pages)
+            profile.set_shape(PAGE_TABLE, table, table, table)
+            least, usual, most = 1, options.max_batch * options.row_pages, _MOST_PAGES
         for cache in caches(network):
             rest = tuple(cache.shape)[1:]
-            profile.set_shape(cache.name, (1, *rest), (usual, *rest), (most_blocks, *rest))
+            profile.set_shape(cache.name, (least, *rest), (usual, *rest), (most, *rest))
         return profile
 
     def _keep_timings(self, config: Any) -> None:

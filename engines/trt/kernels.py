@@ -17,6 +17,7 @@ _TENSOR = re.compile(
     r"Name: ([^,]+), (?:Location: \w+, )?Dimensions: \[([-\d,]*)\], .*?Datatype: (\w+)"
 )
 _PLUGIN = "PluginV3"
+_PROFILE = re.compile(r" \[profile (\d+)\]")
 _GRAPH = re.compile(r"_(myl\d+)_\d+$")
 _NO_KERNEL = {"signal", "wait", "shape_call", "NoOp"}
 READ_LINES = ("Layers:", "Max Scratch Memory", "Unused Input")
@@ -54,26 +55,24 @@ def read_kernels(lines: Iterable[str], num_profiles: int) -> list[list[Kernel]]:
     Raises:
         BuildError: the log does not list them.
     """
-    found: list[tuple[str, bool, Kernel]] = []
-    second: set[str] = set()
+    found: list[tuple[str, int, Kernel]] = []
+    owners: dict[str, int] = {}  # graph -> profile, for kernels whose line names no profile
     for line in _layer_lines(lines):
         match = _LINE.match(line)
         if match is None or match["kind"] in _NO_KERNEL:
             continue
         graph = _GRAPH.search(match["name"])
         label = graph[1] if graph else ""
-        marked = "[profile 1]" in line
-        if marked:
-            second.add(label)
-        found.append((label, marked, _kernel(match)))
-    profiles = [
-        [
-            k
-            for label, marked, k in found
-            if (marked or bool(label and label in second)) == bool(index)
-        ]
-        for index in range(num_profiles)
-    ]
+        marked = _PROFILE.search(line)
+        profile = int(marked[1]) if marked else 0
+        if marked and label:
+            owners[label] = profile
+        found.append((label, profile, _kernel(match)))
+    profiles: list[list[Kernel]] = [[] for _ in range(num_profiles)]
+    for label, profile, kernel in found:
+        index = profile or owners.get(label, 0)
+        if index < num_profiles:
+            profiles[index].append(kernel)
     if not all(profiles):
         raise BuildError("TensorRT's log must list the kernels of every profile, got none of one.")
     return profiles
@@ -89,7 +88,7 @@ def _kernel(match: re.Match[str]) -> Kernel:
     inputs, _, rest = match["rest"].partition("], Outputs: [")
     inputs = inputs.partition("], Constants: [")[0]
     outputs = rest.partition("], TacticName:")[0]
-    name = _GRAPH.sub("", match["name"]).replace(" [profile 1]", "")
+    name = _PROFILE.sub("", _GRAPH.sub("", match["name"]))
     return Kernel(
         name=re.sub(r"_U\d+", "", name),
         kind=match["kind"],
@@ -101,7 +100,7 @@ def _kernel(match: re.Match[str]) -> Kernel:
 def _operands(text: str) -> tuple[Operand, ...]:
     return tuple(
         Operand(
-            name=name.replace(" [profile 1]", ""),
+            name=_PROFILE.sub("", name),
             shape=tuple(int(n) for n in shape.split(",") if n),
             dtype=dtype,
         )

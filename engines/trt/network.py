@@ -166,13 +166,3 @@ def caches(network: Any) -> list[Any]:
     """The network's cache inputs."""
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     return [one for one in inputs if one.name.startswith(contract.PAST)]
-
-
-def step_inputs(batch: int, new_tokens: int, num_logits: int) -> dict[str, tuple[int, ...]]:
-    """The shape of every input that is no cache."""
-    return {
-        contract.INPUT_IDS: (batch, new_tokens),
-        contract.WRITE_INDICES: (batch,),
-        contract.LOGIT_INDICES: (batch, num_logits),
-        LENGTHS: (batch,),
-    }

@@ -16,9 +16,9 @@ from nemo_trt.utf8 import json_text
 from .attention.record import PagedAttention
 
 AttentionKind = Literal["native", "paged"]
-SCHEMA_VERSION = 2
-LOWERING_VERSION = 2
-PAGE = 64
+SCHEMA_VERSION = 3
+PAGE = 64  # tokens
+LOWERING_VERSION = 3
 """Counts changes of how graphs are lowered: an engine of another number is built anew."""
 
 
@@ -32,7 +32,7 @@ class BuildOptions:
         prefill_chunk: tokens of one row in one prefill step.
         max_logits: positions of a prefill step that can get logits.
         opt_level: TensorRT's builder optimisation level, None for its own default.
-        single_plan: both profiles in one plan, so that the weights lie there once.
+        single_plan: all profiles in one plan, so that the weights lie there once.
         allow_unfused: attention may be decomposed where no fused kernel serves it.
         attention: TensorRT's own over rows of `max_seq_len`, or ours over pages.
         page: tokens of a page.
@@ -67,7 +67,7 @@ class PlanFile:
 
     Attributes:
         digest: see `nemo_trt.digest.file_digest`.
-        profiles: names of its optimisation profiles, in order: "prefill", "decode".
+        profiles: names of its optimisation profiles, in order: "prefill", "decode-1", ...
         kernels: profile -> kernel -> launches a layer.
         launches_per_layer: profile -> launches that each layer adds.
         scratch_bytes: profile -> device memory beside weights and inputs.

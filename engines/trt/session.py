@@ -12,30 +12,30 @@ from nemo_trt import contract
 from nemo_trt.bundle import Bundle
 from nemo_trt.engines.base_session import BaseSession
 from nemo_trt.engines.device import CudaDevice, Device
-from nemo_trt.engines.session import Logits, SessionInfo, Tokens
+from nemo_trt.engines.session import CacheBlock, Logits, SessionInfo, Tokens
 from nemo_trt.errors import BuildError, MachineError
 from nemo_trt.where import Where
 
 from .attention.cache import PagedCache
 from .attention.place import LENGTHS
-from .network import step_inputs
+from .profiles import PREFILL, Shapes, decode_name, step_inputs
 from .record import EngineRecord, read_record
 from .row_cache import RowCache
 from .runtime import Context, Plan, TensorRtPlan
 from .toolkit import load_toolkit
+from .windows import Window, Windows
 
 _LOG = logging.getLogger("nemo_trt.engines")
 OpenPlan = Callable[[Path], Plan]
-_CAPTURE_AFTER = 1  # runs of a decode shape before it is captured: TensorRT allocates in the first
 
 
 class TensorRtSession(BaseSession):
     """Runs an engine. See `Session` for the meaning of its attributes and methods.
 
-    One stream, one context for prefill and one for each decode shape (first row, rows), all in one
-    scratch memory. A decode shape runs once as it is; its second run is captured, and all later
-    ones are launches of that graph. A step of more than one token a row goes through the rows one
-    by one, in chunks.
+    One stream, one context for prefill and one for each decode window (`windows.py`), all in one
+    scratch memory. Each window is captured as a CUDA graph when the session opens, after a run as
+    it is, because TensorRT allocates in the first. A step of more than one token a row goes through
+    the rows one by one, in chunks.
 
     Device memory is allocated at open and nowhere else.
     """
@@ -65,9 +65,11 @@ class TensorRtSession(BaseSession):
         self.capacity = options.max_seq_len
         self._dtype = bundle.precision.base
         self._device, self._use_graphs = device, use_graphs
-        self._graphs: dict[tuple[int, int], object | None] = {}  # None: it was refused
-        self._without_graph = ""  # why, of the latest
-        self._decoders: dict[tuple[int, int], tuple[Context, list[int]]] = {}
+        self._graphs: dict[Window, object] = {}
+        self._without_graph: dict[int, str] = {}  # rows -> why
+        self._decoders: dict[Window, Context] = {}
+        self._ends = np.zeros(self.max_batch, np.int64)
+        """Tokens that each row may hold: none lies at this position, or behind it."""
         try:
             self._closing.callback(device.close)
             if device.sm != options.sm:
@@ -77,6 +79,7 @@ class TensorRtSession(BaseSession):
                 )
             self._allocate(open_plan, self.bundle.engine_folder(record.name))
             self._closing.callback(self._forget)
+            self._open_decoders()
         except BaseException:
             self.close()
             raise
@@ -124,6 +127,7 @@ class TensorRtSession(BaseSession):
         self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int
     ) -> Logits:
         rows, new_tokens = input_ids.shape
+        self._ends[first_row : first_row + rows] = write_indices + new_tokens
         if new_tokens == 1 and logit_indices.shape[1] == 1:
             return self._decode(input_ids, write_indices, first_row)
         logits = np.empty((*logit_indices.shape, self.config.vocab_size), np.float32)
@@ -149,7 +153,14 @@ class TensorRtSession(BaseSession):
             "engine_id": self.record.engine_id,
             "target": self.record.options.target,
         }
-        return {**found, "without_graph": self._without_graph} if self._without_graph else found
+        if self._without_graph:
+            reasons = [f"{rows} rows: {why}" for rows, why in self._without_graph.items()]
+            found["without_graph"] = "; ".join(reasons)
+        return found
+
+    def _write(self, layer: int, kind: str, row: int, start: int, block: CacheBlock) -> None:
+        super()._write(layer, kind, row, start, block)
+        self._ends[row] = max(self._ends[row], start + block.shape[1])
 
     def _forget(self) -> None:
         self._graphs.clear()
@@ -175,12 +186,17 @@ class TensorRtSession(BaseSession):
             LENGTHS: self._memory(4 * self.max_batch),
         }
         self._logits = self._memory(4 * positions * config.vocab_size)
+        self._windows = Windows(
+            self.max_batch,
+            weight_bytes=self.record.weight_bytes,
+            row_bytes=self.max_seq_len * config.kv_bytes_per_token(self._dtype),
+        )
         self._logits_host = np.empty((self.max_batch, 1, config.vocab_size), np.float32)
         self._scratch_bytes = max(plan.scratch_bytes for plan, _ in self._plans.values())
         self._scratch = self._memory(max(self._scratch_bytes, 1))
-        self._prefiller = self._context("prefill")
+        self._prefiller = self._context(PREFILL)
         self._prefill_row = -1
-        self._prefill_shapes: dict[str, tuple[int, ...]] = {}
+        self._prefill_shapes: Shapes = {}
 
     def _memory(self, num_bytes: int) -> int:
         address = self._device.allocate(num_bytes)
@@ -209,41 +225,55 @@ class TensorRtSession(BaseSession):
         lengths = np.ascontiguousarray(write_indices + new_tokens, np.int32)
         self._device.upload(self._inputs[LENGTHS], lengths)
 
-    def _decode(self, input_ids: Tokens, write_indices: Tokens, first_row: int) -> Logits:
-        """One token for each of some rows, as a graph from the second time on."""
-        rows = len(input_ids)
-        key = (first_row, rows)
-        if key not in self._decoders:
-            context = self._context("decode")
-            for name, shape in step_inputs(rows, 1, 1).items():
+    def _open_decoders(self) -> None:
+        """Make a context for each window, run it once, and capture it."""
+        for window in self._windows:
+            context = self._context(decode_name(window.rows))
+            for name, shape in step_inputs(window.rows, 1, 1).items():
                 context.set_shape(name, shape)
-            self._cache.bind(context, first_row, rows)
-            self._decoders[key] = context, [0]
-        context, runs = self._decoders[key]
-        self._upload(input_ids, write_indices, np.zeros((rows, 1), np.int64), 1)
-        if key not in self._graphs and self._use_graphs and runs[0] >= _CAPTURE_AFTER:
-            self._graphs[key] = self._capture(context, rows)
-        if graph := self._graphs.get(key):
-            self._device.launch(graph)
-        else:
-            context.enqueue(self._device.stream)
-            runs[0] += 1
-        logits = self._logits_host[:rows]
-        self._device.download(logits, self._logits)
+            self._cache.bind(context, window.first, window.rows)
+            self._decoders[window] = context
+            if self._use_graphs and window.rows not in self._without_graph:
+                nothing = np.zeros((window.rows, 1), np.int64)
+                self._upload(nothing, nothing[:, 0], nothing, 1)  # writes where nothing is held
+                context.enqueue(self._device.stream)
+                self._capture(context, window)
+
+    def _decode(self, input_ids: Tokens, write_indices: Tokens, first_row: int) -> Logits:
+        """One token for each of some rows."""
+        stop = first_row + len(input_ids)
+        logits = self._logits_host[: len(input_ids)]
+        full = frozenset(np.flatnonzero(self._ends >= self.max_seq_len).tolist())
+        for window in self._windows.cover(first_row, stop, full):
+            # Rows of the window that were not asked for write behind what they hold.
+            first, last = max(first_row, window.first), min(stop, window.stop)
+            of_window = slice(first - window.first, last - window.first)
+            asked = slice(first - first_row, last - first_row)
+            tokens = np.zeros((window.rows, 1), np.int64)
+            tokens[of_window] = input_ids[asked]
+            starts = self._ends[window.first : window.stop].copy()
+            starts[of_window] = write_indices[asked]
+            self._upload(tokens, starts, np.zeros((window.rows, 1), np.int64), 1)
+            if graph := self._graphs.get(window):
+                self._device.launch(graph)
+            else:
+                self._decoders[window].enqueue(self._device.stream)
+            offset = of_window.start * logits[0].nbytes
+            self._device.download(logits[asked], self._logits + offset)
         return logits
 
-    def _capture(self, context: Context, rows: int) -> object | None:
-        """A decode step as a graph; None, which the log and `describe` report, if it is refused."""
+    def _capture(self, context: Context, window: Window) -> None:
+        """Keep a window's decode step as a graph; if it is refused, log and `describe` say so."""
         try:
             graph = self._captured(context)
         except MachineError as error:
-            self._without_graph = f"{rows} rows: {error}"
+            self._without_graph[window.rows] = str(error)
             _LOG.warning(
-                "decode steps of %d rows run without a CUDA graph, slower: %s", rows, error
+                "decode steps of %d rows run without a CUDA graph, slower: %s", window.rows, error
             )
-            return None
+            return
         self._closing.callback(self._device.free_graph, graph)
-        return graph
+        self._graphs[window] = graph
 
     def _captured(self, context: Context) -> object:
         if not context.capturable(self._device.stream):

@@ -58,13 +58,13 @@ def stepwise_decode_of_ragged_rows_equals_one_pass(
 def rows_step_while_others_rest(session: Session, bundle: Path, limit: float) -> None:
     ids = tokens(ROWS, 10)
     session.step(ids[:, :6], np.zeros(ROWS, np.int64), np.full((ROWS, 1), 5))
-    resting = session.read_cache(0, "key", 0, 0, T)
+    resting = session.read_cache(0, "key", 0, 0, 6)
     for index in range(6, 10):
         found = session.step(
             ids[1:, index : index + 1], np.full(2, index), np.zeros((2, 1), int), 1
         )
     near(found[:, 0], whole(bundle, ids)[1:, 9], limit)
-    assert (session.read_cache(0, "key", 0, 0, T) == resting).all()
+    assert (session.read_cache(0, "key", 0, 0, 6) == resting).all()
 
 
 def a_poisoned_tail_changes_nothing(session: Session, bundle: Path, limit: float) -> None:

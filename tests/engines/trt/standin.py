@@ -6,6 +6,7 @@ wrong row, length or buffer gives wrong numbers, and not only a wrong record.
 """
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,21 @@ import numpy as np
 import onnxruntime as ort
 
 from nemo_trt import contract
-from nemo_trt.engines.trt.attention.place import LENGTHS, Placement
+from nemo_trt.engines.trt.attention.place import LENGTHS, PAGE_TABLE, Placement
 from nemo_trt.engines.trt.lowering import lower
+from nemo_trt.engines.trt.profiles import PREFILL, decode_names, profile_named
+from nemo_trt.engines.trt.record import BuildOptions
 from nemo_trt.errors import MachineError
 from nemo_trt.manifest import GRAPH_FILE, read_manifest
 
 from .attention.reference import runnable
 
 _BASE = 4096  # so that 0 is no address
+T, ROWS, CHUNK, LOGITS = 64, 3, 8, 4
+OPTIONS = BuildOptions(
+    target="l4", sm=89, max_seq_len=T, max_batch=ROWS, prefill_chunk=CHUNK, max_logits=LOGITS
+)
+PROFILES = (PREFILL, *decode_names(ROWS))
 _DTYPES = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
@@ -101,9 +109,13 @@ class FakePlan:
     """`Plan` of a bundle; `open_plan` of a session under test."""
 
     scratch_bytes = 1024
+    page = 0  # tokens of a page, if the cache has pages
 
-    def __init__(self, bundle: Path, device: FakeDevice) -> None:
+    def __init__(
+        self, bundle: Path, device: FakeDevice, profiles: tuple[str, ...] = PROFILES
+    ) -> None:
         self.device, self.contexts, self.closed = device, [], False
+        self.profiles = profiles
         self.config = read_manifest(bundle).config
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -111,8 +123,12 @@ class FakePlan:
 
     def context(self, profile: int, stream: int, scratch: int, scratch_bytes: int) -> "FakeContext":
         assert scratch in self.device.live and scratch_bytes >= self.scratch_bytes
-        self.contexts.append(FakeContext(self, profile))
+        self.contexts.append(FakeContext(self, self.profiles[profile]))
         return self.contexts[-1]
+
+    def of(self, profile: str) -> list["FakeContext"]:
+        """The contexts of a profile, or of all whose names begin so."""
+        return [context for context in self.contexts if context.profile.startswith(profile)]
 
     def close(self) -> None:
         assert all(context.closed for context in self.contexts), "a plan outlives its contexts"
@@ -124,6 +140,7 @@ class PagedFakePlan(FakePlan):
 
     def __init__(self, bundle: Path, device: FakeDevice, placement: Placement) -> None:
         super().__init__(bundle, device)
+        self.page = placement.page
         graph = lower(bundle, GRAPH_FILE, 0, placement)
         self.session = runnable(graph, self.config.head_dim, placement.page)
 
@@ -131,8 +148,9 @@ class PagedFakePlan(FakePlan):
 class FakeContext:
     """`Context` that refuses what TensorRT would."""
 
-    def __init__(self, plan: FakePlan, profile: int) -> None:
+    def __init__(self, plan: FakePlan, profile: str) -> None:
         self.plan, self.profile = plan, profile
+        self.limits = profile_named(profile, OPTIONS)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.calls: Counter[str] = Counter()
@@ -140,7 +158,23 @@ class FakeContext:
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
         self.calls[f"shape {name}"] += 1
+        least, most = self.range_of(name)
+        if len(shape) != len(least) or not all(
+            low <= size <= high for low, size, high in zip(least, shape, most, strict=True)
+        ):
+            raise MachineError(f"{self.profile} takes {least} to {most} for {name}, got {shape}.")
         self.shapes[name] = shape
+
+    def range_of(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes that the profile takes, from the least to the most."""
+        config, page, rows = self.plan.config, self.plan.page, self.limits.rows
+        if name in self.limits.least:
+            return self.limits.least[name], self.limits.most[name]
+        if name == PAGE_TABLE:
+            table = (rows, replace(OPTIONS, page=page).row_pages)
+            return table, table
+        rest = (config.num_kv_heads, page or T, config.head_dim)
+        return ((1, *rest), (2**22, *rest)) if page else ((rows, *rest), (rows, *rest))
 
     def set_address(self, name: str, address: int) -> None:
         self.calls[f"address {name}"] += 1
@@ -166,7 +200,6 @@ class FakeContext:
             for one in session.get_inputs()
         }
         ids = feeds[contract.INPUT_IDS]
-        assert self.profile == 0 or ids.shape[1] == 1, "decode takes one token a row"
         lengths = device.at(self.addresses[LENGTHS], self.shapes[LENGTHS], np.int32)
         assert (lengths == feeds[contract.WRITE_INDICES] + ids.shape[1]).all()
         for past, present in contract.cache_names(self.plan.config.num_layers):

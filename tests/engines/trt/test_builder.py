@@ -17,7 +17,7 @@ import pytest
 
 from nemo_trt.bundle import Bundle
 from nemo_trt.engines.targets import target_named
-from nemo_trt.engines.trt import builder, lowering, network
+from nemo_trt.engines.trt import builder, lowering, network, profiles
 from nemo_trt.engines.trt import compile as compiling
 from nemo_trt.engines.trt.attention import place
 from nemo_trt.engines.trt.record import BuildOptions, EngineRecord, read_record
@@ -184,8 +184,12 @@ def test_an_engine_is_built_once_and_recorded(small: dict[str, Path], tmp_path: 
     assert record == read_record(Bundle.open(small["fp8"]), "l4-fp8")
     assert record.toolkit == "tensorrt-rtx" and record.driver is None and record.options == OPTIONS
     (plan,) = record.plans
-    assert plan.profiles == ("prefill", "decode") and plan.num_bytes > record.weight_bytes
-    assert any("mha" in name for name in plan.kernels["decode"])
+    assert (
+        plan.profiles == ("prefill", "decode-1", "decode-2")
+        and plan.num_bytes > record.weight_bytes
+    )
+    for profile in plan.profiles:
+        assert any("mha" in name for name in plan.kernels[profile])
     assert plan.scratch_bytes["prefill"] > 0
     again, built = build(small["fp8"])
     assert not built and again == record
@@ -197,7 +201,10 @@ def test_separate_plans_hold_a_profile_each(small: dict[str, Path]) -> None:
     log = small["bf16"].parent / "separate.log"
     record, _ = build(small["bf16"], replace(OPTIONS, single_plan=False), log_file=log)
     assert log.read_text().count("Layers:") == 2  # of both
-    assert [plan.profiles for plan in record.plans] == [("prefill",), ("decode",)]
+    assert [plan.profiles for plan in record.plans] == [
+        ("prefill",),
+        ("decode-1", "decode-2"),
+    ]
 
 
 def test_an_altered_plan_and_another_bundle_are_refused(
@@ -235,13 +242,15 @@ def test_a_cache_that_is_copied_in_decode_fails_the_build(
 def test_a_decode_profile_with_a_range_of_tokens_fails_the_build(
     small: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ranged(batch: int, new_tokens: int, num_logits: int) -> dict[str, tuple[int, ...]]:
-        shapes = network.step_inputs(batch, new_tokens, num_logits)
-        if (new_tokens, batch) == (1, 2):  # decode's largest
-            shapes["input_ids"] = (batch, 2)
-        return shapes
+    true = profiles.profile_named
 
-    monkeypatch.setattr(compiling, "step_inputs", ranged)
+    def ranged(name: str, options: BuildOptions) -> profiles.Profile:
+        profile = true(name, options)
+        if profiles.is_decode(name):
+            profile.most["input_ids"] = (profile.rows, 2)
+        return replace(profile, least=profiles.step_inputs(profile.rows, 1, 1))
+
+    monkeypatch.setattr(compiling, "profile_named", ranged)
     with pytest.raises(BuildError, match=r"Decode must (read the cache|have one fused|update)"):
         build(small["bf16"], replace(OPTIONS, max_seq_len=768))
 
@@ -256,7 +265,7 @@ def test_past_the_ceiling_of_fused_attention_the_build_says_how_far_it_goes(
     assert 16384 <= longest < 65536
     build(small["bf16"], replace(long, max_seq_len=longest))
     record, _ = build(small["bf16"], replace(long, allow_unfused=True))
-    assert not any("gemv_mha" in name for name in record.plans[0].kernels["decode"])
+    assert not any("gemv_mha" in name for name in record.plans[0].kernels["decode-1"])
 
 
 def test_a_gpu_without_fp8_is_refused_before_anything_is_built(small: dict[str, Path]) -> None:

@@ -102,7 +102,7 @@ def computed(made: PieceNetwork, feeds: dict[str, np.ndarray]) -> dict[str, np.n
 
 def explained(bundle: Path, checkpoint: Path) -> tuple[Explanation, Compiled]:
     opened, compiled = Bundle.open(bundle), Compiled()
-    record = record_of(bundle, (("prefill", "decode"),), options=OPTIONS)
+    record = record_of(bundle, options=OPTIONS)
     runner = OnTensorRt(opened, record, compiled.toolkit, compiled)
     return explain(opened, open_checkpoint(checkpoint), TEXT, TEXT, runner=runner), compiled
 

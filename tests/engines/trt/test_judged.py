@@ -13,8 +13,8 @@ from nemo_trt.validate.report import Report
 from nemo_trt.validate.sequences import make_sequences
 from nemo_trt.validate.validator import validate
 
-from .standin import FakeDevice, FakePlan
-from .test_session import CHUNK, record_of
+from .standin import CHUNK, FakeDevice, FakePlan
+from .test_session import record_of
 
 pytestmark = pytest.mark.model
 
@@ -23,7 +23,7 @@ def judge(checkpoint: Path, bundle: Path) -> Report:
     device = FakeDevice()
     session = TensorRtSession(
         bundle,
-        record_of(bundle, (("prefill", "decode"),)),
+        record_of(bundle),
         device=device,
         open_plan=lambda _: FakePlan(bundle, device),
     )

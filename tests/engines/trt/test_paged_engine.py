@@ -54,7 +54,8 @@ def test_an_engine_with_pages(
     (plan,) = record.plans
     # One attention of ours a layer in both profiles; its own kernels count as launches.
     assert all(kernels["self_attn.Attention"] == 1 for kernels in plan.kernels.values())
-    assert plan.launches_per_layer["decode"] <= 14
+    for rows in (1, 2, 4):
+        assert plan.launches_per_layer[f"decode-{rows}"] <= 14
     # No scratch grows with the context: at this one TensorRT's own expands 2 x 128 MiB a row.
     assert max(plan.scratch_bytes.values()) < 16 * 2**20
     # All of it stays when read again, and a second build has nothing to do.
@@ -131,7 +132,9 @@ def test_what_the_kernels_cannot_serve_is_refused_before_a_build(
 def test_weights_lie_in_the_plan_once(
     built: dict[str, EngineRecord], small: dict[str, Path]
 ) -> None:
-    """TensorRT splits the graph at every attention: the parts of both profiles share weights."""
+    """TensorRT splits the graph at every attention: the parts of all profiles share weights."""
     for precision, record in built.items():
         weights = read_manifest(small[precision]).weight_bytes
-        assert record.plans[0].num_bytes - weights < 6 * 2**20  # code; twice the weights is more
+        (plan,) = record.plans
+        code = 3 * 2**20 * len(plan.profiles)
+        assert plan.num_bytes - weights < code  # weights that lie there twice are more

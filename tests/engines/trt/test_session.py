@@ -17,7 +17,7 @@ from nemo_trt.engines.runner import Runner
 from nemo_trt.engines.sampling import SamplingParams
 from nemo_trt.engines.trt.attention.place import Placement
 from nemo_trt.engines.trt.kernels import READ_LINES
-from nemo_trt.engines.trt.record import BuildOptions, EngineRecord, PlanFile
+from nemo_trt.engines.trt.record import EngineRecord, PlanFile
 from nemo_trt.engines.trt.session import TensorRtSession
 from nemo_trt.engines.trt.toolkit import Log, Toolkit
 from nemo_trt.errors import CapacityError, MachineError, RequestError, StateError
@@ -25,12 +25,11 @@ from nemo_trt.export.bundle import export_bundle
 from nemo_trt.manifest import read_manifest
 from nemo_trt.precision import DType
 
-from .properties import PROPERTIES, tokens
-from .standin import FakeDevice, FakePlan, PagedFakePlan
+from .properties import PROPERTIES, near, tokens, whole
+from .standin import OPTIONS, PROFILES, ROWS, FakeContext, FakeDevice, FakePlan, PagedFakePlan, T
 
 pytestmark = pytest.mark.model
 
-T, ROWS, CHUNK, LOGITS = 64, 3, 8, 4
 Open = Callable[..., TensorRtSession]
 
 
@@ -47,7 +46,9 @@ def device() -> FakeDevice:
     return FakeDevice()
 
 
-def record_of(bundle: Path, profiles: tuple[tuple[str, ...], ...], **changed: Any) -> EngineRecord:
+def record_of(
+    bundle: Path, profiles: tuple[tuple[str, ...], ...] = (PROFILES,), **changed: Any
+) -> EngineRecord:
     plan = PlanFile(
         file="", num_bytes=0, digest="", profiles=(), kernels={}, launches_per_layer={},
         scratch_bytes={},
@@ -57,18 +58,11 @@ def record_of(bundle: Path, profiles: tuple[tuple[str, ...], ...], **changed: An
         build_id="",
         bundle_id=read_manifest(bundle).bundle_id,
         precision="fp16",
-        options=BuildOptions(
-            target="l4",
-            sm=89,
-            max_seq_len=T,
-            max_batch=ROWS,
-            prefill_chunk=CHUNK,
-            max_logits=LOGITS,
-        ),
+        options=OPTIONS,
         toolkit="tensorrt-rtx",
         toolkit_version="0",
         driver=None,
-        weight_bytes=0,
+        weight_bytes=10**9,  # so that one run of more rows reads less than two runs
         plans=tuple(replace(plan, file=f"{p[0]}.plan", profiles=p) for p in profiles),
         build_s=0,
         peak_host_bytes=0,
@@ -86,7 +80,7 @@ def plan_of(bundle: Path, device: FakeDevice, attention: str) -> FakePlan:
 
 def both_profiles(bundle: Path, attention: str) -> EngineRecord:
     """A record of one plan, of either attention."""
-    record = record_of(bundle, (("prefill", "decode"),))
+    record = record_of(bundle)
     return replace(record, options=replace(record.options, attention=attention, page=16))
 
 
@@ -110,22 +104,63 @@ def test_properties_of_every_session(holds: Callable[..., None], opened: Any, bu
     holds(opened[0], bundle, limit=5e-3)
 
 
-def test_each_decode_shape_is_captured_once_and_then_launched(
+def test_every_window_is_captured_at_open_and_then_launched(
     opened: Any, device: FakeDevice
 ) -> None:
     session, plan = opened
+    decoders = plan.of("decode")
+    assert [context.profile for context in decoders] == [
+        "decode-3", "decode-1", "decode-2", "decode-1", "decode-1"
+    ]  # fmt: skip
+    assert device.calls["capture"] == 5
+    for context in decoders:
+        assert context.calls["enqueue"] == 2  # as it is, and for the capture
+    before = [dict(context.calls) for context in plan.contexts]
     one, two = np.zeros((1, 1), np.int64), np.zeros((2, 1), np.int64)
     for index in range(5):
         session.step(one, np.array([index]), one)
         session.step(two, np.array([index, index]), two)
         session.step(one, np.array([index]), one, 2)
-    assert device.calls["capture"] == 3
-    assert device.calls["launch"] == 3 * 4
-    decoders = [context for context in plan.contexts if context.profile == 1]
-    assert len(decoders) == 3
-    for context in decoders:
-        assert context.calls["enqueue"] == 2  # as it is, and for the capture
-        assert set(context.calls.values()) == {1, 2}, "shapes and addresses are set once"
+    assert device.calls["launch"] == 3 * 5 and device.calls["capture"] == 5
+    assert [dict(context.calls) for context in plan.contexts] == before, "nothing is made later"
+
+
+@pytest.mark.parametrize(("first", "full"), [(0, (2,)), (1, ()), (1, (0,)), (2, (0, 1, 2))])
+def test_rows_beside_those_that_step_keep_what_they_hold(
+    first: int, full: tuple[int, ...], opened: Any, bundle: Path
+) -> None:
+    """A window may be wider than what is asked for; a full row has no place for what it writes."""
+    session, _ = opened
+    ids = tokens(ROWS, T)
+    held = [T if row in full else 5 for row in range(ROWS)]
+    for row, length in enumerate(held):
+        start = np.array([[length - 1]])
+        session.step(ids[[row], :length], np.array([0]), start, row)
+    held[first] = 5  # rewound
+    before = [session.read_cache(1, "value", row, 0, held[row]) for row in range(ROWS)]
+    for rows in range(1, ROWS - first + 1):
+        where = np.array([min(5, T - 1)] * rows)
+        asked = slice(first, first + rows)
+        if any(row in full for row in range(first + 1, first + rows)):
+            break  # it would be rewound
+        found = session.step(ids[asked, 5:6], where, np.zeros((rows, 1), np.int64), first)
+        expected = whole(bundle, ids[asked, :6])[:, -1]
+        near(found[:, 0], expected, 5e-3)
+    for row, block in enumerate(before):
+        assert np.array_equal(session.read_cache(1, "value", row, 0, held[row]), block), row
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_rows_that_were_written_to_the_end_are_full(copied: bool, opened: Any) -> None:
+    session, _ = opened
+    block = np.ones((session.config.num_kv_heads, T, session.config.head_dim), np.float32)
+    for layer in range(session.config.num_layers):
+        for kind in ("key", "value"):
+            session.write_cache(layer, kind, 2 if copied else 0, 0, block)
+    if copied:
+        session.copy_cache(2, 0, T)
+    session.step(tokens(2, 1), np.zeros(2, np.int64), np.zeros((2, 1), np.int64), 1)
+    assert (session.read_cache(0, "key", 0, 0, T) == 1).all()
 
 
 def test_a_graph_gives_what_a_plain_run_gives(bundle: Path) -> None:
@@ -134,9 +169,11 @@ def test_a_graph_gives_what_a_plain_run_gives(bundle: Path) -> None:
         device = FakeDevice()
         session = TensorRtSession(
             bundle,
-            record_of(bundle, (("prefill",), ("decode",))),  # separate plans
+            record_of(bundle, (PROFILES[:1], PROFILES[1:])),  # separate plans
             device=device,
-            open_plan=lambda _, device=device: SeparatePlan(bundle, device),
+            open_plan=lambda path, device=device: FakePlan(
+                bundle, device, PROFILES[:1] if path.stem == "prefill" else PROFILES[1:]
+            ),
             use_graphs=use_graphs,
         )
         with session:
@@ -151,24 +188,11 @@ def test_a_graph_gives_what_a_plain_run_gives(bundle: Path) -> None:
     assert np.array_equal(results[0], results[1])
 
 
-class SeparatePlan(FakePlan):
-    """A plan of one profile: the first that is opened is prefill's, the second decode's."""
-
-    def __init__(self, bundle: Path, device: FakeDevice) -> None:
-        super().__init__(bundle, device)
-        device.calls["plans"] += 1
-        self.which = device.calls["plans"] - 1
-
-    def context(self, profile: int, *arguments: int) -> Any:
-        assert profile == 0
-        return super().context(self.which, *arguments)
-
-
 def test_prefill_sets_only_the_shapes_that_change(opened: Any) -> None:
     session, plan = opened
     for start in (0, 16):
         session.step(tokens(1, 16), np.array([start]), np.array([[15]]))
-    (prefiller,) = (context for context in plan.contexts if context.profile == 0)
+    (prefiller,) = plan.of("prefill")
     assert prefiller.calls["enqueue"] == 4
     assert prefiller.calls[f"shape {contract.INPUT_IDS}"] == 1
     assert prefiller.calls[f"shape {contract.past_name(0, 'key')}"] == 1
@@ -195,8 +219,8 @@ def test_the_cache_is_read_and_written_by_row_and_token(opened: Any) -> None:
     block = np.random.default_rng(0).normal(size=shape).astype(np.float16).astype(np.float32)
     session.write_cache(1, "value", 2, 7, block)
     assert (session.read_cache(1, "value", 2, 7, 12) == block).all()
-    assert not session.read_cache(1, "value", 1, 0, T).any()
-    assert not session.read_cache(1, "key", 2, 0, T).any()
+    assert not session.read_cache(1, "value", 1, 1, T).any()  # opening runs a token at 0
+    assert not session.read_cache(1, "key", 2, 1, T).any()
     assert not session.read_cache(1, "value", 2, 12, T).any()
 
 
@@ -238,20 +262,19 @@ def test_an_error_while_opening_frees_what_was_taken(
 class Refusal:
     """How a capture fails: TensorRT refuses the run in it, CUDA its end, or TensorRT says so."""
 
-    def __init__(self, device: FakeDevice, decoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.device, self.decoder, self.monkeypatch = device, decoder, monkeypatch
-        self.end = device.end_capture
+    def __init__(self, device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.device, self.monkeypatch = device, monkeypatch
 
     def within(self) -> str:
         """CUDA ends a broken capture with an error of its own, which says nothing."""
-        plain = self.decoder.enqueue
+        plain = FakeContext.enqueue
 
-        def enqueue(stream: int) -> None:
+        def enqueue(context: FakeContext, stream: int) -> None:
             if self.device.recording is not None:
                 raise MachineError("TensorRT refuses to run: no such memory")
-            plain(stream)
+            plain(context, stream)
 
-        self.monkeypatch.setattr(self.decoder, "enqueue", enqueue)
+        self.monkeypatch.setattr(FakeContext, "enqueue", enqueue)
         self.at_the_end()
         return "no such memory"
 
@@ -264,46 +287,50 @@ class Refusal:
         return "cudaErrorStreamCaptureInvalidated"
 
     def before(self) -> str:
-        self.monkeypatch.setattr(self.decoder, "capturable", lambda stream: False)
+        self.monkeypatch.setattr(FakeContext, "capturable", lambda context, stream: False)
         return "cannot be captured"
 
 
 @pytest.mark.parametrize("how", ["within", "at_the_end", "before"])
 def test_decode_goes_on_without_a_graph_that_is_refused_and_says_so(
     how: str,
-    opened: Any,
     bundle: Path,
     device: FakeDevice,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    session, plan = opened
     ids, zero = tokens(1, 5), np.array([[0]])
-    session.step(ids[:, :1], np.array([0]), zero)
-    (decoder,) = (context for context in plan.contexts if context.profile == 1)
-    assert "without_graph" not in session.describe()
-    reason = getattr(Refusal(device, decoder, monkeypatch), how)()
-    found = [session.step(ids[:, [i]], np.array([i]), zero).copy() for i in range(1, 5)]
-    assert device.calls["capture"] == (how != "before"), "a refused shape is not tried again"
-    assert not device.graphs and not device.calls["launch"]
-    assert reason in session.describe()["without_graph"]
-    (said,) = (one for one in caplog.messages if "without a CUDA graph" in one)
-    assert reason in said and "1 rows" in said
+    reason = getattr(Refusal(device, monkeypatch), how)()
+    with TensorRtSession(
+        bundle, record_of(bundle), device=device, open_plan=lambda _: FakePlan(bundle, device)
+    ) as session:
+        found = [session.step(ids[:, [i]], np.array([i]), zero).copy() for i in range(5)]
+        # one window of each number of rows is tried
+        assert device.calls["capture"] == (0 if how == "before" else 3)
+        assert not device.graphs and not device.calls["launch"]
+        told = session.describe()["without_graph"]
+    said = [one for one in caplog.messages if "without a CUDA graph" in one]
+    assert len(said) == 3 and told.count(reason) == 3
+    for rows in (1, 2, 3):
+        assert f"{rows} rows: " in told
+        assert any(f"steps of {rows} rows" in one and reason in one for one in said)
+    monkeypatch.undo()
     other = FakeDevice()
     with TensorRtSession(
         bundle,
-        record_of(bundle, (("prefill", "decode"),)),
+        record_of(bundle),
         device=other,
         open_plan=lambda _: FakePlan(bundle, other),
         use_graphs=False,
     ) as plain:
-        wanted = [plain.step(ids[:, [i]], np.array([i]), zero).copy() for i in range(5)][1:]
+        wanted = [plain.step(ids[:, [i]], np.array([i]), zero).copy() for i in range(5)]
+        assert "without_graph" not in plain.describe()
     assert np.array_equal(found, wanted)
 
 
 def test_another_gpu_is_refused_with_the_remedy(bundle: Path) -> None:
     device = FakeDevice(sm=90)
-    record = record_of(bundle, (("prefill", "decode"),))
+    record = record_of(bundle)
     with pytest.raises(MachineError, match=r"for sm_89, got a GPU of sm_90.*nemo-trt build"):
         TensorRtSession(bundle, record, device=device, open_plan=lambda _: FakePlan(bundle, device))
     assert device.closed and not device.live
@@ -317,7 +344,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(opened: Any) -> None:
         session.step(tokens(2, 1), np.zeros(2, np.int64), np.zeros((2, 1), np.int64), 2)
     with pytest.raises(CapacityError, match="max-seq-len"):
         session.bind(T + 1)
-    assert all(not context.calls["enqueue"] for context in plan.contexts)
+    assert [context.calls["enqueue"] for context in plan.contexts] == [0, 2, 2, 2, 2, 2]
 
 
 def test_a_runner_generates_on_it_what_it_generates_on_onnx_runtime(
@@ -335,7 +362,7 @@ def test_a_runner_generates_on_it_what_it_generates_on_onnx_runtime(
 
 
 def test_the_command_that_builds_an_engine_again_is_whole(bundle: Path) -> None:
-    record = record_of(bundle, (("prefill",), ("decode",)))
+    record = record_of(bundle, (PROFILES[:1], PROFILES[1:]))
     options = replace(record.options, opt_level=2, single_plan=False, allow_unfused=True)
     opened = replace(Bundle.open(bundle), path=Path("my bundle"))
     command = replace(record, options=options).rebuild_command(opened)
