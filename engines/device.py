@@ -34,6 +34,10 @@ class Device(Protocol):
     def download(self, array: NDArray[Any], address: int) -> None:
         """Copy to a contiguous array, and wait until it is there."""
 
+    def copy(self, target: int, source: int, num_bytes: int, *, count: int, pitch: int) -> None:
+        """Copy `count` pieces of `num_bytes`, each `pitch` bytes after the one before, on the
+        device."""
+
     def begin_capture(self) -> None:
         """Record what is put on the stream from now on, instead of doing it."""
 
@@ -102,6 +106,13 @@ class CudaDevice:
         """See `Device.download`."""
         self._copy(array.ctypes.data, address, array, "cudaMemcpyDeviceToHost")
         self._call("cudaStreamSynchronize", self._stream)
+
+    def copy(self, target: int, source: int, num_bytes: int, *, count: int, pitch: int) -> None:
+        """See `Device.copy`."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call(
+            "cudaMemcpy2DAsync", target, pitch, source, pitch, num_bytes, count, kind, self._stream
+        )
 
     def begin_capture(self) -> None:
         """See `Device.begin_capture`."""

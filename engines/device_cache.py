@@ -69,6 +69,17 @@ class DeviceCache:
         for head in range(self._config.num_kv_heads):
             self._device.upload(self._head(layer, kind, row, head, start), stored[head])
 
+    def copy(self, layer: int, kind: str, source: int, target: int, length: int) -> None:
+        """Make a row's first tokens those of another row, on the device."""
+        token = self._config.head_dim * self._dtype.itemsize
+        self._device.copy(
+            self._head(layer, kind, target, 0, 0),
+            self._head(layer, kind, source, 0, 0),
+            length * token,
+            count=self._config.num_kv_heads,
+            pitch=self._capacity * token,
+        )
+
     def close(self) -> None:
         """Free the memory; a second call does nothing."""
         self._closing.close()

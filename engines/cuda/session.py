@@ -143,6 +143,9 @@ class CudaSession(BaseSession):
                 logits[here] = found[here]
         return logits
 
+    def _copy(self, layer: int, kind: str, source: int, target: int, length: int) -> None:
+        self._cache.copy(layer, kind, source, target, length)
+
     def describe(self) -> SessionInfo:
         """See `Session.describe`."""
         return {

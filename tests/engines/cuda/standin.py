@@ -55,6 +55,14 @@ class HostDevice:
         self.calls["bytes down"] += array.nbytes
         ctypes.memmove(array.ctypes.data, address, array.nbytes)
 
+    def copy(self, target: int, source: int, num_bytes: int, *, count: int, pitch: int) -> None:
+        assert num_bytes <= pitch
+        for index in range(count):
+            there, here = target + index * pitch, source + index * pitch
+            self.holder(there, num_bytes)
+            self.holder(here, num_bytes)
+            ctypes.memmove(there, here, num_bytes)
+
     def holder(self, address: int, num_bytes: int) -> int:
         """The allocation that a span lies in."""
         for start, memory in self.live.items():

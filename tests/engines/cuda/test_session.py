@@ -80,6 +80,29 @@ def test_past_and_present_are_one_memory_of_the_device(
     assert not session.read_cache(1, "value", 0, 0, T).any()
 
 
+def test_a_rows_beginning_is_copied_on_the_device(
+    opened: tuple[CudaSession, HostDevice, HostProvider],
+) -> None:
+    session, device, _ = opened
+    config, random = session.config, np.random.default_rng(0)
+    shape = (config.num_kv_heads, 9, config.head_dim)
+    held = {
+        (layer, kind): random.normal(size=shape).astype(np.float32)
+        for layer in range(config.num_layers)
+        for kind in ("key", "value")
+    }
+    for (layer, kind), block in held.items():
+        session.write_cache(layer, kind, 2, 0, block)
+    before = device.calls["bytes up"], device.calls["bytes down"]
+    session.copy_cache(2, 0, 7)
+    assert (device.calls["bytes up"], device.calls["bytes down"]) == before
+    for (layer, kind), block in held.items():
+        assert (session.read_cache(layer, kind, 0, 0, 7) == block[:, :7]).all()
+        assert not session.read_cache(layer, kind, 0, 7, T).any()
+        assert not session.read_cache(layer, kind, 1, 0, T).any()
+        assert (session.read_cache(layer, kind, 2, 0, 9) == block).all()
+
+
 def test_a_decode_step_allocates_nothing_and_copies_no_cache(
     opened: tuple[CudaSession, HostDevice, HostProvider],
 ) -> None:
