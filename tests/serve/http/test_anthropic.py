@@ -10,6 +10,7 @@ from nemo_trt.serve.http.anthropic_events import MessageWriter
 from nemo_trt.serve.http.anthropic_input import chat_request
 from nemo_trt.serve.http.anthropic_schema import MessagesRequest
 from nemo_trt.serve.http.chat_run import CallPiece, Delta
+from nemo_trt.serve.http.errors import ApiError
 
 pytestmark = pytest.mark.model
 
@@ -138,6 +139,18 @@ def test_text_and_several_calls_are_blocks_of_their_own() -> None:
         *(("start", 1), ("delta", 1), ("delta", 1), ("stop", 1)),
         *(("start", 2), ("delta", 2), ("stop", 2)),
     ]
+
+
+@pytest.mark.parametrize("value", ["1e999", "7" * 5000, '"\\ud800"'])
+def test_arguments_that_json_cannot_carry_are_an_error_of_the_whole_answer_alone(
+    value: str,
+) -> None:
+    writer = MessageWriter("m")
+    piece = CallPiece(index=0, id="a", name="f", arguments=f'{{"x": {value}}}')
+    events = list(writer.push(Delta(index=0, calls=[piece], reason="tool_calls")))
+    assert events[1]["delta"]["partial_json"] == piece.arguments
+    with pytest.raises(ApiError, match="The model called f with arguments that are no plain JSON"):
+        _ = writer.result
 
 
 def test_a_schema_is_enforced(tekken: Any) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import threading
 import tracemalloc
 from types import SimpleNamespace
@@ -218,6 +219,20 @@ def test_a_flood_of_faults_is_a_few_errors(model: Any, body: dict[str, Any]) -> 
     [
         (CompletionRequest, {"prompt": ["x"] * 40}, "prompt must have at most 32 entries"),
         (CompletionRequest, {"prompt": "x", "stop": ["a"] * 17}, "stop must have at most 16"),
+        (
+            ChatRequest,
+            {
+                "messages": [
+                    {
+                        "role": "assistant",
+                        "tool_calls": [
+                            {"id": "a", "function": {"name": "f", "arguments": {"x": [math.inf]}}}
+                        ],
+                    }
+                ]
+            },
+            "arguments must hold finite numbers",
+        ),
         (ChatRequest, {"messages": [{**USER, "content": [{"type": "text"}]}]}, "messages[0]."),
         (
             ChatRequest,
