@@ -2,14 +2,16 @@
 
 from nemo_trt.engines.paged_rows import PagedRows
 
+_GROWTH = 16
+
 
 class PageSlots:
     """The free rows of a session with pages. A free row holds nothing: what was in it is kept in
     the pool until its pages are needed, and prompts find it there.
 
     A prompt is let in when there are pages for all of it, for what is left of the prompts before
-    it, and for one more page of each row. Answers then grow until the pool is full, and the
-    youngest request gives its pages up.
+    it, and for each row to grow by a sixteenth: what is run again after a preemption has to be
+    worth it. Answers then grow until the pool is full, and the youngest request gives its pages up.
     """
 
     preempts = True
@@ -42,7 +44,8 @@ class PageSlots:
         pages, length = self._rows.match(prompt) if shared else ([], 0)
         wanted = self._pool.num_pages_of(len(prompt) + 1) - length // self._pool.page_tokens
         kept = sum(not self._pool.holders(page) for page in pages)
-        if rests and wanted + kept + sum(rests) + len(rests) > self._pool.num_available:
+        growth = sum(max(self._rows.num_pages(row) // _GROWTH, 1) for row in self._prompts)
+        if rests and wanted + kept + sum(rests) + growth > self._pool.num_available:
             self._refused = state
             return None
         self._refused = None

@@ -329,3 +329,12 @@ def test_a_prompt_that_is_preempted_while_it_is_scored_has_each_score_once() -> 
     found = finished(scheduler)[number]
     assert found[1].usage.preemptions == 1 and found[1].reason == "length"
     assert [score.token_id for score in scores.scores] == prompt[1:]
+
+
+def test_equal_tokens_behind_another_prefix_are_not_shared() -> None:
+    session: Any = Remembering(rows=2, length=32, pages=16, page_tokens=4)
+    rows = PagedRows(session)
+    list(rows.append({0: [1] * 8, 1: [*[2] * 8, 3, 3, 3]}))
+    rows.finish(0)
+    assert rows.match([*[1] * 8, 3, 3, 3, 0])[1] == 8
+    assert rows.match([*[2] * 8, 3, 3, 3, 0])[1] == 11
