@@ -45,12 +45,12 @@ class Pace:
         """The time of a decode step over rows that hold so many tokens together."""
         if self.target is None:
             return self.step_ms / 1000
-        nemo = _Nemo(self.target)
+        nemo = PlannedNemo(self.target)
         read = step_bytes(nemo) + cached_tokens * kv_bytes_per_token(nemo)
         return read / (self.target.bandwidth_gb_s * 1e9)
 
 
-class _Nemo:
+class PlannedNemo:
     """Mistral-NeMo's sizes, for the planner's arithmetic."""
 
     def __init__(self, target: Target) -> None:

@@ -77,6 +77,21 @@ def test_answers_of_one_prompt_share_its_pages(session: PagedOrtSession, runner:
     assert not any(ended.usage.preemptions for ended in ends(outputs).values())
 
 
+def test_what_a_row_met_that_was_not_finite_reaches_nobody_else(
+    session: PagedOrtSession, runner: Runner
+) -> None:
+    scheduler = Scheduler(session)
+    bad = scheduler.submit(Request(prompt=TOKENS[:60], params=GREEDY))
+    scheduler.step()
+    for pool in session._pools.values():
+        pool[...] = np.nan
+    assert ends(drain(scheduler))[bad].reason == "error"
+    again = scheduler.submit(Request(prompt=TOKENS[:20], params=GREEDY))
+    outputs = drain(scheduler)
+    assert answers(outputs)[again] == alone(runner, TOKENS[:20])
+    assert ends(outputs)[again].usage.cached_tokens == 0
+
+
 def test_a_runner_rewinds_and_goes_on(session: PagedOrtSession, runner: Runner) -> None:
     with Runner(session) as paged:
         assert alone(paged, TOKENS[:30]) == alone(runner, TOKENS[:30])

@@ -338,3 +338,28 @@ def test_equal_tokens_behind_another_prefix_are_not_shared() -> None:
     rows.finish(0)
     assert rows.match([*[1] * 8, 3, 3, 3, 0])[1] == 8
     assert rows.match([*[2] * 8, 3, 3, 3, 0])[1] == 11
+
+
+def test_who_waits_for_a_prefix_that_another_runs_gives_up_what_it_found_before() -> None:
+    session = Remembering(rows=2, length=64, pages=40, page_tokens=4)
+    scheduler = scheduler_of(session, prefill_tokens=8)
+    prompt = [1, 2, 0] * 16
+    scheduler.submit(ask(prompt[:9], 1))
+    finished(scheduler)
+    both = [scheduler.submit(ask(prompt, 4)) for _ in range(2)]
+    found = finished(scheduler)
+    assert [found[number][0] for number in both] == [answer_of(prompt, 4, 64)] * 2
+    assert [found[number][1].usage.cached_tokens for number in both] == [9, 47]
+
+
+def test_kept_pages_that_a_prompt_finds_are_not_counted_as_free_for_it() -> None:
+    session = Remembering(rows=2, length=32, pages=8, page_tokens=4)
+    scheduler = scheduler_of(session)
+    scheduler.submit(ask([1] * 12, 1))
+    finished(scheduler)
+    scheduler.submit(ask([2] * 4, 3, speculate=False))
+    scheduler.step()
+    scheduler.submit(ask([*[1] * 12, *[0] * 8], 1))
+    scheduler.step()
+    assert (scheduler.num_running, scheduler.num_waiting) == (1, 1)
+    finished(scheduler)
