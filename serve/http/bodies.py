@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import math
 import re
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -20,6 +21,12 @@ from .json_bounds import JsonBounds, JsonTooLarge
 
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 """How JSON in UTF-8 spells half a surrogate pair: it cannot hold one otherwise."""
+_SHAPE = bytes(
+    ord("0") if chr(byte).isdecimal() else ord("e") if chr(byte) in "eE" else byte
+    for byte in range(256)
+)
+_LARGE = (b"0e000", b"0e+000", b"0" * 309)
+"""How JSON spells a number beyond the bounds of a float, its digits all 0, and some others."""
 _SMALL = 32 * 1024
 """Bytes that are parsed at once, since a thread costs as much."""
 _SEARCHED = 256 * 1024
@@ -125,13 +132,38 @@ def _parsed(body: bytearray) -> Any:
     if body.startswith(codecs.BOM_UTF8):
         del body[: len(codecs.BOM_UTF8)]
     try:
-        return from_json(body, allow_inf_nan=False, cache_strings="keys")
+        value = from_json(body, allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
         if (reason := _not_utf8(body)) is not None:
             raise ApiError(400, f"The body must be JSON in UTF-8: {reason}.") from error
         if _HALF.search(body):
             _require_whole_pairs(body)
         raise ApiError(400, f"The body must be JSON: {error}.") from error
+    if isinstance(value, dict) and _may_overflow(body):
+        _require_finite(value)
+    return value
+
+
+def _may_overflow(body: bytearray) -> bool:
+    """Whether a number may stand there that no float holds, or a text that looks like one."""
+    for start in range(0, len(body), _SMALL):
+        shape = body[start : start + _SMALL + len(_LARGE[-1])].translate(_SHAPE)
+        if any(large in shape for large in _LARGE):
+            return True
+    return False
+
+
+def _require_finite(fields: dict[str, Any]) -> None:
+    """Name the field that holds a number beyond all bounds, which no answer could hold."""
+    for name, field in fields.items():
+        waiting = [field]
+        while waiting:
+            one = waiting.pop()
+            inner = one.values() if isinstance(one, dict) else one if type(one) is list else (one,)
+            if any(type(value) is float and math.isinf(value) for value in inner):
+                message = f"{name} must hold finite numbers, got one beyond 1.8e308."
+                raise ApiError(400, message, param=name)
+            waiting += [value for value in inner if type(value) in (dict, list) and value]
 
 
 def _not_utf8(body: bytearray) -> str | None:
