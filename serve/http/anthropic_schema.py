@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from .message_schema import FunctionName, Lenient, Many, Name, Strict, Text, short, tagged
+from .message_schema import FunctionName, Lenient, Many, Name, Strict, Text, only, short, tagged
 from .schema import StopText
 
 
@@ -120,7 +120,9 @@ class CountRequest(Strict):
     model: Name | None = None
     messages: Annotated[Many[Turn], Field(min_length=1)]
     system: Text | Many[TextBlock] = ""
-    tools: Annotated[Many[CustomTool], Field(max_length=128)] = Field(default_factory=list)
+    tools: Annotated[Many[Annotated[CustomTool, only("custom")]], Field(max_length=128)] = Field(
+        default_factory=list
+    )
     tool_choice: ToolChoice | None = None
     thinking: NoThinking | None = None
     output_config: OutputConfig = Field(default_factory=OutputConfig)

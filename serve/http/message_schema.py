@@ -71,6 +71,19 @@ def tagged(field: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def only(kind: str) -> BeforeValidator:
+    """For tools, all of one type: of another one it is no help to say which fields it lacks."""
+
+    def check(value: Any) -> Any:
+        given = value.get("type") if isinstance(value, dict) else None
+        if isinstance(given, str) and given != kind:
+            require_short(given, "type")
+            raise ValueError(f"tools must be of type {kind!r} alone, got {given!r}.")
+        return value
+
+    return BeforeValidator(check)
+
+
 class Strict(BaseModel):
     """Nothing is ignored or converted: an unknown field is an error, null is absence."""
 

@@ -13,6 +13,7 @@ from .message_schema import (
     Strict,
     Text,
     at_most,
+    only,
     short,
     tagged,
 )
@@ -143,7 +144,9 @@ class ResponsesRequest(Strict):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     text: TextOptions = Field(default_factory=TextOptions)
-    tools: Annotated[Many[FunctionTool], Field(max_length=128)] = Field(default_factory=list)
+    tools: Annotated[Many[Annotated[FunctionTool, only("function")]], Field(max_length=128)] = (
+        Field(default_factory=list)
+    )
     tool_choice: Literal["none", "auto", "required"] | ChosenFunction = "auto"
     parallel_tool_calls: bool = True
     stream: bool = False

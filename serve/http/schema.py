@@ -20,6 +20,7 @@ from .message_schema import (
     Text,
     Tool,
     at_most,
+    only,
     short,
 )
 
@@ -153,7 +154,9 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: Annotated[Many[Tool], Field(max_length=128)] = Field(default_factory=list)
+    tools: Annotated[Many[Annotated[Tool, only("function")]], Field(max_length=128)] = Field(
+        default_factory=list
+    )
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool = True
     prediction: Prediction | None = None
@@ -239,7 +242,9 @@ class TokenizeRequest(Strict):
     model: Name | None = None
     prompt: Text | None = None
     messages: Many[Message] | None = None
-    tools: Annotated[Many[Tool], Field(max_length=128)] = Field(default_factory=list)
+    tools: Annotated[Many[Annotated[Tool, only("function")]], Field(max_length=128)] = Field(
+        default_factory=list
+    )
     add_special_tokens: bool = True
     continue_final_message: bool = False
     add_generation_prompt: Literal[True] | None = None

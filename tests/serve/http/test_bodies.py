@@ -238,6 +238,18 @@ def test_a_flood_of_faults_is_a_few_errors(model: Any, body: dict[str, Any]) -> 
     [
         (CompletionRequest, {"prompt": ["x"] * 40}, "prompt must have at most 32 entries"),
         (CompletionRequest, {"prompt": "x", "stop": ["a"] * 17}, "stop must have at most 16"),
+        *(
+            (
+                model,
+                asked | {"tools": [{"type": "web_search"}]},
+                f"tools must be of type '{kind}' alone, got 'web_search'.",
+            )
+            for model, asked, kind in (
+                (ChatRequest, {"messages": [USER]}, "function"),
+                (ResponsesRequest, {"input": "x"}, "function"),
+                (MessagesRequest, {"messages": [USER], "max_tokens": 1}, "custom"),
+            )
+        ),
         (ChatRequest, {"messages": [{**USER, "content": [{"type": "text"}]}]}, "messages[0]."),
         (
             ChatRequest,
