@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 
 from nemo_trt import contract
 from nemo_trt.bundle import Bundle
-from nemo_trt.errors import CapacityError, MachineError
+from nemo_trt.errors import MachineError
 
 from .base_session import BaseSession
 from .ort_session import OrtSession
+from .page_pool import own_pages
 from .session import CacheBlock, Logits, PageView, Tokens
 from .step_result import WholeLogits
 
@@ -145,18 +146,10 @@ class PagedOrtSession(OrtSession):
         pool[table[at // self.page_tokens], :, at % self.page_tokens] = new.swapaxes(0, 1)
 
     def _own(self, row: int, length: int) -> NDArray[np.int32]:
-        """The pages of a row for a caller who has said nothing of pages.
-
-        Raises:
-            CapacityError: there are not enough for every row.
-        """
-        last = -(-length // self.page_tokens) * self.max_batch
-        if last > self.num_pages:
-            raise CapacityError(
-                f"{self.max_batch} rows of {length} tokens must have {last} pages, got "
-                f"{self.num_pages}. Open the session with more."
-            )
-        return np.arange(row, last, self.max_batch, dtype=np.int32)
+        return own_pages(
+            row, length, max_batch=self.max_batch, page_tokens=self.page_tokens,
+            num_pages=self.num_pages,
+        )  # fmt: skip
 
     def _read(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
         pool = self._pools[contract.past_name(layer, kind)]

@@ -4,10 +4,30 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nemo_trt.errors import CapacityError, RequestError
 
 ROOT = -1
 """The parent of a sequence's first page."""
+
+
+def own_pages(
+    row: int, tokens: int, *, max_batch: int, page_tokens: int, num_pages: int
+) -> NDArray[np.int32]:
+    """The pages of a row's first tokens, for a caller who says nothing of pages: no other row's.
+
+    Raises:
+        CapacityError: there are not enough for as many tokens in every row.
+    """
+    last = -(-tokens // page_tokens) * max_batch
+    if last > num_pages:
+        raise CapacityError(
+            f"{max_batch} rows of {tokens} tokens must have {last} pages, got {num_pages}. "
+            "Open the session with more."
+        )
+    return np.arange(row, last, max_batch, dtype=np.int32)
 
 
 class PagePool:

@@ -1,12 +1,13 @@
 """The `Session` on a TensorRT engine: caches bound in place, decode replayed as CUDA graphs."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nemo_trt import contract
 from nemo_trt.bundle import Bundle
@@ -16,7 +17,6 @@ from nemo_trt.engines.session import CacheBlock, Logits, SessionInfo, Tokens
 from nemo_trt.errors import BuildError, MachineError
 from nemo_trt.where import Where
 
-from .attention.cache import PagedCache
 from .attention.place import LENGTHS
 from .profiles import PREFILL, Shapes, decode_name, step_inputs
 from .record import EngineRecord, read_record
@@ -41,8 +41,9 @@ class TensorRtSession(BaseSession):
     """
 
     tokens_per_read = 64  # well below a data-centre GPU's BF16 operations per byte, about 200
-    _cache: RowCache | PagedCache
+    _cache: RowCache
     longer = "Build the engine with a larger --max-seq-len."
+    _first_length = 1  # of rows in the run before a capture, which writes where nothing is held
 
     def __init__(
         self,
@@ -85,7 +86,9 @@ class TensorRtSession(BaseSession):
             raise
 
     @classmethod
-    def open(cls, bundle: Bundle | Path, name: str, *, use_graphs: bool = True) -> Self:
+    def open(
+        cls, bundle: Bundle | Path, name: str, *, use_graphs: bool = True
+    ) -> "TensorRtSession":
         """Open an engine of a bundle on this machine's GPU.
 
         Args:
@@ -115,7 +118,10 @@ class TensorRtSession(BaseSession):
                 f"answers here: {error}"
             ) from error
         digests = {plan.file: plan.digest for plan in record.plans}
-        return cls(
+        kind: type[TensorRtSession] = cls
+        if record.paged:
+            from .paged_session import PagedTensorRtSession as kind
+        return kind(
             bundle,
             record,
             device=device,
@@ -175,9 +181,6 @@ class TensorRtSession(BaseSession):
             for index, profile in enumerate(file.profiles):
                 self._plans[profile] = plan, index
         options, config = self.record.options, self.config
-        kind = PagedCache if options.attention == "paged" else RowCache
-        self._cache = kind(self._device, config, self._dtype, options)
-        self._closing.callback(self._cache.close)
         positions = max(options.max_logits, self.max_batch)
         self._inputs = {
             contract.INPUT_IDS: self._memory(8 * max(options.prefill_chunk, self.max_batch)),
@@ -194,9 +197,27 @@ class TensorRtSession(BaseSession):
         self._logits_host = np.empty((self.max_batch, 1, config.vocab_size), np.float32)
         self._scratch_bytes = max(plan.scratch_bytes for plan, _ in self._plans.values())
         self._scratch = self._memory(max(self._scratch_bytes, 1))
+        self._open_cache()
+        self._closing.callback(self._cache.close)
         self._prefiller = self._context(PREFILL)
         self._prefill_row = -1
         self._prefill_shapes: Shapes = {}
+
+    def _open_cache(self) -> None:
+        """Allocate the cache, after everything else."""
+        self._cache = RowCache(self._device, self.config, self._dtype, self.record.options)
+
+    def _decode_windows(self) -> Iterable[Window]:
+        """The decode steps that are captured at open."""
+        return self._windows
+
+    def _bind(self, context: Context, window: Window) -> None:
+        """Bind the cache to a decode context."""
+        self._cache.bind(context, window.first, window.rows)
+
+    def _bind_prefill(self, row: int) -> None:
+        """Bind the cache to the prefill context, which worked on another row or on none."""
+        self._cache.bind(self._prefiller, row, 1 if self._prefill_row < 0 else None)
 
     def _memory(self, num_bytes: int) -> int:
         address = self._device.allocate(num_bytes)
@@ -214,7 +235,11 @@ class TensorRtSession(BaseSession):
         return context
 
     def _upload(
-        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, new_tokens: int
+        self,
+        input_ids: Tokens,
+        write_indices: Tokens,
+        logit_indices: Tokens,
+        lengths: NDArray[np.integer[Any]],
     ) -> None:
         for name, values in (
             (contract.INPUT_IDS, input_ids),
@@ -222,20 +247,20 @@ class TensorRtSession(BaseSession):
             (contract.LOGIT_INDICES, logit_indices),
         ):
             self._device.upload(self._inputs[name], np.ascontiguousarray(values, np.int64))
-        lengths = np.ascontiguousarray(write_indices + new_tokens, np.int32)
-        self._device.upload(self._inputs[LENGTHS], lengths)
+        self._device.upload(self._inputs[LENGTHS], np.ascontiguousarray(lengths, np.int32))
 
     def _open_decoders(self) -> None:
         """Make a context for each window, run it once, and capture it."""
-        for window in self._windows:
+        for window in self._decode_windows():
             context = self._context(decode_name(window.rows))
             for name, shape in step_inputs(window.rows, 1, 1).items():
                 context.set_shape(name, shape)
-            self._cache.bind(context, window.first, window.rows)
+            self._bind(context, window)
             self._decoders[window] = context
             if self._use_graphs and window.rows not in self._without_graph:
                 nothing = np.zeros((window.rows, 1), np.int64)
-                self._upload(nothing, nothing[:, 0], nothing, 1)  # writes where nothing is held
+                lengths = np.full(window.rows, self._first_length)
+                self._upload(nothing, nothing[:, 0], nothing, lengths)
                 context.enqueue(self._device.stream)
                 self._capture(context, window)
 
@@ -253,14 +278,18 @@ class TensorRtSession(BaseSession):
             tokens[of_window] = input_ids[asked]
             starts = self._ends[window.first : window.stop].copy()
             starts[of_window] = write_indices[asked]
-            self._upload(tokens, starts, np.zeros((window.rows, 1), np.int64), 1)
-            if graph := self._graphs.get(window):
-                self._device.launch(graph)
-            else:
-                self._decoders[window].enqueue(self._device.stream)
+            self._upload(tokens, starts, np.zeros((window.rows, 1), np.int64), starts + 1)
+            self._run(window)
             offset = of_window.start * logits[0].nbytes
             self._device.download(logits[asked], self._logits + offset)
         return logits
+
+    def _run(self, window: Window) -> None:
+        """Put a decode step of what was uploaded on the stream."""
+        if graph := self._graphs.get(window):
+            self._device.launch(graph)
+        else:
+            self._decoders[window].enqueue(self._device.stream)
 
     def _capture(self, context: Context, window: Window) -> None:
         """Keep a window's decode step as a graph; if it is refused, log and `describe` say so."""
@@ -296,7 +325,7 @@ class TensorRtSession(BaseSession):
         if len(wanted) > options.max_logits:
             chunk = min(chunk, options.max_logits)
         if row != self._prefill_row:
-            self._cache.bind(self._prefiller, row, 1 if self._prefill_row < 0 else None)
+            self._bind_prefill(row)
             self._prefill_row = row
         for first in range(0, len(tokens), chunk):
             piece = tokens[first : first + chunk]
@@ -316,5 +345,6 @@ class TensorRtSession(BaseSession):
             if self._prefill_shapes.get(name) != shape:
                 self._prefiller.set_shape(name, shape)
         self._prefill_shapes = shapes
-        self._upload(piece[None], np.array([start]), indices[None], len(piece))
+        starts = np.array([start])
+        self._upload(piece[None], starts, indices[None], starts + len(piece))
         self._prefiller.enqueue(self._device.stream)

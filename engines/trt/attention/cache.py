@@ -1,7 +1,4 @@
-"""The cache of an engine with pages: one pool for each layer's keys and values, and the page table.
-
-Each row has pages of its own for `max_seq_len` tokens, one after the other.
-"""
+"""The cache of an engine with pages: pools of each layer's keys and values, and the page table."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -19,9 +16,11 @@ from nemo_trt.precision import DType
 
 from .place import PAGE_TABLE
 
+Pages = NDArray[np.int32]
+
 
 class PagedCache:
-    """(pages, K, page, D) for every past name, zeroed, and (B, row pages) int32.
+    """(pages, K, page, D) for every past name, zeroed, and a table of (B, row pages) int32.
 
     Addresses never change, so a graph may hold them.
 
@@ -30,65 +29,85 @@ class PagedCache:
     """
 
     def __init__(
-        self, device: Device, config: ModelConfig, dtype: DType, options: BuildOptions
+        self,
+        device: Device,
+        config: ModelConfig,
+        dtype: DType,
+        options: BuildOptions,
+        num_pages: int,
     ) -> None:
         self._device, self._dtype, self._page = device, dtype, options.page
-        self._per_row, self._table_width = (
-            -(-options.max_seq_len // options.page),
-            options.row_pages,
-        )
-        self._shape = (
-            options.max_batch * self._per_row, config.num_kv_heads, options.page, config.head_dim
-        )  # fmt: skip
+        self._shape = (num_pages, config.num_kv_heads, options.page, config.head_dim)
         self._block_bytes = int(np.prod(self._shape[1:])) * dtype.itemsize
         self._names = list(contract.cache_names(config.num_layers))
         self._addresses: dict[str, int] = {}
+        self._table = np.zeros((options.max_batch, options.row_pages), np.int32)
         self._closing = ExitStack()
         try:
             for past, _ in self._names:
-                self._addresses[past] = self._memory(self._shape[0] * self._block_bytes)
-            table = np.zeros((options.max_batch, self._table_width), np.int32)
-            table[:, : self._per_row] = np.arange(self._shape[0]).reshape(options.max_batch, -1)
-            self._table = self._memory(table.nbytes)
-            device.upload(self._table, table)
+                self._addresses[past] = self._memory(num_pages * self._block_bytes)
+            self._table_address = self._memory(self._table.nbytes)
         except BaseException:
             self.close()
             raise
 
-    def bind(self, context: Context, first_row: int, rows: int | None) -> None:
-        """Bind the pools and the table from `first_row` on; fix their shapes for `rows`, if any."""
-        context.set_address(PAGE_TABLE, self._table + first_row * self._table_width * 4)
-        if rows is None:
-            return
-        context.set_shape(PAGE_TABLE, (rows, self._table_width))
+    def bind(self, context: Context, rows: int) -> None:
+        """Bind the pools, and the table's first rows, and fix their shapes."""
+        context.set_address(PAGE_TABLE, self._table_address)
+        context.set_shape(PAGE_TABLE, (rows, self._table.shape[1]))
         for past, present in self._names:
             context.set_address(past, self._addresses[past])
             context.set_address(present, self._addresses[past])
             context.set_shape(past, self._shape)
 
-    def read(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
-        """Copy a block to the host. See `Session.read_cache`."""
-        pages = range(start // self._page, -(-stop // self._page))
-        stored = np.empty((len(pages), *self._shape[1:]), self._dtype.numpy_name)
-        for held, page in zip(stored, pages, strict=True):
-            self._device.download(held, self._address(layer, kind, row, page))
-        first = pages.start * self._page
-        tokens = np.moveaxis(stored, 1, 0).reshape(self._shape[1], -1, self._shape[3])
-        return self._numbers(tokens[:, start - first : stop - first])
+    def show(self, table: Pages) -> None:
+        """Put (B, M) pages into the first rows of the table, for the steps that follow."""
+        rows, width = table.shape
+        self._table[:rows, :width] = table
+        self._device.upload(self._table_address, self._table[:rows])
 
-    def write(self, layer: int, kind: str, row: int, start: int, block: CacheBlock) -> None:
-        """Copy a block from the host. See `Session.write_cache`."""
-        stop = start + block.shape[1]
-        stored = self._stored(block)
+    def read(self, layer: int, kind: str, pages: Pages, start: int, stop: int) -> CacheBlock:
+        """Copy (K, stop - start, D) numbers of a row that has these pages to the host."""
+        first, last = start // self._page, -(-stop // self._page)
+        stored = np.empty((last - first, *self._shape[1:]), self._dtype.numpy_name)
+        for held, page in zip(stored, pages[first:last], strict=True):
+            self._device.download(held, self._address(layer, kind, page))
+        tokens = np.moveaxis(stored, 1, 0).reshape(self._shape[1], -1, self._shape[3])
+        before = first * self._page
+        return self._numbers(tokens[:, start - before : stop - before])
+
+    def write(self, layer: int, kind: str, pages: Pages, start: int, block: CacheBlock) -> None:
+        """Copy a block from the host over tokens of a row that has these pages."""
+        stop, stored = start + block.shape[1], self._stored(block)
         held = np.empty(self._shape[1:], self._dtype.numpy_name)
-        for page in range(start // self._page, -(-stop // self._page)):
-            first = page * self._page
+        for at in range(start // self._page, -(-stop // self._page)):
+            first = at * self._page
             begin, end = max(start, first), min(stop, first + self._page)
-            address = self._address(layer, kind, row, page)
+            address = self._address(layer, kind, pages[at])
             if end - begin < self._page:
                 self._device.download(held, address)
             held[:, begin - first : end - first] = stored[:, begin - start : end - start]
             self._device.upload(address, held)
+
+    def copy(self, layer: int, kind: str, source: Pages, target: Pages, length: int) -> None:
+        """Make the first tokens in the pages of `target` those in `source`, on the device."""
+        token = self._shape[3] * self._dtype.itemsize
+        for at in range(-(-length // self._page)):
+            self._device.copy(
+                self._address(layer, kind, target[at]),
+                self._address(layer, kind, source[at]),
+                min(self._page, length - at * self._page) * token,
+                count=self._shape[1],
+                pitch=self._page * token,
+            )
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Make a page hold what another one holds, in every layer, on the device."""
+        size = self._block_bytes
+        for address in self._addresses.values():
+            self._device.copy(
+                address + target * size, address + source * size, size, count=1, pitch=size
+            )
 
     def close(self) -> None:
         """Free the memory; a second call does nothing."""
@@ -99,9 +118,8 @@ class PagedCache:
         self._closing.callback(self._device.free, address)
         return address
 
-    def _address(self, layer: int, kind: str, row: int, page: int) -> int:
-        past = contract.past_name(layer, kind)
-        return self._addresses[past] + (row * self._per_row + page) * self._block_bytes
+    def _address(self, layer: int, kind: str, page: int) -> int:
+        return self._addresses[contract.past_name(layer, kind)] + int(page) * self._block_bytes
 
     def _numbers(self, stored: NDArray[Any]) -> CacheBlock:
         if self._dtype is DType.BF16:

@@ -14,14 +14,11 @@ import numpy as np
 import onnxruntime as ort
 
 from nemo_trt import contract
-from nemo_trt.engines.trt.attention.place import LENGTHS, PAGE_TABLE, Placement
-from nemo_trt.engines.trt.lowering import lower
+from nemo_trt.engines.trt.attention.place import LENGTHS, PAGE_TABLE
 from nemo_trt.engines.trt.profiles import PREFILL, decode_names, profile_named
 from nemo_trt.engines.trt.record import BuildOptions
 from nemo_trt.errors import MachineError
 from nemo_trt.manifest import GRAPH_FILE, read_manifest
-
-from .attention.reference import runnable
 
 _BASE = 4096  # so that 0 is no address
 T, ROWS, CHUNK, LOGITS = 64, 3, 8, 4
@@ -46,6 +43,7 @@ class FakeDevice:
         self.sm, self.fail_at = sm, fail_at
         self.memory = np.zeros(64 * 2**20, np.uint8)
         self.next = _BASE
+        self.free_memory = 0  # that it says it has, if it lies
         self.live: set[int] = set()
         self.graphs: set[int] = set()
         self.closed = False
@@ -75,6 +73,15 @@ class FakeDevice:
         self.calls["download"] += 1
         self.calls["bytes down"] += array.nbytes
         array.reshape(-1).view(np.uint8)[:] = self.memory[address : address + array.nbytes]
+
+    def copy(self, target: int, source: int, num_bytes: int, *, count: int, pitch: int) -> None:
+        assert num_bytes <= pitch
+        for index in range(count):
+            there, here = target + index * pitch, source + index * pitch
+            self.at(there, (num_bytes,), np.uint8)[...] = self.at(here, (num_bytes,), np.uint8)
+
+    def free_bytes(self) -> int:
+        return self.free_memory or len(self.memory) - self.next
 
     def begin_capture(self) -> None:
         self.calls["capture"] += 1
@@ -123,7 +130,8 @@ class FakePlan:
 
     def context(self, profile: int, stream: int, scratch: int, scratch_bytes: int) -> "FakeContext":
         assert scratch in self.device.live and scratch_bytes >= self.scratch_bytes
-        self.contexts.append(FakeContext(self, self.profiles[profile]))
+        kind = PagedFakeContext if self.page else FakeContext
+        self.contexts.append(kind(self, self.profiles[profile]))
         return self.contexts[-1]
 
     def of(self, profile: str) -> list["FakeContext"]:
@@ -136,13 +144,12 @@ class FakePlan:
 
 
 class PagedFakePlan(FakePlan):
-    """Of an engine with pages: the lowered graph, its plugin in ONNX's own operators."""
+    """Of an engine with pages. What a row holds is put together, the bundle's graph runs over it,
+    and the new tokens go to their pages: nothing at or behind a row's length is touched."""
 
-    def __init__(self, bundle: Path, device: FakeDevice, placement: Placement) -> None:
+    def __init__(self, bundle: Path, device: FakeDevice, page: int) -> None:
         super().__init__(bundle, device)
-        self.page = placement.page
-        graph = lower(bundle, GRAPH_FILE, 0, placement)
-        self.session = runnable(graph, self.config.head_dim, placement.page)
+        self.page = page
 
 
 class FakeContext:
@@ -210,3 +217,56 @@ class FakeContext:
 
     def close(self) -> None:
         self.closed = True
+
+
+class PagedFakeContext(FakeContext):
+    """Each row that is not idle by itself, over what its pages hold."""
+
+    def run(self) -> None:
+        ids, starts, wanted, lengths, table = (
+            self.bound(name, dtype)
+            for name, dtype in (
+                (contract.INPUT_IDS, np.int64), (contract.WRITE_INDICES, np.int64),
+                (contract.LOGIT_INDICES, np.int64), (LENGTHS, np.int32), (PAGE_TABLE, np.int32),
+            )
+        )  # fmt: skip
+        vocabulary = self.plan.config.vocab_size
+        address = self.addresses[contract.LOGITS]
+        logits = self.plan.device.at(address, (*wanted.shape, vocabulary), np.float32)
+        for row, length in enumerate(lengths):
+            if length == 0:
+                continue
+            assert length == starts[row] + ids.shape[1], "padding is not run"
+            logits[row] = self.row(
+                ids[[row]], starts[[row]], wanted[[row]], table[row], int(length)
+            )
+
+    def bound(self, name: str, dtype: Any) -> np.ndarray:
+        """What lies at an input's address."""
+        assert self.addresses[name] % 16 == 0, "the kernels take aligned addresses"
+        return self.plan.device.at(self.addresses[name], self.shapes[name], dtype)
+
+    def row(
+        self, ids: np.ndarray, start: np.ndarray, wanted: np.ndarray, pages: np.ndarray, length: int
+    ) -> np.ndarray:
+        """One row's logits; its new tokens are stored."""
+        config, page = self.plan.config, self.plan.page
+        feeds = {contract.INPUT_IDS: ids, contract.WRITE_INDICES: start,
+                 contract.LOGIT_INDICES: wanted}  # fmt: skip
+        names = list(contract.cache_names(config.num_layers))
+        at = np.arange(length)
+        spots = pages[at // page], slice(None), at % page
+        pools = {}
+        for past, present in names:
+            assert self.addresses[past] == self.addresses[present], "caches are not aliased"
+            pools[present] = self.bound(past, np.float16)
+            feeds[past] = np.zeros((1, config.num_kv_heads, length, config.head_dim), np.float16)
+            feeds[past][0] = pools[present][spots].swapaxes(0, 1)
+            feeds[past][0, :, int(start[0]) :] = 0
+        outputs = [contract.LOGITS, *pools]
+        found = dict(zip(outputs, self.plan.session.run(outputs, feeds), strict=True))
+        new = at >= start[0]
+        for present, pool in pools.items():
+            here = spots[0][new], slice(None), spots[2][new]
+            pool[here] = found[present][0].swapaxes(0, 1)[new]
+        return found[contract.LOGITS][0]

@@ -1,0 +1,157 @@
+"""The `Session` on an engine with pages: its caller says which pages the rows of a step have."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from nemo_trt.engines.page_pool import own_pages
+from nemo_trt.engines.session import CacheBlock, Logits, PageView, Tokens
+from nemo_trt.engines.step_result import WholeLogits
+from nemo_trt.errors import CapacityError, MachineError, RequestError
+
+from .attention.cache import PagedCache, Pages
+from .profiles import buckets
+from .runtime import Context
+from .session import TensorRtSession
+from .windows import Window
+
+_SHARE = 0.95  # of the free memory that pages take: CUDA keeps some for itself
+
+
+class PagedTensorRtSession(TensorRtSession):
+    """Runs an engine that was built with `--attention paged`.
+
+    It has as many pages as the device has memory for, at most enough for all rows. A decode step
+    runs the profile of the next larger number of rows, of which those that are too many are idle.
+    """
+
+    _cache: PagedCache  # type: ignore[assignment]  # what the base asks of it stands below
+    page_tokens: int
+    longer = "Build the engine with a larger --max-seq-len."
+    _first_length = 0  # idle: nothing is written
+
+    def launch(
+        self,
+        input_ids: Tokens,
+        write_indices: Tokens,
+        logit_indices: Tokens,
+        first_row: int = 0,
+        temperatures: Logits | None = None,
+        pages: PageView | None = None,
+    ) -> None:
+        """See `Session.launch`."""
+        if pages is None:
+            super().launch(input_ids, write_indices, logit_indices, first_row, temperatures)
+            return
+        self._require_open()
+        self._require_pages(input_ids, write_indices, pages)
+        self._result = None
+        with self._ownership:
+            try:
+                logits = self._over(input_ids, write_indices, logit_indices, pages)
+            except MemoryError as error:
+                raise MachineError("This machine has no memory for a step.") from error
+        self._result = WholeLogits(logits)
+
+    def copy_page(self, source: int, target: int) -> None:
+        """See `Session.copy_page`."""
+        self._require_open()
+        with self._ownership:
+            self._cache.copy_page(source, target)
+
+    def _require_pages(self, input_ids: Tokens, starts: Tokens, pages: PageView) -> None:
+        """Raises:
+        RequestError: the device would touch what is no page of a row.
+        CapacityError: a row would be too long.
+        """
+        rows = len(input_ids)
+        if not 0 < rows == len(pages.table) == len(pages.lengths) <= self.max_batch:
+            raise RequestError(f"A step must have 1 to {self.max_batch} rows, got {rows}.")
+        longest = int(pages.lengths.max())
+        if longest > self.max_seq_len or starts.min() < 0:
+            raise CapacityError(
+                f"A row must hold at most {self.max_seq_len} tokens, got {longest}. {self.longer}"
+            )
+        held = -(-pages.lengths // self.page_tokens)
+        if held.max() > pages.table.shape[1]:
+            raise RequestError("The page table must name a page for every token.")
+        used = pages.table[np.arange(pages.table.shape[1]) < held[:, None]]
+        if used.size and not 0 <= used.min() <= used.max() < self.num_pages:
+            raise RequestError(f"Pages must be 0 to {self.num_pages - 1}.")
+
+    def _open_cache(self) -> None:
+        options, config = self.record.options, self.config
+        size = options.page * config.kv_bytes_per_token(self._dtype)
+        row = -(-options.max_seq_len // options.page)
+        fitting = int(_SHARE * self._device.free_bytes()) // size
+        if fitting < row:
+            raise MachineError(
+                f"The cache must hold a row of {options.max_seq_len} tokens, {row} pages of "
+                f"{size / 1e6:.1f} MB, but the GPU has memory for {fitting}. Build the engine with "
+                "a smaller --max-seq-len."
+            )
+        self.page_tokens = options.page
+        self.num_pages = min(fitting, options.max_batch * row)
+        self._cache = PagedCache(self._device, config, self._dtype, options, self.num_pages)
+
+    def _decode_windows(self) -> Iterable[Window]:
+        return [Window(0, rows) for rows in buckets(self.max_batch)]
+
+    def _bind(self, context: Context, window: Window) -> None:
+        self._cache.bind(context, window.rows)
+
+    def _bind_prefill(self, row: int) -> None:
+        self._cache.bind(self._prefiller, 1)
+
+    def _step(
+        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int
+    ) -> Logits:
+        lengths = (write_indices + input_ids.shape[1]).astype(np.int32)
+        rows = range(first_row, first_row + len(input_ids))
+        table = np.array([self._own(row, int(lengths.max())) for row in rows], np.int32)
+        return self._over(input_ids, write_indices, logit_indices, PageView(table, lengths))
+
+    def _over(
+        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, pages: PageView
+    ) -> Logits:
+        rows, new_tokens = input_ids.shape
+        if new_tokens == 1 and logit_indices.shape[1] == 1:
+            return self._decode_pages(input_ids, write_indices, pages)
+        logits = np.zeros((*logit_indices.shape, self.config.vocab_size), np.float32)
+        for row in range(rows):
+            start = int(write_indices[row])
+            tokens = input_ids[row, : int(pages.lengths[row]) - start]  # the rest is padding
+            self._cache.show(pages.table[[row]])
+            self._prefill(tokens, start, logit_indices[row], 0, logits[row])
+        return logits
+
+    def _decode_pages(self, input_ids: Tokens, write_indices: Tokens, pages: PageView) -> Logits:
+        rows = len(input_ids)
+        window = next(one for one in self._decoders if one.rows >= rows)
+        tokens = np.zeros((window.rows, 1), np.int64)
+        starts = np.zeros(window.rows, np.int64)
+        lengths = np.zeros(window.rows, np.int32)  # of an idle row
+        tokens[:rows], starts[:rows], lengths[:rows] = input_ids, write_indices, pages.lengths
+        self._cache.show(pages.table)
+        self._upload(tokens, starts, np.zeros_like(tokens), lengths)
+        self._run(window)
+        logits = self._logits_host[:rows]
+        self._device.download(logits, self._logits)
+        return logits
+
+    def _own(self, row: int, length: int) -> Pages:
+        return own_pages(
+            row, length, max_batch=self.max_batch, page_tokens=self.page_tokens,
+            num_pages=self.num_pages,
+        )  # fmt: skip
+
+    def _read(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
+        return self._cache.read(layer, kind, self._own(row, stop), start, stop)
+
+    def _write(self, layer: int, kind: str, row: int, start: int, block: CacheBlock) -> None:
+        pages = self._own(row, start + block.shape[1])
+        self._cache.write(layer, kind, pages, start, block)
+
+    def _copy(self, layer: int, kind: str, source: int, target: int, length: int) -> None:
+        own = self._own(source, length), self._own(target, length)
+        self._cache.copy(layer, kind, *own, length)
