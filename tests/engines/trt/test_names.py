@@ -13,6 +13,7 @@ import pytest
 
 from nemo_trt.engines import device
 from nemo_trt.engines.trt import compile, network, piece, runtime, toolkit
+from nemo_trt.engines.trt.attention import driver, plugin
 
 pytestmark = pytest.mark.e2e
 
@@ -49,7 +50,7 @@ def missing(found: Any, names: list[str]) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("module", [compile, network, piece, runtime, toolkit])
+@pytest.mark.parametrize("module", [compile, network, piece, plugin, runtime, toolkit])
 def test_names_of_the_module_exist(module: ModuleType) -> None:
     used = [c[c.index(n) + 1 :] for c in chains(module) for n in ("api", "_api") if n in c]
     used = [names for names in used if names and names[0] != "__version__"]
@@ -88,3 +89,21 @@ def test_functions_and_constants_of_cuda_exist() -> None:
     assert enums and not [n for n in enums if missing(cuda.cudaDeviceAttr, n)]
     modes = [c[2:] for c in chains(device) if c[:2] == ["self", "_cuda"]]
     assert modes and not [wrong for names in modes if names and (wrong := missing(cuda, names))]
+
+
+def test_functions_of_cudas_driver_exist_and_take_what_they_are_given() -> None:
+    bindings = pytest.importorskip("cuda.bindings.driver", reason="needs cuda-python")
+    calls = [
+        node
+        for node in ast.walk(ast.parse(inspect.getsource(driver)))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "self._call"
+    ]
+    given = {ast.literal_eval(one.args[0]): len(one.args) - 1 for one in calls}
+    given["cuLaunchKernel"] += 2  # the grid's three are one argument there
+    assert len(given) == 5
+    for name, count in given.items():
+        signature = getattr(bindings, name).__doc__.splitlines()[0]
+        assert signature.count(",") + 1 == count, signature
+    assert hasattr(bindings, "cuGetErrorString")
+    enums = [c[1:] for c in chains(driver) if c[0] == "attribute"]
+    assert enums and not [n for n in enums if missing(bindings.CUfunction_attribute, n)]
