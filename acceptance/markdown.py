@@ -78,7 +78,7 @@ def _plans(steps: list[dict[str, Any]]) -> Iterator[str]:
                 num_bytes(facts["weight_bytes"]),
                 num_bytes(facts["kv_bytes"]),
                 num_bytes(facts["free_bytes"]),
-                f"{facts['floor_ms_empty_cache']:.2f} to {facts['floor_ms_full_cache']:.2f} ms",
+                f"{facts['floor_ms']:.2f} ms",
             )
         )
     if planned:

@@ -45,7 +45,8 @@ def command(
     """Show whether an engine of SOURCE fits a GPU, its longest contexts, and its decode floor.
 
     SOURCE is a bundle, or a checkpoint that has not been exported yet. The floor is the lower bound
-    of a decode step's time: the bytes it reads divided by the GPU's memory bandwidth.
+    of a decode step's time: the bytes it reads, weights and the whole cache, divided by the GPU's
+    memory bandwidth.
     """
     from nemo_trt.engines.planner import require_fit
     from nemo_trt.engines.targets import TARGETS
@@ -120,11 +121,30 @@ def _show(budget: "Budget", paged: bool) -> None:
             f"There is memory for {pages:,} pages of {PAGE} tokens, {budget.cache_tokens:,} "
             "tokens of all rows together."
         )
-    empty, full = budget.floor_ms
-    OUT.print(
-        f"A decode step takes at least {empty:.2f} ms with an empty cache, {full:.2f} ms with a "
-        f"full one ({1e3 / empty:.0f} and {1e3 / full:.0f} steps/s)."
-    )
+    steps = f"({1e3 / budget.floor_ms:.0f} steps/s)"
+    if paged:
+        OUT.print(
+            f"A decode step takes at least {budget.weights_ms:.2f} ms with an empty cache, "
+            f"{budget.floor_ms:.2f} ms with a full one {steps}."
+        )
+    else:
+        OUT.print(
+            f"A decode step takes at least {budget.floor_ms:.2f} ms {steps}: it reads the weights "
+            f"in {budget.weights_ms:.2f} ms, and the whole cache, however little of it is in use."
+        )
+    if budget.choices:
+        choices = rich.table.Table(
+            box=None, title="Decode floor by tokens per row", title_justify="left"
+        )
+        for tokens in budget.choices:
+            choices.add_column(f"{tokens:,}", justify="right")
+        choices.add_row(*(f"{floor:.2f} ms" for floor in budget.choices.values()))
+        OUT.print(choices)
+    if budget.fused_tokens:
+        OUT.print(
+            f"TensorRT fuses attention up to {budget.fused_tokens:,} tokens per row; longer "
+            "contexts need --attention paged."
+        )
     OUT.print(
         f"The build takes {num_bytes(budget.disk_bytes)} of disk and about "
         f"{num_bytes(budget.host_bytes)} of host memory."
@@ -140,7 +160,9 @@ def _show_every(budgets: "list[Budget]", as_json: bool, model: "Planned") -> Non
         click.echo(json.dumps([_facts(budget) for budget in budgets], indent=2))
         return
     table = rich.table.Table(box=None, header_style="bold")
-    for heading in ("gpu", "sm", "memory", "bandwidth", "fp8", "longest context", "floor", "free"):
+    for heading in (
+        "gpu", "sm", "memory", "bandwidth", "fp8", "longest context", "tokens", "floor", "free"
+    ):  # fmt: skip
         table.add_column(heading, justify="left" if heading == "gpu" else "right")
     for budget in budgets:
         target = budget.target
@@ -154,7 +176,8 @@ def _show_every(budgets: "list[Budget]", as_json: bool, model: "Planned") -> Non
             f"{target.bandwidth_gb_s} GB/s",
             "yes" if target.has_fp8 else "no",
             f"{longest:,}" if fits else "does not fit" if possible else "no FP8",
-            f"{budget.floor_ms[0]:.1f} ms" if fits else "",
+            f"{budget.max_seq_len:,}" if fits else "",
+            f"{budget.floor_ms:.1f} ms" if fits else "",
             num_bytes(budget.free_bytes) if fits and budget.free_bytes >= 0 else "",
         )
     OUT.print(table)

@@ -16,6 +16,11 @@ RESERVE_BYTES = 10**9
 """For the driver's context, the kernels' code and fragmentation."""
 HOST_FACTOR = 2.2
 """Host memory that a build takes, over the weights' bytes (docs/performance.md)."""
+FUSED_SMS = (80, 86, 89, 120, 121)
+"""Compute capabilities whose fused decode attention takes 24,576 - head_dim tokens: it keeps that
+many scores in shared memory. Found by builds for each of them; of others it is not known."""
+_FUSED_SCORES = 24_576
+_LEAST_CHOICE = 1024  # tokens; capacities are proposed from here on, each twice the one before
 _SLOTS = (1, 2, 4, 8, 16, 32, 64)
 _STEP = 256  # contexts are told in multiples of it
 
@@ -49,8 +54,12 @@ class Budget:
         weight_bytes: weights in all plans.
         kv_bytes: the whole KV cache.
         scratch_bytes: scratch memory of the profile that needs more.
-        floor_ms: lower bound of a decode step in milliseconds, bytes read over bandwidth: with an
-            empty cache, and with a full one.
+        weights_ms: time of reading the weights once, in milliseconds.
+        floor_ms: lower bound of a decode step in milliseconds, bytes read over bandwidth: weights
+            and whole cache. TensorRT's own attention reads all of it whatever rows hold; paged
+            attention reads what they hold.
+        fused_tokens: tokens a row up to which TensorRT fuses decode attention; None if that is not
+            known of the GPU, or does not matter because attention is paged.
         disk_bytes: disk space that the build needs.
         host_bytes: host memory that the build needs.
         fits: number of rows -> the longest context that fits, 0 if none does.
@@ -64,7 +73,9 @@ class Budget:
     weight_bytes: int
     kv_bytes: int
     scratch_bytes: int
-    floor_ms: tuple[float, float]
+    weights_ms: float
+    floor_ms: float
+    fused_tokens: int | None
     disk_bytes: int
     host_bytes: int
     fits: dict[int, int]
@@ -86,6 +97,17 @@ class Budget:
         per_token = self.kv_bytes // (self.max_batch * self.max_seq_len)
         return max(0, self.free_bytes + self.kv_bytes) // per_token
 
+    @property
+    def choices(self) -> dict[int, float]:
+        """Capacities in tokens per row to choose from -> `floor_ms` with each."""
+        longest = min(self.fits[self.max_batch], self.fused_tokens or self.fits[self.max_batch])
+        cache_ms = (self.floor_ms - self.weights_ms) / self.max_seq_len
+        found, tokens = {}, _LEAST_CHOICE
+        while tokens <= longest:
+            found[tokens] = self.weights_ms + tokens * cache_ms
+            tokens *= 2
+        return found
+
 
 def engine_budget(
     manifest: Planned,
@@ -101,11 +123,12 @@ def engine_budget(
 
     Args:
         manifest: of the bundle.
-        max_seq_len: tokens a row; by default what fits, at most the model's context.
+        max_seq_len: tokens a row; by default what fits, at most the model's context and what fused
+            attention takes.
         max_batch: rows.
         prefill_chunk: tokens of one row that one prefill step takes.
         num_plans: 1 holds the weights once; 2 hold them twice.
-        paged: with paged attention, which expands no keys and values.
+        paged: with paged attention, which copies no keys and values.
 
     Raises:
         RequestError: a number is out of range, or longer than the model's context.
@@ -123,7 +146,8 @@ def engine_budget(
         slots: _longest(manifest, target, slots, prefill_chunk, num_plans, paged=paged)
         for slots in sorted({*_SLOTS, max_batch})
     }
-    capacity = max_seq_len or fits[max_batch] or _STEP
+    fused = None if paged else fused_tokens(target, config)
+    capacity = max_seq_len or min(fits[max_batch], fused or fits[max_batch]) or _STEP
     chunk = min(prefill_chunk, capacity)
     kv_bytes = max_batch * capacity * kv_bytes_per_token(manifest)
     per_step = step_bytes(manifest)
@@ -138,7 +162,9 @@ def engine_budget(
         weight_bytes=plan_bytes,
         kv_bytes=kv_bytes,
         scratch_bytes=_scratch_bytes(manifest, 0 if paged else capacity, chunk),
-        floor_ms=(per_step / bandwidth, (per_step + kv_bytes) / bandwidth),
+        weights_ms=per_step / bandwidth,
+        floor_ms=(per_step + kv_bytes) / bandwidth,
+        fused_tokens=fused,
         disk_bytes=plan_bytes,
         host_bytes=int(HOST_FACTOR * manifest.weight_bytes),
         fits=fits,
@@ -189,6 +215,11 @@ def require_fit(budget: Budget, manifest: Planned) -> None:
     )
 
 
+def fused_tokens(target: Target, config: ModelConfig) -> int | None:
+    """Tokens a row up to which TensorRT fuses decode attention; None if that is not known."""
+    return _FUSED_SCORES - config.head_dim if target.sm in FUSED_SMS else None
+
+
 def kv_bytes_per_token(manifest: Planned) -> int:
     """Bytes of a row's keys and values of one token."""
     return manifest.config.kv_bytes_per_token(manifest.precision.base)
@@ -202,11 +233,11 @@ def step_bytes(manifest: Planned) -> int:
 
 
 def _scratch_bytes(manifest: Planned, capacity: int, chunk: int) -> int:
-    """What the prefill profile needs, of one row: keys and values expanded to all query heads, the
-    MLP's three activations, logits. An upper bound of what was measured (docs/performance.md)."""
+    """What the prefill profile needs, of one row: a copy of a layer's keys and values, the MLP's
+    three activations, logits. An upper bound of what was measured (docs/performance.md)."""
     config, itemsize = manifest.config, manifest.precision.base.itemsize
     return (
-        2 * config.num_heads * capacity * config.head_dim * itemsize
+        2 * config.num_kv_heads * capacity * config.head_dim * itemsize
         + 3 * config.intermediate_size * chunk * itemsize
         + 2 * MAX_LOGITS * config.vocab_size * DType.FP32.itemsize
     )
@@ -220,7 +251,7 @@ def _longest(
     per_token = slots * kv_bytes_per_token(manifest)
     if not paged:
         config = manifest.config
-        per_token += 2 * config.num_heads * config.head_dim * manifest.precision.base.itemsize
+        per_token += 2 * config.num_kv_heads * config.head_dim * manifest.precision.base.itemsize
     free -= _scratch_bytes(manifest, 0, chunk)
     longest = max(0, free // per_token) // _STEP * _STEP
     return min(longest, manifest.config.max_position_embeddings)

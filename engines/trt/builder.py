@@ -30,7 +30,7 @@ from .kernels import (
     scratch_bytes,
 )
 from .lowering import lower
-from .probe import explain_unfused
+from .probe import explain_unfused, require_fused
 from .profiles import PREFILL, decode_names, is_decode
 from .record import BuildOptions, EngineRecord, PlanFile, same_build
 from .toolkit import Log, Toolkit
@@ -80,6 +80,7 @@ def build_plans(
         paged=options.attention == "paged",
     )
     require_fit(budget, bundle)
+    require_fused(options, budget.fused_tokens)
     name = f"{target.name}-{bundle.precision}"
     if options.attention == "paged":
         name += "-paged"

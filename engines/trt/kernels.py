@@ -153,6 +153,12 @@ def require_fused_decode(
             f"Decode must have one fused attention a layer, {config.num_layers}, got "
             f"{len(attentions)}. Build with a smaller --max-seq-len, or with --allow-unfused."
         )
+    for kernel in attentions:
+        if sum(one.name.startswith("present.") for one in kernel.inputs) != 2:
+            raise BuildError(
+                f"Decode must read the cache as it is, but {kernel.name} reads "
+                f"{', '.join(one.name for one in kernel.inputs)}."
+            )
     matrix = sorted((capacity, config.head_dim))  # keys or values of one head
     for kernel in kernels:
         copied = [one.name for one in kernel.inputs if one.name.startswith(contract.PAST)]

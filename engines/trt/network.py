@@ -9,6 +9,7 @@ from nemo_trt import contract
 from nemo_trt.errors import BuildError
 
 from .attention.place import LENGTHS
+from .grouped import cache_read, read_by_group
 from .lowering import LoweredGraph
 from .toolkit import Log, Toolkit
 
@@ -47,7 +48,9 @@ def mend(toolkit: Toolkit, network: Any, *, num_layers: int, allow_unfused: bool
         BuildError: the network is not what the bundle's graph means.
     """
     layers, attentions = _restore(toolkit, network, allow_unfused=allow_unfused)
-    _require_counts(toolkit.api, layers, attentions, num_layers)
+    for attention in attentions:
+        read_by_group(toolkit.api, network, attention)
+    _require_counts(toolkit.api, network, layers, attentions, num_layers)
     _require_fp8(toolkit.api, layers)
 
 
@@ -58,7 +61,7 @@ def require_paged(toolkit: Toolkit, network: Any, num_layers: int) -> None:
         BuildError: it did not.
     """
     api = toolkit.api
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    layers = _layers(network)
     plugins = sum(layer.type == api.LayerType.PLUGIN_V3 for layer in layers)
     if plugins != num_layers:
         raise BuildError(f"The network must have {num_layers} attentions of ours, got {plugins}.")
@@ -80,12 +83,8 @@ def _restore(
 ) -> tuple[list[Any], list[Any]]:
     """Give every attention its lengths and its mask's corner back; return layers and attentions."""
     api = toolkit.api
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    producers = {
-        layer.get_output(index).name: layer
-        for layer in layers
-        for index in range(layer.num_outputs)
-    }
+    layers = _layers(network)
+    producers = _producers(layers)
     attentions = []
     for layer in layers:
         if layer.type == api.LayerType.ATTENTION_INPUT:
@@ -100,6 +99,19 @@ def _restore(
             source = _without_unit_scale(api, attention.get_input(index), producers)
             attention.set_input(index, source)
     return layers, attentions
+
+
+def _layers(network: Any) -> list[Any]:
+    return [network.get_layer(index) for index in range(network.num_layers)]
+
+
+def _producers(layers: list[Any]) -> dict[str, Any]:
+    """Every tensor's name and the layer that makes it."""
+    return {
+        layer.get_output(index).name: layer
+        for layer in layers
+        for index in range(layer.num_outputs)
+    }
 
 
 def _without_unit_scale(api: Any, tensor: Any, producers: dict[str, Any]) -> Any:
@@ -130,7 +142,9 @@ def _without_unit_scale(api: Any, tensor: Any, producers: dict[str, Any]) -> Any
     return layer.get_input(0)
 
 
-def _require_counts(api: Any, layers: list[Any], attentions: list[Any], num_layers: int) -> None:
+def _require_counts(
+    api: Any, network: Any, layers: list[Any], attentions: list[Any], num_layers: int
+) -> None:
     """Every attention reads lengths and caches, and every cache is updated in place."""
     updates = sum(layer.type == api.LayerType.KV_CACHE_UPDATE for layer in layers)
     if (len(attentions), updates) != (num_layers, 2 * num_layers):
@@ -146,13 +160,15 @@ def _require_counts(api: Any, layers: list[Any], attentions: list[Any], num_laye
     ]
     if wrong:
         raise BuildError("Every attention must have lengths and LOWER_RIGHT; TensorRT lost them.")
-    expected = {
-        f"present.{index}.{kind}" for index in range(num_layers) for kind in ("key", "value")
-    }
-    read = {attention.get_input(index).name for attention in attentions for index in (1, 2)}
-    if read != expected:
-        odd = sorted(read ^ expected)[0]
-        raise BuildError(f"Every attention must read the updated caches, got {odd}.")
+    producers = _producers(_layers(network))
+    read = [
+        tuple(cache_read(api, attention.get_input(index), producers) for index in (1, 2))
+        for attention in attentions
+    ]
+    expected = [(f"present.{index}.key", f"present.{index}.value") for index in range(num_layers)]
+    if sorted(read) != sorted(expected):
+        odd = sorted(set(read) ^ set(expected))[0]
+        raise BuildError(f"Every attention must read its layer's updated caches, got {odd}.")
 
 
 def _require_fp8(api: Any, layers: list[Any]) -> None:

@@ -16,21 +16,42 @@ from nemo_trt.progress import Silent
 
 from .compile import Compiler
 from .lowering import LoweredGraph
+from .profiles import PREFILL, decode_name
+from .record import BuildOptions
 from .toolkit import Log
 
 _STEP = 512  # tokens; caches are probed in multiples of it
 
 
+def require_fused(options: BuildOptions, longest: int | None) -> None:
+    """Refuse a cache that is too long for fused attention before anything is compiled.
+
+    Args:
+        longest: see `Budget.fused_tokens`; where it is None, compiling tells.
+
+    Raises:
+        BuildError: the cache is longer; the message names the longest that has fused attention.
+    """
+    if longest and not options.allow_unfused and options.max_seq_len > longest:
+        raise _unfused(options, f"--max-seq-len {longest}", f"{longest} tokens are the most")
+
+
 def explain_unfused(bundle: Bundle, compiler: Compiler, profiles: tuple[str, ...]) -> BuildError:
     """The error of a cache without fused attention: it names the longest that has it."""
-    options = compiler.options
+    profiles = tuple(name for name in profiles if name in (PREFILL, decode_name(1)))
     longest = _longest_fused(bundle, compiler, profiles)
-    remedy = f"--max-seq-len {longest}" if longest else "another GPU"
+    if longest:
+        remedy, most = f"--max-seq-len {longest}", f"{longest} tokens are the most of those tried"
+    else:
+        remedy, most = "another GPU", "none that was tried has"
+    return _unfused(compiler.options, remedy, most)
+
+
+def _unfused(options: BuildOptions, remedy: str, most: str) -> BuildError:
     return BuildError(
         f"{options.target} has no fused attention for a cache of {options.max_seq_len} tokens a "
-        f"row: {longest or 'none'} is the most of what was tried. Build with {remedy}, or with "
-        "--allow-unfused: correct, but each step then writes keys and values expanded to all "
-        "query heads."
+        f"row: {most}. Build with {remedy}, with --attention paged, or with --allow-unfused: "
+        "correct, but each step then writes keys and values expanded to all query heads."
     )
 
 

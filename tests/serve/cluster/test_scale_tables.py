@@ -38,4 +38,4 @@ def test_the_tables_are_the_planners(tiny: Any, precision: DType) -> None:
         assert int(memory) == budget.target.memory_gb
         told = [int(one.replace(",", "")) for one in contexts.split(" | ")]
         assert told == [budget.fits[slots] for slots in SLOTS]
-        assert floor == f"{budget.floor_ms[0]:.1f}"
+        assert floor == f"{budget.weights_ms:.1f}"
