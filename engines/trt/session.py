@@ -18,6 +18,7 @@ from nemo_trt.errors import BuildError, MachineError
 from nemo_trt.where import Where
 
 from .attention.place import LENGTHS
+from .memory import device_memory, require_free
 from .profiles import PREFILL, Shapes, decode_name, step_inputs
 from .record import EngineRecord, read_record
 from .row_cache import RowCache
@@ -174,27 +175,42 @@ class TensorRtSession(BaseSession):
 
     def _allocate(self, open_plan: OpenPlan, folder: Path) -> None:
         """Load the plans, and allocate caches, inputs, outputs and scratch."""
+        options, config = self.record.options, self.config
+        positions = max(options.max_logits, self.max_batch)
+        sizes = {
+            contract.INPUT_IDS: 8 * max(options.prefill_chunk, self.max_batch),
+            contract.WRITE_INDICES: 8 * self.max_batch,
+            contract.LOGIT_INDICES: 8 * positions,
+            LENGTHS: 4 * self.max_batch,
+        }
+        logits_bytes = 4 * positions * config.vocab_size
+        self._windows = Windows(
+            self.max_batch,
+            weight_bytes=self.record.weight_bytes,
+            row_bytes=self.max_seq_len * config.kv_bytes_per_token(self._dtype),
+        )
+        needed = device_memory(
+            self.record,
+            config,
+            self._dtype,
+            io_bytes=sum(sizes.values()) + logits_bytes,
+            num_windows=len(list(self._decode_windows())),
+        )
+        require_free(needed, self._device.free_bytes(), self.record.name)
         self._plans: dict[str, tuple[Plan, int]] = {}
         for file in self.record.plans:
             plan = open_plan(folder / file.file)
             self._closing.callback(plan.close)
             for index, profile in enumerate(file.profiles):
                 self._plans[profile] = plan, index
-        options, config = self.record.options, self.config
-        positions = max(options.max_logits, self.max_batch)
-        self._inputs = {
-            contract.INPUT_IDS: self._memory(8 * max(options.prefill_chunk, self.max_batch)),
-            contract.WRITE_INDICES: self._memory(8 * self.max_batch),
-            contract.LOGIT_INDICES: self._memory(8 * positions),
-            LENGTHS: self._memory(4 * self.max_batch),
-        }
-        self._logits = self._memory(4 * positions * config.vocab_size)
-        self._windows = Windows(
-            self.max_batch,
-            weight_bytes=self.record.weight_bytes,
-            row_bytes=self.max_seq_len * config.kv_bytes_per_token(self._dtype),
-        )
+        self._inputs = {name: self._memory(num_bytes) for name, num_bytes in sizes.items()}
+        self._logits = self._memory(logits_bytes)
+        # Logits are pinned: they are much of what is copied. Inputs are not: a copy of pinned
+        # memory may still run when the next chunk overwrites it.
         self._logits_host = np.empty((self.max_batch, 1, config.vocab_size), np.float32)
+        self._positions_host = np.empty((options.max_logits, config.vocab_size), np.float32)
+        for array in (self._logits_host, self._positions_host):
+            self._device.pin(array)
         self._scratch_bytes = max(plan.scratch_bytes for plan, _ in self._plans.values())
         self._scratch = self._memory(max(self._scratch_bytes, 1))
         self._open_cache()
@@ -335,7 +351,7 @@ class TensorRtSession(BaseSession):
                 indices = wanted[some] - first if len(some) else np.zeros(1, np.int64)
                 self._run_prefill(piece, start + first, indices)
                 if len(some):
-                    found = np.empty((len(some), self.config.vocab_size), np.float32)
+                    found = self._positions_host[: len(some)]
                     self._device.download(found, self._logits)
                     logits[some] = found
 

@@ -43,7 +43,9 @@ class FakeDevice:
         self.sm, self.fail_at = sm, fail_at
         self.memory = np.zeros(64 * 2**20, np.uint8)
         self.next = _BASE
-        self.free_memory = 0  # that it says it has, if it lies
+        self.free_memory = 0  # that it says it has left beside other things, if it lies
+        self.total_memory = 80 * 10**9  # that it says it has while nothing is allocated
+        self.pinned: list[np.ndarray] = []
         self.live: set[int] = set()
         self.graphs: set[int] = set()
         self.closed = False
@@ -72,6 +74,7 @@ class FakeDevice:
     def download(self, array: np.ndarray, address: int) -> None:
         self.calls["download"] += 1
         self.calls["bytes down"] += array.nbytes
+        self.calls["pageable down"] += not any(np.shares_memory(array, one) for one in self.pinned)
         array.reshape(-1).view(np.uint8)[:] = self.memory[address : address + array.nbytes]
 
     def copy(self, target: int, source: int, num_bytes: int, *, count: int, pitch: int) -> None:
@@ -81,7 +84,12 @@ class FakeDevice:
             self.at(there, (num_bytes,), np.uint8)[...] = self.at(here, (num_bytes,), np.uint8)
 
     def free_bytes(self) -> int:
+        if not self.live:
+            return self.total_memory
         return self.free_memory or len(self.memory) - self.next
+
+    def pin(self, array: np.ndarray) -> None:
+        self.pinned.append(array)
 
     def begin_capture(self) -> None:
         self.calls["capture"] += 1
