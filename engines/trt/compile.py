@@ -22,6 +22,8 @@ from .profiles import profile_named
 from .record import BuildOptions
 from .toolkit import Log, Toolkit
 
+USER_ALLOCATION = "REQUIRE_USER_ALLOCATION"
+"""Flag of a plan that allocates nothing while it runs, as capturing it requires."""
 _POLL_S = 0.2
 _MOST_PAGES = 2**22  # of a pool; its size is chosen when an engine is opened
 _SHOWN_DEPTH = 3  # phases deeper than this are too many to show
@@ -128,6 +130,8 @@ def builder_config(toolkit: Toolkit, builder: Any, options: BuildOptions) -> Any
     config.profiling_verbosity = toolkit.api.ProfilingVerbosity.DETAILED
     if options.opt_level is not None:
         config.builder_optimization_level = options.opt_level
+    if hasattr(toolkit.api.BuilderFlag, USER_ALLOCATION):  # TensorRT-RTX: else it may allocate
+        config.set_flag(getattr(toolkit.api.BuilderFlag, USER_ALLOCATION))  # in a captured run
     if toolkit.builds_without_gpu:
         config.num_compute_capabilities = 1
         capability = getattr(toolkit.api.ComputeCapability, f"SM{options.sm}")

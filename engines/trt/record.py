@@ -18,7 +18,7 @@ from .attention.record import PagedAttention
 AttentionKind = Literal["native", "paged"]
 SCHEMA_VERSION = 3
 PAGE = 64  # tokens
-LOWERING_VERSION = 4
+LOWERING_VERSION = 5
 """Counts changes of how graphs are lowered: an engine of another number is built anew."""
 
 

@@ -11,6 +11,7 @@ from nemo_trt.errors import BuildError, MachineError
 from .attention.driver import DriverLauncher
 from .attention.plugin import registered
 from .attention.record import PagedAttention
+from .runtime_cache import RuntimeCache
 from .toolkit import Log, Toolkit
 
 SPECIALIZATION = "DynamicShapesKernelSpecializationStrategy"
@@ -46,6 +47,9 @@ class Plan(Protocol):
     def context(self, profile: int, stream: int, scratch: int, scratch_bytes: int) -> Context:
         """A context of a profile that works in `scratch`, which others may share."""
 
+    def keep_compiled(self) -> None:
+        """Keep what was compiled for its contexts, for the next time that it is opened."""
+
     def close(self) -> None:
         """Free it, after its contexts."""
 
@@ -70,6 +74,8 @@ class TensorRtPlan:
         self._log = Log(toolkit)
         self._runtime: Any = self._api.Runtime(self._log.logger)
         self._launcher = DriverLauncher(path.parent, paged) if paged else None
+        self._config: Any = None
+        self._cache: RuntimeCache | None = None
         with ExitStack() as loading:
             if paged:
                 loading.enter_context(registered(self._api, paged, self._launcher))
@@ -78,6 +84,9 @@ class TensorRtPlan:
         if self._engine is None:
             self.close()
             raise MachineError(f"{path} does not load: {self._last_error()}")
+        self._config = self._runtime_config()
+        if hasattr(self._config, "create_runtime_cache"):  # TensorRT-RTX's own
+            self._cache = RuntimeCache(self._config, path, digest)
 
     @property
     def scratch_bytes(self) -> int:
@@ -86,14 +95,7 @@ class TensorRtPlan:
 
     def context(self, profile: int, stream: int, scratch: int, scratch_bytes: int) -> Context:
         """See `Plan.context`."""
-        config = self._engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(
-            self._api.ExecutionContextAllocationStrategy.USER_MANAGED
-        )
-        if hasattr(self._api, SPECIALIZATION):  # TensorRT-RTX compiles kernels for shapes it meets
-            eager = getattr(self._api, SPECIALIZATION).EAGER  # a graph keeps what was there
-            config.dynamic_shapes_kernel_specialization_strategy = eager
-        context = self._engine.create_execution_context(config)
+        context = self._engine.create_execution_context(self._config)
         if context is None:
             raise MachineError(f"TensorRT made no context: {self._last_error()}")
         known = len(self._log.errors)
@@ -104,11 +106,26 @@ class TensorRtPlan:
             raise MachineError(f"TensorRT refuses profile {profile}: {self._last_error()}")
         return TensorRtContext(context, self._log)
 
+    def keep_compiled(self) -> None:
+        """See `Plan.keep_compiled`."""
+        if self._cache:
+            self._cache.keep()
+
     def close(self) -> None:
         """See `Plan.close`."""
-        self._engine = self._runtime = None
+        self._cache = self._config = self._engine = self._runtime = None
         if self._launcher:
             self._launcher.close()
+
+    def _runtime_config(self) -> Any:
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(
+            self._api.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        if hasattr(self._api, SPECIALIZATION):  # TensorRT-RTX compiles kernels for shapes it meets
+            eager = getattr(self._api, SPECIALIZATION).EAGER  # a graph keeps what was there
+            config.dynamic_shapes_kernel_specialization_strategy = eager
+        return config
 
     def _last_error(self) -> str:
         return self._log.errors[-1] if self._log.errors else "TensorRT gave no reason."

@@ -82,6 +82,8 @@ class TensorRtSession(BaseSession):
             self._allocate(open_plan, self.bundle.engine_folder(record.name))
             self._closing.callback(self._forget)
             self._open_decoders()
+            for plan in {id(plan): plan for plan, _ in self._plans.values()}.values():
+                plan.keep_compiled()
         except BaseException:
             self.close()
             raise

@@ -89,6 +89,28 @@ def test_an_engine_is_built_once_and_recorded(small: dict[str, Path], tmp_path: 
     assert built and other.engine_id != record.engine_id
 
 
+def test_a_plan_that_allocates_nothing_has_the_same_kernels_and_scratch(
+    small: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true, asked = compiling.builder_config, []
+
+    def config(toolkit: Any, made: Any, options: BuildOptions) -> Any:
+        found = true(toolkit, made, options)
+        flag = getattr(toolkit.api.BuilderFlag, compiling.USER_ALLOCATION)
+        asked.append(found.get_flag(flag))
+        if len(asked) == 2:
+            found.clear_flag(flag)
+        return found
+
+    monkeypatch.setattr(compiling, "builder_config", config)
+    required, _ = build(small["bf16"], replace(OPTIONS, max_seq_len=272))
+    monkeypatch.setattr(builder, "same_build", lambda *given: None)
+    plain, _ = build(small["bf16"], replace(OPTIONS, max_seq_len=272))
+    assert asked == [True, True]
+    for one, other in zip(required.plans, plain.plans, strict=True):
+        assert (one.kernels, one.scratch_bytes) == (other.kernels, other.scratch_bytes)
+
+
 def test_separate_plans_hold_a_profile_each(small: dict[str, Path]) -> None:
     log = small["bf16"].parent / "separate.log"
     record, _ = build(small["bf16"], replace(OPTIONS, single_plan=False), log_file=log)

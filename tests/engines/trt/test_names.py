@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nemo_trt.engines import device
-from nemo_trt.engines.trt import compile, network, piece, runtime, toolkit
+from nemo_trt.engines.trt import compile, network, piece, runtime, runtime_cache, toolkit
 from nemo_trt.engines.trt.attention import driver, plugin
 
 pytestmark = pytest.mark.e2e
@@ -69,9 +69,20 @@ def test_methods_of_the_runtime_exist(expression: str) -> None:
     assert not [wrong for names in used if (wrong := missing(OBJECTS[expression], names))]
 
 
+@pytest.mark.parametrize(
+    ("expression", "kind"), [("config", trt.IRuntimeConfig), ("self._cache", trt.IRuntimeCache)]
+)
+def test_methods_of_the_runtime_cache_exist(expression: str, kind: Any) -> None:
+    prefix = expression.split(".")
+    used = [c[len(prefix) :] for c in chains(runtime_cache) if c[: len(prefix)] == prefix]
+    assert len([names for names in used if names]) == 2
+    assert not [wrong for names in used if names and (wrong := missing(kind, names[:1]))]
+
+
 def test_what_tensorrt_rtx_has_alone_exists_there() -> None:
     assert hasattr(trt.IExecutionContext, "is_stream_capturable")
     assert hasattr(getattr(trt, runtime.SPECIALIZATION), "EAGER")
+    assert hasattr(trt.BuilderFlag, compile.USER_ALLOCATION)
     source = inspect.getsource(runtime)
     assert all(name in source for name in OPTIONAL)
 

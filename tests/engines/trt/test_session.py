@@ -108,6 +108,7 @@ def test_every_window_is_captured_at_open_and_then_launched(
     opened: Any, device: FakeDevice
 ) -> None:
     session, plan = opened
+    assert device.calls["kept"] == 1  # what was compiled for them
     decoders = plan.of("decode")
     windows = ["decode-3", "decode-1", "decode-2", "decode-1", "decode-1"]
     wanted = ["decode-1", "decode-2", "decode-3"] if plan.page else windows
