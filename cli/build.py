@@ -78,7 +78,8 @@ if TYPE_CHECKING:
 def command(bundle: Path, as_json: bool, **options: Any) -> None:
     """Compile BUNDLE for a GPU into BUNDLE/engines/GPU-PRECISION.
 
-    The same inputs give the same engine, so a second build says so and does nothing. The build
+    An engine of the same bundle, options and TensorRT is kept, with its verdict: a second build
+    says so and does nothing. TensorRT does not promise equal plans for equal inputs. The build
     checks for what TensorRT would silently get wrong, and fails if it finds any.
     """
     from nemo_trt.engines.trt.build import build_engine

@@ -83,8 +83,13 @@ def test_an_engine_is_built_once_and_recorded(small: dict[str, Path], tmp_path: 
     for profile in plan.profiles:
         assert any("mha" in name for name in plan.kernels[profile])
     assert plan.scratch_bytes["prefill"] > 0
+    folder = small["fp8"] / "engines" / record.name
+    (folder / "validation.json").write_text("{}")
+    before = {path.name: (path.stat().st_ino, path.read_bytes()) for path in folder.iterdir()}
     again, built = build(small["fp8"])
     assert not built and again == record
+    kept = {path.name: (path.stat().st_ino, path.read_bytes()) for path in folder.iterdir()}
+    assert kept == before, "the plan and its verdict"
     other, built = build(small["fp8"], replace(OPTIONS, max_batch=1))
     assert built and other.engine_id != record.engine_id
 
