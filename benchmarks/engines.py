@@ -75,7 +75,7 @@ def main() -> None:
                 ]
                 print(
                     f"| {gpu} | {target.sm} | {precision} "
-                    f"| {plan['launches_per_layer']['decode']:g} "
+                    f"| {plan['launches_per_layer']['decode-1']:g} "
                     f"| {plan['launches_per_layer']['prefill']:g} "
                     f"| {weights / 1e9:.2f} | {plan['num_bytes'] / 1e9:.2f} "
                     f"| {plan['num_bytes'] / weights:.3f} "
