@@ -72,6 +72,14 @@ if TYPE_CHECKING:
     help="Tokens of a page, with --attention paged.",
 )
 @click.option(
+    "--kv-cache",
+    type=click.Choice(["base", "fp8"]),
+    default="base",
+    show_default=True,
+    help="With --attention paged: base, the dtype of activations; fp8 in the layers that take it, "
+    "with the scales of an FP8 bundle.",
+)
+@click.option(
     "--log", "log_file", type=click.Path(path_type=Path), help="File for TensorRT's verbose log."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print engine.json.")

@@ -35,6 +35,11 @@ def past_name(layer: int, kind: str) -> str:
     return f"{PAST}{layer}.{kind}"
 
 
+def layer_of(cache: str) -> int:
+    """The layer of a past or present name."""
+    return int(cache.rsplit(".", 2)[1])
+
+
 def present_name(layer: int, kind: str) -> str:
     """Output name of a layer's updated cache; `kind` is "key" or "value"."""
     return f"present.{layer}.{kind}"

@@ -35,6 +35,24 @@ def to_float32(
     return wide
 
 
+def from_float32(numbers: NDArray[np.float32], scale: float = 1.0) -> NDArray[np.uint8]:
+    """E4M3 bits of numbers over a scale, kept within the largest; to nearest, ties to even.
+
+    NaN stays NaN.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN that signals; the largest numbers
+        ratio = numbers / np.float32(scale)
+    size = np.minimum(np.abs(ratio), np.float32(E4M3_MAX))
+    positive = _TABLE[:127].astype(np.float64)  # ascending, up to the largest
+    middle = (positive[1:] + positive[:-1]) / 2
+    code = np.searchsorted(middle, size.astype(np.float64))  # the lower one of a tie
+    tie = (code < len(middle)) & (middle[np.minimum(code, len(middle) - 1)] == size)
+    code = (code + (tie & (code % 2 == 1))).astype(np.uint8)
+    code = np.where(np.isnan(ratio), np.uint8(127), code)
+    bits: NDArray[np.uint8] = code | (np.signbit(ratio).astype(np.uint8) << 7)
+    return bits
+
+
 def _table() -> NDArray[np.float32]:
     code = np.arange(256)
     exponent, mantissa = (code >> 3) & 15, code & 7

@@ -10,7 +10,7 @@ from nemo_trt.engines.targets import target_named
 from nemo_trt.progress import Progress
 
 from .builder import build_plans
-from .record import PAGE, AttentionKind, BuildOptions, EngineRecord
+from .record import PAGE, AttentionKind, BuildOptions, CacheKind, EngineRecord
 from .toolkit import ToolkitName, toolkit_for
 
 
@@ -28,6 +28,7 @@ def build_engine(
     allow_unfused: bool = False,
     attention: AttentionKind = "native",
     page: int = PAGE,
+    kv_cache: CacheKind = "base",
     log_file: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[EngineRecord, bool]:
@@ -47,6 +48,8 @@ def build_engine(
         attention: "native" is TensorRT's own; "paged" is ours, over a cache in pages, for contexts
             that TensorRT's cannot take. It has not run on a GPU inside an engine yet.
         page: tokens of a page, 16, 32, 64 or 128.
+        kv_cache: of pages: "base", the dtype of activations, or "fp8", with the bundle's scales, in
+            the layers that its calibration found to take it.
         log_file: file for TensorRT's log.
         progress: receives progress updates; silent by default.
 
@@ -86,6 +89,7 @@ def build_engine(
             allow_unfused=allow_unfused,
             attention=attention,
             page=page,
+            kv_cache=kv_cache,
         ),
         toolkit,
         target=target,

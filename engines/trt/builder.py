@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from nemo_trt import __version__, atomic
@@ -83,8 +84,10 @@ def build_plans(
     require_fused(options, budget.fused_tokens)
     name = f"{target.name}-{bundle.precision}"
     if options.attention == "paged":
-        name += "-paged"
-    build_id = options.build_id(bundle.bundle_id, toolkit.name, toolkit.version)
+        name += "-paged" + "-kv8" * (options.kv_cache == "fp8")
+    placement = _placement(bundle, options)
+    scales = asdict(placement.fp8) if placement and placement.fp8 else None
+    build_id = options.build_id(bundle.bundle_id, toolkit.name, toolkit.version, scales)
     if known := same_build(bundle, name, build_id):
         return known, False
     folder = bundle.engine_folder(name)
@@ -92,14 +95,9 @@ def build_plans(
     atomic.require_writable(folder)
     started = time.monotonic()
     progress.phase("lower the graph")
-    cache = bundle.precision.base
-    placement = Placement(page=options.page, cache=cache)
-    graph = lower(
-        bundle.path, GRAPH_FILE, options.max_seq_len,
-        placement if options.attention == "paged" else None,
-    )  # fmt: skip
+    graph = lower(bundle.path, GRAPH_FILE, options.max_seq_len, placement)
     with _log_to(log_file) as write_log, atomic.new_directory(folder) as new:
-        paged = _attention(new, bundle, options)
+        paged = _attention(new, bundle, options, placement) if placement else None
         compiler = Compiler(
             options=options,
             toolkit=toolkit,
@@ -129,10 +127,32 @@ def build_plans(
     return record, True
 
 
-def _attention(folder: Path, bundle: Bundle, options: BuildOptions) -> PagedAttention | None:
-    """The kernels of an engine with pages, compiled into its folder."""
+def _placement(bundle: Bundle, options: BuildOptions) -> Placement | None:
+    """How an engine with pages stores keys and values; None for one without.
+
+    Raises:
+        BuildError: an FP8 cache has no pages, or the bundle has no scales for it.
+    """
     if options.attention != "paged":
+        if options.kv_cache == "fp8":
+            raise BuildError("An FP8 cache needs --attention paged: TensorRT's own takes none.")
         return None
+    base = bundle.precision.base
+    if options.kv_cache == "base":
+        return Placement(page=options.page, base=base)
+    found = bundle.manifest.quantization
+    if found is None or found.cache is None:
+        raise BuildError(
+            f"An FP8 cache needs the scales of a calibration, and {bundle} holds none. Export the "
+            "checkpoint again, with --precision fp8, from weights that are not FP8 yet."
+        )
+    return Placement(page=options.page, base=base, fp8=found.cache)
+
+
+def _attention(
+    folder: Path, bundle: Bundle, options: BuildOptions, placement: Placement
+) -> PagedAttention:
+    """The kernels of an engine with pages, compiled into its folder."""
     config, dtype = bundle.config, bundle.precision.base
     heads = Heads(
         kv_heads=config.num_kv_heads,
@@ -141,8 +161,9 @@ def _attention(folder: Path, bundle: Bundle, options: BuildOptions) -> PagedAtte
         page=options.page,
     )
     return compile_attention(
-        folder, heads, sm=options.sm, rows=options.max_batch, compute=dtype, cache=dtype
-    )
+        folder, heads, sm=options.sm, rows=options.max_batch, compute=dtype,
+        scales=tuple(map(placement.scales, range(config.num_layers))),
+    )  # fmt: skip
 
 
 class _Build:

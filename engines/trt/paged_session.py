@@ -81,7 +81,10 @@ class PagedTensorRtSession(TensorRtSession):
 
     def _open_cache(self) -> None:
         options, config = self.record.options, self.config
-        size = options.page * config.kv_bytes_per_token(self._dtype)
+        paged = self.record.paged
+        assert paged is not None, "the record is of an engine with pages"
+        per_token = sum(map(config.kv_bytes_per_token, paged.caches)) // config.num_layers
+        size = options.page * per_token
         row = -(-options.max_seq_len // options.page)
         fitting = int(_SHARE * self._device.free_bytes()) // size
         if fitting < row:
@@ -92,7 +95,7 @@ class PagedTensorRtSession(TensorRtSession):
             )
         self.page_tokens = options.page
         self.num_pages = min(fitting, options.max_batch * row)
-        self._cache = PagedCache(self._device, config, self._dtype, options, self.num_pages)
+        self._cache = PagedCache(self._device, config, options, paged, self.num_pages)
 
     def _decode_windows(self) -> Iterable[Window]:
         return [Window(0, rows) for rows in buckets(self.max_batch)]

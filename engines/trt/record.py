@@ -16,6 +16,7 @@ from nemo_trt.utf8 import json_text
 from .attention.record import PagedAttention
 
 AttentionKind = Literal["native", "paged"]
+CacheKind = Literal["base", "fp8"]
 SCHEMA_VERSION = 3
 PAGE = 64  # tokens
 LOWERING_VERSION = 5
@@ -36,6 +37,7 @@ class BuildOptions:
         allow_unfused: attention may be decomposed where no fused kernel serves it.
         attention: TensorRT's own over rows of `max_seq_len`, or ours over pages.
         page: tokens of a page.
+        kv_cache: dtype of the pages: that of activations, or FP8 in the layers that take it.
     """
 
     target: str
@@ -49,15 +51,22 @@ class BuildOptions:
     allow_unfused: bool = False
     attention: AttentionKind = "native"
     page: int = PAGE
+    kv_cache: CacheKind = "base"
 
     @property
     def row_pages(self) -> int:
         """Page table entries of a row: a multiple of 4, for which the kernels are compiled."""
         return -(-self.max_seq_len // (4 * self.page)) * 4
 
-    def build_id(self, bundle_id: str, toolkit: str, version: str) -> str:
-        """Identity of all inputs of a build, in hex. TensorRT makes no promise of equal bytes."""
-        parts = [LOWERING_VERSION, bundle_id, toolkit, version, asdict(self)]
+    def build_id(
+        self, bundle_id: str, toolkit: str, version: str, cache: dict[str, Any] | None = None
+    ) -> str:
+        """Identity of all inputs of a build, in hex. TensorRT makes no promise of equal bytes.
+
+        Args:
+            cache: the scales of an FP8 cache, which are no part of the bundle's identity.
+        """
+        parts = [LOWERING_VERSION, bundle_id, toolkit, version, asdict(self), cache]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -137,6 +146,7 @@ class EngineRecord:
         words += ["--allow-unfused"] * options.allow_unfused
         if options.attention == "paged":
             words += ["--attention", "paged", "--page", str(options.page)]
+            words += ["--kv-cache", options.kv_cache]
         return shlex.join(words)
 
     def to_json(self) -> str:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,13 @@ class Compiled:
 
 
 def compile_attention(
-    folder: Path, heads: Heads, *, sm: int, rows: int, compute: DType, cache: DType
+    folder: Path,
+    heads: Heads,
+    *,
+    sm: int,
+    rows: int,
+    compute: DType,
+    scales: tuple[tuple[float, float] | None, ...],
 ) -> PagedAttention:
     """Compile every kernel into `folder`/attention.
 
@@ -64,14 +70,16 @@ def compile_attention(
         sm: 90 for Hopper.
         rows: at most.
         compute: dtype of queries, new keys and values.
-        cache: dtype of the pages.
+        scales: of each layer's stored keys and values; None for pages of the compute dtype.
 
     Raises:
         BuildError: the heads or dtypes cannot be served, or Triton is missing or fails.
     """
-    require_servable(heads, sm=sm, cache=cache)
+    kinds = sorted({DType.FP8 if one else compute for one in scales})
+    for cache in kinds:
+        require_servable(heads, sm=sm, cache=cache)
     (folder / FOLDER).mkdir()
-    asked = {"heads": asdict(heads), "sm": sm, "rows": rows, "compute": compute, "cache": cache}
+    asked = {"heads": asdict(heads), "sm": sm, "rows": rows, "compute": compute, "caches": kinds}
     with tempfile.TemporaryDirectory() as kept:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
         environment |= {"TRITON_CACHE_DIR": kept, "TRITON_DEFAULT_FP_FUSION": "1"}
@@ -85,14 +93,13 @@ def compile_attention(
         if "No module named 'triton'" in said:
             raise BuildError("Paged attention needs Triton. Run: pip install 'nemo-trt[paged]'.")
         raise BuildError(f"Triton must compile the attention for sm_{sm}, got: {said or 'nothing'}")
-    fp8 = cache is DType.FP8
     return PagedAttention(
         heads=heads,
         rows=rows,
         compute=compute,
-        cache=cache,
-        decode=decode_tiling(sm, fp8=fp8),
-        prefill=prefill_tiling(sm, fp8=fp8),
+        scales=scales,
+        decode={cache: decode_tiling(sm, fp8=cache is DType.FP8) for cache in kinds},
+        prefill={cache: prefill_tiling(sm, fp8=cache is DType.FP8) for cache in kinds},
         kernels=tuple(_filed(folder, one) for one in json.loads(done.stdout)),
     )
 
@@ -117,10 +124,9 @@ def require_servable(heads: Heads, *, sm: int, cache: DType) -> None:
 
 
 def _filed(folder: Path, made: dict[str, Any]) -> KernelFile:
-    return KernelFile(
-        digest=file_digest(folder / FOLDER / f"{made['name']}.cubin"),
-        **{**made, "parameters": tuple(map(tuple, made["parameters"]))},
-    )
+    parameters = tuple(map(tuple, made["parameters"]))
+    kernel = KernelFile(digest="", **{**made, "parameters": parameters})
+    return replace(kernel, digest=file_digest(folder / kernel.file))
 
 
 def compile_all(
@@ -232,16 +238,18 @@ def _parameters(ptx: str, names: list[str]) -> tuple[tuple[str, str], ...]:
 def main() -> None:
     """Compile what standard input asks for into the folder named; say what was made."""
     asked = json.load(sys.stdin)
-    made = compile_all(
-        Heads(**asked["heads"]), sm=asked["sm"], rows=asked["rows"],
-        compute=DType(asked["compute"]), cache=DType(asked["cache"]),
-    )  # fmt: skip
-    for name, one in made.items():
-        (Path(sys.argv[1]) / f"{name}.cubin").write_bytes(one.cubin)
     fields = ("entry", "num_warps", "shared_bytes", "parameters")
-    print(
-        json.dumps([{"name": n, **{f: getattr(one, f) for f in fields}} for n, one in made.items()])
-    )
+    found = []
+    for cache in map(DType, asked["caches"]):
+        made = compile_all(
+            Heads(**asked["heads"]), sm=asked["sm"], rows=asked["rows"],
+            compute=DType(asked["compute"]), cache=cache,
+        )  # fmt: skip
+        for name, one in made.items():
+            (Path(sys.argv[1]) / f"{name}-{cache}.cubin").write_bytes(one.cubin)
+            said = {field: getattr(one, field) for field in fields}
+            found.append({"name": name, "cache": cache, **said})
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

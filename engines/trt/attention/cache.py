@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_trt import bfloat16, contract
+from nemo_trt import bfloat16, contract, e4m3
 from nemo_trt.config import ModelConfig
 from nemo_trt.engines.device import Device
 from nemo_trt.engines.session import CacheBlock
@@ -15,6 +15,7 @@ from nemo_trt.engines.trt.runtime import Context
 from nemo_trt.precision import DType
 
 from .place import PAGE_TABLE
+from .record import PagedAttention
 
 Pages = NDArray[np.int32]
 
@@ -24,6 +25,10 @@ class PagedCache:
 
     Addresses never change, so a graph may hold them.
 
+    Args:
+        paged: the engine's attention.
+        num_pages: of the pool.
+
     Raises:
         MachineError: the device has not enough memory.
     """
@@ -32,20 +37,21 @@ class PagedCache:
         self,
         device: Device,
         config: ModelConfig,
-        dtype: DType,
         options: BuildOptions,
+        paged: PagedAttention,
         num_pages: int,
     ) -> None:
-        self._device, self._dtype, self._page = device, dtype, options.page
+        self._device, self._page = device, options.page
+        self._dtypes, self._scales = paged.caches, paged.scales
         self._shape = (num_pages, config.num_kv_heads, options.page, config.head_dim)
-        self._block_bytes = int(np.prod(self._shape[1:])) * dtype.itemsize
+        self._block_numbers = int(np.prod(self._shape[1:]))
         self._names = list(contract.cache_names(config.num_layers))
         self._addresses: dict[str, int] = {}
         self._table = np.zeros((options.max_batch, options.row_pages), np.int32)
         self._closing = ExitStack()
         try:
             for past, _ in self._names:
-                self._addresses[past] = self._memory(num_pages * self._block_bytes)
+                self._addresses[past] = self._memory(num_pages * self._block_bytes(past))
             self._table_address = self._memory(self._table.nbytes)
         except BaseException:
             self.close()
@@ -69,17 +75,17 @@ class PagedCache:
     def read(self, layer: int, kind: str, pages: Pages, start: int, stop: int) -> CacheBlock:
         """Copy (K, stop - start, D) numbers of a row that has these pages to the host."""
         first, last = start // self._page, -(-stop // self._page)
-        stored = np.empty((last - first, *self._shape[1:]), self._dtype.numpy_name)
+        stored = np.empty((last - first, *self._shape[1:]), self._dtypes[layer].numpy_name)
         for held, page in zip(stored, pages[first:last], strict=True):
             self._device.download(held, self._address(layer, kind, page))
         tokens = np.moveaxis(stored, 1, 0).reshape(self._shape[1], -1, self._shape[3])
         before = first * self._page
-        return self._numbers(tokens[:, start - before : stop - before])
+        return self._numbers(layer, kind, tokens[:, start - before : stop - before])
 
     def write(self, layer: int, kind: str, pages: Pages, start: int, block: CacheBlock) -> None:
         """Copy a block from the host over tokens of a row that has these pages."""
-        stop, stored = start + block.shape[1], self._stored(block)
-        held = np.empty(self._shape[1:], self._dtype.numpy_name)
+        stop, stored = start + block.shape[1], self._stored(layer, kind, block)
+        held = np.empty(self._shape[1:], self._dtypes[layer].numpy_name)
         for at in range(start // self._page, -(-stop // self._page)):
             first = at * self._page
             begin, end = max(start, first), min(stop, first + self._page)
@@ -91,7 +97,7 @@ class PagedCache:
 
     def copy(self, layer: int, kind: str, source: Pages, target: Pages, length: int) -> None:
         """Make the first tokens in the pages of `target` those in `source`, on the device."""
-        token = self._shape[3] * self._dtype.itemsize
+        token = self._shape[3] * self._dtypes[layer].itemsize
         for at in range(-(-length // self._page)):
             self._device.copy(
                 self._address(layer, kind, target[at]),
@@ -103,8 +109,8 @@ class PagedCache:
 
     def copy_page(self, source: int, target: int) -> None:
         """Make a page hold what another one holds, in every layer, on the device."""
-        size = self._block_bytes
-        for address in self._addresses.values():
+        for past, address in self._addresses.items():
+            size = self._block_bytes(past)
             self._device.copy(
                 address + target * size, address + source * size, size, count=1, pitch=size
             )
@@ -118,16 +124,30 @@ class PagedCache:
         self._closing.callback(self._device.free, address)
         return address
 
-    def _address(self, layer: int, kind: str, page: int) -> int:
-        return self._addresses[contract.past_name(layer, kind)] + int(page) * self._block_bytes
+    def _block_bytes(self, past: str) -> int:
+        return self._block_numbers * self._dtypes[contract.layer_of(past)].itemsize
 
-    def _numbers(self, stored: NDArray[Any]) -> CacheBlock:
-        if self._dtype is DType.BF16:
+    def _address(self, layer: int, kind: str, page: int) -> int:
+        past = contract.past_name(layer, kind)
+        return self._addresses[past] + int(page) * self._block_bytes(past)
+
+    def _numbers(self, layer: int, kind: str, stored: NDArray[Any]) -> CacheBlock:
+        dtype = self._dtypes[layer]
+        if dtype is DType.FP8:
+            return e4m3.to_float32(stored, self._scale(layer, kind))
+        if dtype is DType.BF16:
             return bfloat16.to_float32(np.ascontiguousarray(stored).view(np.uint16))
         return stored.astype(np.float32)
 
-    def _stored(self, block: CacheBlock) -> NDArray[Any]:
-        numbers: NDArray[Any] = block.astype(np.float32)
-        if self._dtype is DType.BF16:
-            numbers = bfloat16.from_float32(numbers)
-        return numbers.astype(self._dtype.numpy_name)
+    def _stored(self, layer: int, kind: str, block: CacheBlock) -> NDArray[Any]:
+        dtype, numbers = self._dtypes[layer], block.astype(np.float32)
+        if dtype is DType.FP8:
+            return e4m3.from_float32(numbers, self._scale(layer, kind))
+        if dtype is DType.BF16:
+            return bfloat16.from_float32(numbers)
+        return numbers.astype(dtype.numpy_name)
+
+    def _scale(self, layer: int, kind: str) -> float:
+        found = self._scales[layer]
+        assert found is not None, "an FP8 layer has scales"
+        return found[kind == "value"]

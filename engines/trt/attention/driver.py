@@ -20,8 +20,9 @@ _ALIGNMENT = 16  # bytes: what the kernels were compiled for
 class Launcher(Protocol):
     """What the plugin needs of a GPU."""
 
-    def launch(self, call: Call, pointers: Mapping[str, int], stream: int) -> None:
-        """Put a kernel on a stream. Pointers are device addresses, multiples of 16."""
+    def launch(self, call: Call, cache: str, pointers: Mapping[str, int], stream: int) -> None:
+        """Put the kernel for pages of a dtype on a stream. Pointers are device addresses, multiples
+        of 16."""
 
 
 class DriverLauncher:
@@ -41,7 +42,7 @@ class DriverLauncher:
 
         self._driver: Any = driver
         self._modules: list[Any] = []
-        self._functions: dict[str, tuple[KernelFile, Any]] = {}
+        self._functions: dict[tuple[str, str], tuple[KernelFile, Any]] = {}
         for kernel in record.kernels:
             code = _verified(folder / kernel.file, kernel.digest)
             module = self._call("cuModuleLoadData", code)
@@ -52,11 +53,11 @@ class DriverLauncher:
                 "cuFuncSetAttribute", function,
                 attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, kernel.shared_bytes,
             )  # fmt: skip
-            self._functions[kernel.name] = kernel, function
+            self._functions[kernel.name, kernel.cache] = kernel, function
 
-    def launch(self, call: Call, pointers: Mapping[str, int], stream: int) -> None:
+    def launch(self, call: Call, cache: str, pointers: Mapping[str, int], stream: int) -> None:
         """See `Launcher.launch`."""
-        kernel, function = self._functions[call.kernel]
+        kernel, function = self._functions[call.kernel, cache]
         values, kinds = arguments(kernel, call, pointers)
         self._call(
             "cuLaunchKernel", function, *call.grid, _THREADS_OF_A_WARP * kernel.num_warps, 1, 1,

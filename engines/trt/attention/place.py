@@ -5,18 +5,19 @@ After: it has one node of the plugin; caches are pools of pages, `(pages, K, pag
 graph has two inputs more: `page_table` and `lengths`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
 from onnx import TensorProto, helper
 
 from nemo_trt import contract
+from nemo_trt.cache_scales import CacheScales
 from nemo_trt.engines.stored_graph import replace
 from nemo_trt.errors import BundleError
 from nemo_trt.precision import DType
 
-from .plugin import FIELDS, NAME, NAMESPACE, VERSION
+from .plugin import FIELDS, FP8, NAME, NAMESPACE, VERSION
 
 DOMAIN = "nemo_trt"
 PAGE_TABLE = "page_table"
@@ -37,13 +38,17 @@ class Placement:
 
     Attributes:
         page: tokens of a page.
-        cache: dtype of the pages.
-        scales: (layer, "key" or "value") -> what a stored number is multiplied by; 1 if none.
+        base: dtype of pages that are not FP8.
+        fp8: of an FP8 cache: its scales, and the layers that keep `base`.
     """
 
     page: int
-    cache: DType
-    scales: dict[tuple[int, str], float] = field(default_factory=dict)
+    base: DType
+    fp8: CacheScales | None = None
+
+    def scales(self, layer: int) -> tuple[float, float] | None:
+        """What a layer's stored keys and values are multiplied by, if its pages are FP8."""
+        return self.fp8.scales(layer) if self.fp8 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +125,10 @@ def _layers(graph: onnx.GraphProto) -> list[_Layer]:
 
 def _plugin_node(layer: _Layer, placement: Placement) -> onnx.NodeProto:
     attention, (keys, values) = layer.attention, layer.updates
-    scales = [_scale_of(update.input[0], placement) for update in layer.updates]
-    attributes: dict[str, Any] = dict(zip(FIELDS, [layer.scores, *scales], strict=True))
+    scales = placement.scales(contract.layer_of(keys.input[0]))
+    numbers = [layer.scores, *(scales or (1.0, 1.0))]
+    attributes: dict[str, Any] = dict(zip(FIELDS, numbers, strict=True))
+    attributes[FP8] = int(scales is not None)
     return helper.make_node(
         NAME,
         [attention.input[0], keys.input[1], values.input[1], keys.input[0], values.input[0],
@@ -133,16 +140,6 @@ def _plugin_node(layer: _Layer, placement: Placement) -> onnx.NodeProto:
         plugin_namespace=NAMESPACE,
         **attributes,
     )  # fmt: skip
-
-
-def _scale_of(past: str, placement: Placement) -> float:
-    layer, _, kind = past.removeprefix(contract.PAST).partition(".")
-    if placement.cache is not DType.FP8:
-        return 1.0
-    try:
-        return placement.scales[int(layer), kind]
-    except KeyError:
-        raise BundleError(f"{past} must have a scale to be stored in FP8.") from None
 
 
 def _needed(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
@@ -162,7 +159,8 @@ def _reshape_caches(graph: onnx.GraphProto, placement: Placement) -> None:
             continue
         tensor = value.type.tensor_type
         _, kv_heads, _, head_dim = (dim.dim_value for dim in tensor.shape.dim)
-        pool = helper.make_tensor_value_info(
-            value.name, placement.cache.onnx_code, ["pages", kv_heads, placement.page, head_dim]
-        )
+        fp8 = placement.scales(contract.layer_of(value.name)) is not None
+        dtype = DType.FP8 if fp8 else placement.base
+        shape = ["pages", kv_heads, placement.page, head_dim]
+        pool = helper.make_tensor_value_info(value.name, dtype.onnx_code, shape)
         value.CopyFrom(pool)

@@ -34,17 +34,20 @@ OUTPUTS = ("out", "keys", "values")
 """Keys and values are updated in place: outputs 1 and 2 are inputs 3 and 4."""
 FIELDS = ("scores", "keys", "values")
 """fp32 attributes of a node, of one layer: see `Scales`."""
+FP8 = "fp8"
+"""int attribute of a node: 1 if the layer's pages are E4M3, 0 if they have the compute dtype."""
 _ALIASED = {1: 3, 2: 4}
 _registering = threading.Lock()  # the registry is the process's, and the name is one
 _LOG = logging.getLogger("nemo_trt.engines")
 
 
 def attention_calls(
-    record: PagedAttention, scales: Scales, shapes: Sequence[Sequence[int]]
+    record: PagedAttention, cache: str, scales: Scales, shapes: Sequence[Sequence[int]]
 ) -> list[Call]:
     """The launches of one layer's attention.
 
     Args:
+        cache: dtype of the layer's pages.
         shapes: of `INPUTS`, in order.
     """
     heads, (rows, query_heads, tokens, head_dim) = record.heads, shapes[0]
@@ -53,9 +56,9 @@ def attention_calls(
     of_query = strides(query_heads, tokens, head_dim)
     calls = [write_call(heads, step, scales, new)]
     if tokens == 1:
-        calls += decode_calls(heads, step, scales, record.decode, of_query, of_query)
+        calls += decode_calls(heads, step, scales, record.decode[cache], of_query, of_query)
     else:
-        calls.append(prefill_call(heads, step, scales, record.prefill, of_query, of_query))
+        calls.append(prefill_call(heads, step, scales, record.prefill[cache], of_query, of_query))
     return calls
 
 
@@ -68,14 +71,15 @@ POINTERS = {
 """What each kernel reads and writes."""
 
 
-def workspace_bytes(record: PagedAttention, rows: int) -> tuple[int, int]:
+def workspace_bytes(record: PagedAttention, cache: str, rows: int) -> tuple[int, int]:
     """Of `partial`, and of all: decode's, which no other step exceeds."""
-    partial, summary = workspace(record.heads, record.decode, tokens=1, rows=rows)
+    partial, summary = workspace(record.heads, record.decode[cache], tokens=1, rows=rows)
     return 4 * partial, 4 * (partial + summary)
 
 
 def run(
     record: PagedAttention,
+    cache: str,
     scales: Scales,
     launcher: Launcher,
     shapes: Sequence[Sequence[int]],
@@ -85,11 +89,12 @@ def run(
     stream: int,
 ) -> None:
     """Put one layer's attention on a stream; addresses are of `INPUTS`, in order."""
-    partial, _ = workspace_bytes(record, shapes[0][0])
+    partial, _ = workspace_bytes(record, cache, shapes[0][0])
     known = dict(zip(INPUTS, inputs, strict=True))
     known |= {"out": out, "partial": workspace_address, "summary": workspace_address + partial}
-    for call in attention_calls(record, scales, shapes):
-        launcher.launch(call, {name: known[name] for name in POINTERS[call.kernel]}, stream)
+    for call in attention_calls(record, cache, scales, shapes):
+        pointers = {name: known[name] for name in POINTERS[call.kernel]}
+        launcher.launch(call, cache, pointers, stream)
 
 
 def creator(api: Any, record: PagedAttention, launcher: Launcher | None) -> Any:
@@ -107,18 +112,20 @@ def creator(api: Any, record: PagedAttention, launcher: Launcher | None) -> Any:
         api.IPluginV3OneRuntime,
     )
     numbers = {"bf16": api.bfloat16, "fp16": api.float16, "fp32": api.float32, "fp8": api.fp8}
-    compute, cache = numbers[record.compute], numbers[record.cache]
-    types = (*(compute,) * 3, *(cache,) * 2, *(api.int32,) * 3, compute, *(cache,) * 2)
+    compute, integers = numbers[record.compute], (api.int32,) * 3
+    kinds = {"float32": api.PluginFieldType.FLOAT32, "int32": api.PluginFieldType.INT32}
 
     class Plugin(*parents):  # type: ignore[misc]
         """One layer's attention."""
 
-        def __init__(self, scales: Scales) -> None:
+        def __init__(self, cache: str, scales: Scales) -> None:
             for parent in parents:
                 parent.__init__(self)
             self.plugin_name, self.plugin_version, self.plugin_namespace = NAME, VERSION, NAMESPACE
             self.num_outputs = len(OUTPUTS)
-            self._scales = scales
+            self._cache, self._scales = cache, scales
+            pools = (numbers[cache],) * 2
+            self._types = (compute, compute, compute, *pools, *integers, compute, *pools)
 
         def get_capability_interface(self, kind: Any) -> Any:
             return self
@@ -134,11 +141,12 @@ def creator(api: Any, record: PagedAttention, launcher: Launcher | None) -> Any:
 
         def get_fields_to_serialize(self) -> Any:
             values = (self._scales.scores, self._scales.keys, self._scales.values)
-            self._kept = [np.array([value], np.float32) for value in values]
+            kept: list[Any] = [np.array([value], np.float32) for value in values]
+            self._kept = [*kept, np.array([self._cache == FP8], np.int32)]
             return api.PluginFieldCollection(
                 [
-                    api.PluginField(name, value, api.PluginFieldType.FLOAT32)
-                    for name, value in zip(FIELDS, self._kept, strict=True)
+                    api.PluginField(name, value, kinds[value.dtype.name])
+                    for name, value in zip((*FIELDS, FP8), self._kept, strict=True)
                 ]
             )
 
@@ -150,10 +158,10 @@ def creator(api: Any, record: PagedAttention, launcher: Launcher | None) -> Any:
 
         def supports_format_combination(self, at: int, tensors: Any, num_inputs: int) -> bool:
             found = tensors[at].desc
-            return bool(found.format == api.TensorFormat.LINEAR and found.type == types[at])
+            return bool(found.format == api.TensorFormat.LINEAR and found.type == self._types[at])
 
         def get_workspace_size(self, inputs: Any, outputs: Any) -> int:
-            return workspace_bytes(record, inputs[0].max[0])[1]
+            return workspace_bytes(record, self._cache, inputs[0].max[0])[1]
 
         def enqueue(
             self, inputs: Any, outputs: Any, given: Any, made: Any, memory: int, stream: int
@@ -162,7 +170,10 @@ def creator(api: Any, record: PagedAttention, launcher: Launcher | None) -> Any:
                 return 0
             try:
                 shapes = [tuple(one.dims) for one in inputs]
-                run(record, self._scales, launcher, shapes, given, made[0], memory, stream)
+                run(
+                    record, self._cache, self._scales, launcher, shapes, given, made[0], memory,
+                    stream,
+                )  # fmt: skip
             except Exception:  # TensorRT's C++ calls this: it fails the step by a number
                 _LOG.exception("paged attention failed")
                 return 1
@@ -175,7 +186,7 @@ def creator(api: Any, record: PagedAttention, launcher: Launcher | None) -> Any:
             pass
 
         def clone(self) -> Any:
-            return Plugin(self._scales)
+            return Plugin(self._cache, self._scales)
 
     class Creator(api.IPluginCreatorV3One):  # type: ignore[misc]
         """Makes the plugin of a node, in a build and from a plan."""
@@ -183,14 +194,16 @@ def creator(api: Any, record: PagedAttention, launcher: Launcher | None) -> Any:
         def __init__(self) -> None:
             api.IPluginCreatorV3One.__init__(self)
             self.name, self.plugin_version, self.plugin_namespace = NAME, VERSION, NAMESPACE
-            kind, empty = api.PluginFieldType.FLOAT32, np.array([], np.float32)
+            empty = np.array([], np.float32)
             self.field_names = api.PluginFieldCollection(
-                [api.PluginField(name, empty, kind) for name in FIELDS]
+                [api.PluginField(name, empty, kinds["float32"]) for name in FIELDS]
+                + [api.PluginField(FP8, empty.astype(np.int32), kinds["int32"])]
             )
 
         def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
             found = {field.name: float(np.asarray(field.data).reshape(-1)[0]) for field in fields}
-            return Plugin(Scales(**{field: found[field] for field in FIELDS}))
+            cache = FP8 if found[FP8] else record.compute
+            return Plugin(cache, Scales(**{field: found[field] for field in FIELDS}))
 
     return Creator()
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Self
 
+from nemo_trt.precision import DType
+
 from .step import Heads
 from .tiling import Tiling
 
@@ -16,6 +18,7 @@ class KernelFile:
 
     Attributes:
         name: "write", "decode", "merge" or "prefill".
+        cache: dtype of the pages that it serves.
         digest: see `nemo_trt.digest.file_digest`.
         entry: the function in it.
         num_warps: of a block.
@@ -24,6 +27,7 @@ class KernelFile:
     """
 
     name: str
+    cache: str
     digest: str
     entry: str
     num_warps: int
@@ -33,7 +37,7 @@ class KernelFile:
     @property
     def file(self) -> str:
         """In the engine's folder."""
-        return f"{FOLDER}/{self.name}.cubin"
+        return f"{FOLDER}/{self.name}-{self.cache}.cubin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,18 +48,24 @@ class PagedAttention:
         heads: of every layer.
         rows: at most, B.
         compute: dtype of queries, new keys and values, and the result.
-        cache: dtype of the pages.
-        decode, prefill: how those kernels are cut.
-        kernels: their machine code.
+        scales: of each layer, what stored keys and values are multiplied by; None if its pages have
+            the compute dtype and not FP8.
+        decode, prefill: dtype of pages -> how those kernels are cut.
+        kernels: their machine code, for each dtype of pages.
     """
 
     heads: Heads
     rows: int
     compute: str
-    cache: str
-    decode: Tiling
-    prefill: Tiling
+    scales: tuple[tuple[float, float] | None, ...]
+    decode: dict[str, Tiling]
+    prefill: dict[str, Tiling]
     kernels: tuple[KernelFile, ...]
+
+    @property
+    def caches(self) -> tuple[DType, ...]:
+        """The dtype of each layer's pages."""
+        return tuple(DType.FP8 if scales else DType(self.compute) for scales in self.scales)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -64,16 +74,19 @@ class PagedAttention:
         Raises:
             ValueError: the kernels are not those that are launched.
         """
-        names = [one["name"] for one in data["kernels"]]
-        if names != list(NAMES):
-            raise ValueError(f"kernels must be {', '.join(NAMES)}, got {names}")
+        scales = tuple((float(one[0]), float(one[1])) if one else None for one in data["scales"])
+        caches = {DType.FP8 if one else DType(data["compute"]) for one in scales}
+        names = [(one["name"], one["cache"]) for one in data["kernels"]]
+        wanted = [(name, cache) for cache in sorted(caches) for name in NAMES]
+        if names != wanted:
+            raise ValueError(f"kernels must be {wanted}, got {names}")
         return cls(
             heads=Heads(**data["heads"]),
             rows=data["rows"],
             compute=data["compute"],
-            cache=data["cache"],
-            decode=Tiling(**data["decode"]),
-            prefill=Tiling(**data["prefill"]),
+            scales=scales,
+            decode={cache: Tiling(**one) for cache, one in data["decode"].items()},
+            prefill={cache: Tiling(**one) for cache, one in data["prefill"].items()},
             kernels=tuple(
                 KernelFile(**{**one, "parameters": tuple(map(tuple, one["parameters"]))})
                 for one in data["kernels"]

@@ -10,13 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 
 from nemo_trt import contract
 from nemo_trt.engines.trt.attention.place import LENGTHS, PAGE_TABLE
+from nemo_trt.engines.trt.attention.record import PagedAttention
+from nemo_trt.engines.trt.attention.step import Heads
 from nemo_trt.engines.trt.profiles import PREFILL, decode_names, profile_named
-from nemo_trt.engines.trt.record import BuildOptions
+from nemo_trt.engines.trt.record import BuildOptions, EngineRecord, PlanFile
 from nemo_trt.errors import MachineError
 from nemo_trt.manifest import GRAPH_FILE, read_manifest
 
@@ -159,9 +162,9 @@ class PagedFakePlan(FakePlan):
     """Of an engine with pages. What a row holds is put together, the bundle's graph runs over it,
     and the new tokens go to their pages: nothing at or behind a row's length is touched."""
 
-    def __init__(self, bundle: Path, device: FakeDevice, page: int) -> None:
+    def __init__(self, bundle: Path, device: FakeDevice, paged: PagedAttention) -> None:
         super().__init__(bundle, device)
-        self.page = page
+        self.page, self.scales = paged.heads.page, paged.scales
 
 
 class FakeContext:
@@ -258,6 +261,11 @@ class PagedFakeContext(FakeContext):
         assert self.addresses[name] % 16 == 0, "the kernels take aligned addresses"
         return self.plan.device.at(self.addresses[name], self.shapes[name], dtype)
 
+    def scale(self, cache: str) -> float | None:
+        """Of a past or present name, if its pages are FP8."""
+        scales = self.plan.scales[contract.layer_of(cache)]
+        return scales[cache.endswith("value")] if scales else None
+
     def row(
         self, ids: np.ndarray, start: np.ndarray, wanted: np.ndarray, pages: np.ndarray, length: int
     ) -> np.ndarray:
@@ -271,14 +279,65 @@ class PagedFakeContext(FakeContext):
         pools = {}
         for past, present in names:
             assert self.addresses[past] == self.addresses[present], "caches are not aliased"
-            pools[present] = self.bound(past, np.float16)
+            scale = self.scale(past)
+            pools[present] = self.bound(past, ml_dtypes.float8_e4m3fn if scale else np.float16)
             feeds[past] = np.zeros((1, config.num_kv_heads, length, config.head_dim), np.float16)
-            feeds[past][0] = pools[present][spots].swapaxes(0, 1)
+            held = pools[present][spots].swapaxes(0, 1).astype(np.float32)
+            feeds[past][0] = held * (scale or 1)
             feeds[past][0, :, int(start[0]) :] = 0
         outputs = [contract.LOGITS, *pools]
         found = dict(zip(outputs, self.plan.session.run(outputs, feeds), strict=True))
         new = at >= start[0]
         for present, pool in pools.items():
             here = spots[0][new], slice(None), spots[2][new]
-            pool[here] = found[present][0].swapaxes(0, 1)[new]
+            made = found[present][0].swapaxes(0, 1)[new].astype(np.float32)
+            scale = self.scale(present)
+            pool[here] = (np.clip(made / scale, -448, 448) if scale else made).astype(pool.dtype)
         return found[contract.LOGITS][0]
+
+
+def plan_of(bundle: Path, device: FakeDevice, attention: str) -> FakePlan:
+    """A plan of either attention."""
+    if attention == "native":
+        return FakePlan(bundle, device)
+    return PagedFakePlan(bundle, device, paged_of(bundle))
+
+
+def paged_of(bundle: Path, fp8: dict[int, tuple[float, float]] | None = None) -> PagedAttention:
+    """The attention of an engine with pages, FP8 in the layers that have scales."""
+    config = read_manifest(bundle).config
+    heads = Heads(
+        kv_heads=config.num_kv_heads,
+        group=config.num_heads // config.num_kv_heads,
+        head_dim=config.head_dim,
+        page=16,
+    )
+    return PagedAttention(
+        heads=heads, rows=ROWS, compute="fp16", decode={}, prefill={}, kernels=(),
+        scales=tuple((fp8 or {}).get(layer) for layer in range(config.num_layers)),
+    )  # fmt: skip
+
+
+def record_of(
+    bundle: Path, profiles: tuple[tuple[str, ...], ...] = (PROFILES,), **changed: Any
+) -> EngineRecord:
+    plan = PlanFile(
+        file="", num_bytes=0, digest="", profiles=(), kernels={}, launches_per_layer={},
+        scratch_bytes={},
+    )  # fmt: skip
+    record = EngineRecord(
+        name="l4-fp16",
+        build_id="",
+        bundle_id=read_manifest(bundle).bundle_id,
+        precision="fp16",
+        options=OPTIONS,
+        toolkit="tensorrt-rtx",
+        toolkit_version="0",
+        driver=None,
+        weight_bytes=10**9,  # so that one run of more rows reads less than two runs
+        plans=tuple(replace(plan, file=f"{p[0]}.plan", profiles=p) for p in profiles),
+        build_s=0,
+        peak_host_bytes=0,
+        nemo_trt="0",
+    )
+    return replace(record, **changed)

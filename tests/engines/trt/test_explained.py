@@ -30,7 +30,7 @@ from nemo_trt.validate.explain.runners import OnTensorRt, polygraphy_trt
 from nemo_trt.validate.sequences import TokenSequence
 from tests.validate import faults
 
-from .test_session import record_of
+from .standin import record_of
 
 pytestmark = pytest.mark.e2e
 

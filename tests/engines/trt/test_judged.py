@@ -13,8 +13,7 @@ from nemo_trt.validate.report import Report
 from nemo_trt.validate.sequences import make_sequences
 from nemo_trt.validate.validator import validate
 
-from .standin import CHUNK, FakeDevice, FakePlan
-from .test_session import record_of
+from .standin import CHUNK, FakeDevice, FakePlan, record_of
 
 pytestmark = pytest.mark.model
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.unit
 CODE = {
     lowering: "d38d0dfa783185be",
     network: "d3d5454347bf4e07",
-    place: "7dc4b43033a03eee",
+    place: "4a3cb41a53d8fd16",
     grouped: "2ea63a069c1e5f8b",
     profiles: "b0f44addceb06e5b",
     compile: "84664b9532d554e8",

@@ -13,8 +13,8 @@ from nemo_trt.errors import MachineError
 from nemo_trt.precision import DType
 
 from .properties import tokens
-from .standin import CHUNK, LOGITS, ROWS, FakeDevice, FakePlan, T
-from .test_session import bundle, record_of
+from .standin import CHUNK, LOGITS, ROWS, FakeDevice, FakePlan, T, record_of
+from .test_session import bundle
 
 pytestmark = pytest.mark.model
 __all__ = ["bundle"]  # the fixture

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from nemo_trt.bundle import Bundle
+from nemo_trt.cache_scales import CacheLayer, CacheScales
 from nemo_trt.engines.targets import target_named
 from nemo_trt.engines.trt import builder
 from nemo_trt.engines.trt.attention.ahead import compile_attention
@@ -16,7 +17,7 @@ from nemo_trt.engines.trt.kernels import Kernel, Operand, require_paged_decode
 from nemo_trt.engines.trt.record import BuildOptions, EngineRecord, read_record
 from nemo_trt.engines.trt.toolkit import load_toolkit
 from nemo_trt.errors import BuildError
-from nemo_trt.manifest import read_manifest
+from nemo_trt.manifest import MANIFEST_FILE, read_manifest
 from nemo_trt.precision import DType
 
 pytestmark = pytest.mark.e2e
@@ -63,9 +64,41 @@ def test_an_engine_with_pages(
     assert read_record(Bundle.open(small[precision]), record.name) == record
     assert build(small[precision], gpu) == (record, False)
     assert {path.name for path in (folder / "attention").iterdir()} == {
-        f"{kernel.name}.cubin" for kernel in record.paged.kernels
+        f"{kernel.name}-bf16.cubin" for kernel in record.paged.kernels
     }
     assert "--attention paged --page 64" in record.rebuild_command(Bundle.open(small[precision]))
+
+
+def test_an_fp8_cache_in_the_layers_that_take_it(small: dict[str, Path], tmp_path: Path) -> None:
+    """One layer of two: both kinds of pages in one plan, and kernels for both."""
+    bundle = shutil.copytree(small["fp8"], tmp_path / "bundle")
+    target, toolkit = target_named("l4"), load_toolkit("tensorrt-rtx")
+    options = replace(options_for("l4"), kv_cache="fp8")
+    with pytest.raises(BuildError, match="needs the scales of a calibration"):
+        builder.build_plans(bundle, options, toolkit, target=target)
+    native = replace(options, attention="native", max_seq_len=256)
+    with pytest.raises(BuildError, match="needs --attention paged"):
+        builder.build_plans(bundle, native, toolkit, target=target)
+    layers = tuple(CacheLayer(key_amax=n, value_amax=n, shift=1.0, kl=0.0) for n in (28.0, 56.0))
+    cache = CacheScales(layers=layers, kl=1.0, max_kl=0.5, kept={"1": "it costs most"})
+    manifest = read_manifest(bundle)
+    calibrated = replace(manifest, quantization=replace(manifest.quantization, cache=cache))
+    (bundle / MANIFEST_FILE).write_text(calibrated.to_json())
+    record, _ = builder.build_plans(bundle, options, toolkit, target=target)
+    assert record.name == "l4-fp8-paged-kv8"
+    assert record.paged.scales == ((0.0625, 0.0625), None)
+    kernels = [(kernel.cache, kernel.name) for kernel in record.paged.kernels]
+    names = ("write", "decode", "merge", "prefill")
+    assert kernels == [(cache, name) for cache in ("bf16", "fp8") for name in names]
+    assert read_record(Bundle.open(bundle), record.name) == record
+    assert record.rebuild_command(Bundle.open(bundle)).endswith("--kv-cache fp8")
+    assert builder.build_plans(bundle, options, toolkit, target=target) == (record, False)
+    # Other scales are another engine, though the bundle is the same.
+    other = replace(cache, kept={})
+    again = replace(manifest, quantization=replace(manifest.quantization, cache=other))
+    (bundle / MANIFEST_FILE).write_text(again.to_json())
+    found, built = builder.build_plans(bundle, options, toolkit, target=target)
+    assert built and found.paged.scales == ((0.0625, 0.0625), (0.125, 0.125))
 
 
 def test_an_altered_kernel_is_refused_and_built_again(
@@ -73,15 +106,15 @@ def test_an_altered_kernel_is_refused_and_built_again(
 ) -> None:
     bundle = shutil.copytree(small["bf16"], tmp_path / "bundle")
     name = built["bf16"].name
-    cubin = bundle / "engines" / name / "attention" / "decode.cubin"
+    cubin = bundle / "engines" / name / "attention" / "decode-bf16.cubin"
     code = bytearray(cubin.read_bytes())
     code[len(code) // 2] ^= 1
     cubin.write_bytes(code)
-    with pytest.raises(BuildError, match=r"decode\.cubin is missing or was altered"):
+    with pytest.raises(BuildError, match=r"decode-bf16\.cubin is missing or was altered"):
         read_record(Bundle.open(bundle), name)
     record = bundle / "engines" / name / "engine.json"
     record.write_text(record.read_text().replace('"name": "merge"', '"name": "../merge"'))
-    with pytest.raises(BuildError, match=r"damaged: kernels must be write, decode"):
+    with pytest.raises(BuildError, match=r"damaged: kernels must be "):
         read_record(Bundle.open(bundle), name)
 
 
@@ -124,8 +157,9 @@ def test_what_the_kernels_cannot_serve_is_refused_before_a_build(
     changed: dict[str, int], sm: int, cache: DType, said: str, tmp_path: Path
 ) -> None:
     heads = replace(Heads(kv_heads=8, group=4, head_dim=128, page=64), **changed)
+    scales = ((1.0, 1.0) if cache is DType.FP8 else None,)
     with pytest.raises(BuildError, match=said):
-        compile_attention(tmp_path, heads, sm=sm, rows=1, compute=DType.BF16, cache=cache)
+        compile_attention(tmp_path, heads, sm=sm, rows=1, compute=DType.BF16, scales=scales)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,9 +1,11 @@
 """A session over an engine's pages, on the stand-in: whose pages, how many, and what is refused."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -18,8 +20,8 @@ from nemo_trt.serve import Request, Scheduler
 from tests.serve.test_scheduler import alone, answers, drain, ends
 
 from .properties import near, tokens, whole
-from .standin import ROWS, FakeDevice, T
-from .test_session import both_profiles, bundle, plan_of
+from .standin import ROWS, FakeDevice, PagedFakePlan, T, paged_of, plan_of
+from .test_session import both_profiles, bundle
 
 pytestmark = pytest.mark.model
 __all__ = ["bundle"]
@@ -99,7 +101,7 @@ def test_rows_of_a_profile_that_nobody_asked_for_touch_no_page(
         near(run(session, ids[:, 11:], [11], [12], [[4]])[0], whole(bundle, ids)[0, 11], 5e-3)
         changed = np.flatnonzero(before != device.memory)
         for address in session._cache._addresses.values():
-            size = session._cache._block_bytes
+            size = session._cache._block_bytes("past_key_values.0.key")
             first, last = address + 4 * size, address + 5 * size
             pool = changed[(changed >= address) & (changed < address + PAGES * size)]
             assert len(pool) and first <= pool.min() <= pool.max() < last
@@ -112,6 +114,39 @@ def test_rows_read_the_pages_that_they_share(session: PagedTensorRtSession, bund
     run(session, ids[:1, :17], [0], [17], [[3, 1]])
     near(run(session, ids[1:, 16:], [16], [24], [[3, 4]])[0], expected[1, 23], 5e-3)
     near(run(session, ids[:1, 17:], [17], [24], [[3, 1]])[0], expected[0, 23], 5e-3)
+
+
+def test_a_layer_with_fp8_pages_stores_numbers_over_its_scales(
+    bundle: Path, device: FakeDevice
+) -> None:
+    paged = paged_of(bundle, {1: (0.011, 0.007)})
+    record = replace(both_profiles(bundle, "paged"), paged=paged)
+    plan = PagedFakePlan(bundle, device, paged)
+    with PagedTensorRtSession(bundle, record, device=device, open_plan=lambda _: plan) as session:
+        wide, narrow = (session._cache._block_bytes(f"past_key_values.{n}.key") for n in (0, 1))
+        assert wide == 2 * narrow
+        config, random = session.config, np.random.default_rng(0)
+        shape = (config.num_kv_heads, 21, config.head_dim)
+        block = random.normal(size=shape).astype(np.float32)
+        for layer, kind, scale in ((1, "key", 0.011), (1, "value", 0.007), (0, "key", None)):
+            session.write_cache(layer, kind, 2, 5, block)
+            stored = stored_of(block, scale) if scale else block.astype(np.float16)
+            assert (session.read_cache(layer, kind, 2, 5, 26) == stored).all()
+        session.copy_cache(2, 0, 26)
+        assert (session.read_cache(1, "value", 0, 5, 26) == stored_of(block, 0.007)).all()
+        ids = tokens(1, 12)
+        run(session, ids[:, :11], [0], [11], [[6]])
+        session.copy_page(6, 2)
+        found = run(session, ids[:, 11:], [11], [12], [[2]])[0]
+        expected = whole(bundle, ids)[0, 11]
+        near(found, expected, 0.2)
+        assert np.linalg.norm(found - expected) > 1e-3 * np.linalg.norm(expected), "it was rounded"
+
+
+def stored_of(block: np.ndarray, scale: float) -> np.ndarray:
+    """What an FP8 page gives back."""
+    ratio = np.clip(block / np.float32(scale), -448, 448)
+    return ratio.astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * np.float32(scale)
 
 
 def test_a_page_is_copied_on_the_device(

@@ -17,16 +17,25 @@ from nemo_trt.engines.runner import Runner
 from nemo_trt.engines.sampling import SamplingParams
 from nemo_trt.engines.trt.kernels import READ_LINES
 from nemo_trt.engines.trt.paged_session import PagedTensorRtSession
-from nemo_trt.engines.trt.record import EngineRecord, PlanFile
+from nemo_trt.engines.trt.record import EngineRecord
 from nemo_trt.engines.trt.session import TensorRtSession
 from nemo_trt.engines.trt.toolkit import Log, Toolkit
 from nemo_trt.errors import CapacityError, MachineError, RequestError, StateError
 from nemo_trt.export.bundle import export_bundle
-from nemo_trt.manifest import read_manifest
 from nemo_trt.precision import DType
 
 from .properties import PROPERTIES, near, tokens, whole
-from .standin import OPTIONS, PROFILES, ROWS, FakeContext, FakeDevice, FakePlan, PagedFakePlan, T
+from .standin import (
+    PROFILES,
+    ROWS,
+    FakeContext,
+    FakeDevice,
+    FakePlan,
+    T,
+    paged_of,
+    plan_of,
+    record_of,
+)
 
 pytestmark = pytest.mark.model
 
@@ -46,42 +55,11 @@ def device() -> FakeDevice:
     return FakeDevice()
 
 
-def record_of(
-    bundle: Path, profiles: tuple[tuple[str, ...], ...] = (PROFILES,), **changed: Any
-) -> EngineRecord:
-    plan = PlanFile(
-        file="", num_bytes=0, digest="", profiles=(), kernels={}, launches_per_layer={},
-        scratch_bytes={},
-    )  # fmt: skip
-    record = EngineRecord(
-        name="l4-fp16",
-        build_id="",
-        bundle_id=read_manifest(bundle).bundle_id,
-        precision="fp16",
-        options=OPTIONS,
-        toolkit="tensorrt-rtx",
-        toolkit_version="0",
-        driver=None,
-        weight_bytes=10**9,  # so that one run of more rows reads less than two runs
-        plans=tuple(replace(plan, file=f"{p[0]}.plan", profiles=p) for p in profiles),
-        build_s=0,
-        peak_host_bytes=0,
-        nemo_trt="0",
-    )
-    return replace(record, **changed)
-
-
-def plan_of(bundle: Path, device: FakeDevice, attention: str) -> FakePlan:
-    """A plan of either attention."""
-    if attention == "native":
-        return FakePlan(bundle, device)
-    return PagedFakePlan(bundle, device, page=16)
-
-
 def both_profiles(bundle: Path, attention: str) -> EngineRecord:
     """A record of one plan, of either attention."""
     record = record_of(bundle)
-    return replace(record, options=replace(record.options, attention=attention, page=16))
+    options = replace(record.options, attention=attention, page=16)
+    return replace(record, options=options, paged=paged_of(bundle))
 
 
 @pytest.fixture(params=["native", "paged"])

@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicCache
 
 from nemo_trt.cache_scales import CacheLayer, CacheScales
 from nemo_trt.export.checkpoints import open_checkpoint
-from nemo_trt.export.quantization.cache import choose_layers
+from nemo_trt.export.quantization.cache import CacheHooks, choose_layers
 from nemo_trt.export.quantization.calibrate import calibrate
 from nemo_trt.progress import Silent
 from nemo_trt.quantization import Quantization
@@ -112,6 +112,16 @@ def test_the_divergence_is_that_of_transformers_with_a_rounded_cache(
     expected = divergence(answers(model, probes, None), answers(model, probes, scales))
     assert scales.kl == pytest.approx(expected, rel=0.02)
     assert sum(one.kl for one in scales.layers) == pytest.approx(scales.kl)
+
+
+def test_an_fp8_cache_is_no_part_of_what_the_groups_cost(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(tiny_checkpoint, SAMPLES)
+    monkeypatch.setattr(CacheHooks, "_rounded", lambda *_: None)
+    without = run(tiny_checkpoint, SAMPLES)
+    assert (without.activations, without.kl) == (whole.activations, whole.kl)
+    assert whole.cache and without.cache and without.cache.kl == 0 < whole.cache.kl
 
 
 LAYERS = tuple(CacheLayer(key_amax=448, value_amax=896, shift=s, kl=0.0) for s in (1.0, 5.0, 4.0))

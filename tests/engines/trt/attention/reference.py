@@ -6,7 +6,7 @@ from onnx import TensorProto, helper
 
 from nemo_trt.contract import OPSET
 from nemo_trt.engines.trt.attention.place import DOMAIN
-from nemo_trt.engines.trt.attention.plugin import FIELDS, INPUTS, NAME, OUTPUTS
+from nemo_trt.engines.trt.attention.plugin import FIELDS, FP8, INPUTS, NAME, OUTPUTS
 from nemo_trt.engines.trt.lowering import LoweredGraph
 
 
@@ -58,7 +58,7 @@ def with_reference(model: onnx.ModelProto, head_dim: int, page: int) -> onnx.Mod
     outputs = [name if name == "out" else f"{name}.out" for name in OUTPUTS]
     function = helper.make_function(
         DOMAIN, NAME, list(INPUTS), outputs, nodes, [helper.make_opsetid("", OPSET)],
-        [*FIELDS, "plugin_version", "plugin_namespace"],
+        [*FIELDS, FP8, "plugin_version", "plugin_namespace"],
     )  # fmt: skip
     made = onnx.ModelProto()
     made.CopyFrom(model)

@@ -9,6 +9,7 @@ from onnx import helper
 
 from nemo_trt import contract
 from nemo_trt.bundle import Bundle
+from nemo_trt.cache_scales import CacheLayer, CacheScales
 from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.engines.stored_graph import read_graph
 from nemo_trt.engines.trt.attention.place import LENGTHS, PAGE_TABLE, Placement, place
@@ -25,7 +26,7 @@ PAGE, ROWS, PAGES, T = 4, 2, 10, 16
 
 
 def test_steps_over_pages_give_the_logits_of_steps_over_rows(tiny: Any) -> None:
-    placement = Placement(page=PAGE, cache=DType.FP32)
+    placement = Placement(page=PAGE, base=DType.FP32)
     with OrtSession(Bundle.open(tiny.bundle), max_batch=ROWS, max_seq_len=T, threads=1) as session:
         config = session.config
         placed = runnable(lower(tiny.bundle, GRAPH_FILE, T, placement), config.head_dim, PAGE)
@@ -65,7 +66,7 @@ def graph_of(bundle: Any) -> onnx.GraphProto:
 def test_nothing_stays_that_only_the_attention_needed(tiny: Any) -> None:
     graph = graph_of(tiny.bundle)
     before = len(graph.node)
-    place(graph, Placement(page=PAGE, cache=DType.FP32))
+    place(graph, Placement(page=PAGE, base=DType.FP32))
     kinds = [node.op_type for node in graph.node]
     assert kinds.count(NAME) == 2 and not {"TensorScatter", "Attention"} & set(kinds)
     made = {name for node in graph.node for name in node.output}
@@ -105,20 +106,26 @@ def test_another_graph_is_refused(what: str, tiny: Any) -> None:
     graph = graph_of(tiny.bundle)
     damaged(graph, what)
     with pytest.raises(BundleError, match="must be"):
-        place(graph, Placement(page=PAGE, cache=DType.FP32))
+        place(graph, Placement(page=PAGE, base=DType.FP32))
 
 
-def test_an_fp8_cache_needs_a_scale_for_every_layer_and_kind(tiny: Any) -> None:
-    scales = {(layer, kind): 0.5 + layer for layer in (0, 1) for kind in ("key", "value")}
-    scales[1, "value"] = 4.0
-    graph = graph_of(tiny.bundle)
-    place(graph, Placement(page=PAGE, cache=DType.FP8, scales=scales))
-    found = [
-        {one.name: helper.get_attribute_value(one) for one in node.attribute}
-        for node in graph.node
-        if node.op_type == NAME
-    ]
-    assert [(one["keys"], one["values"]) for one in found] == [(0.5, 0.5), (1.5, 4.0)]
-    del scales[0, "key"]
-    with pytest.raises(BundleError, match=r"past_key_values\.0\.key must have a scale"):
-        place(graph_of(tiny.bundle), Placement(page=PAGE, cache=DType.FP8, scales=scales))
+def test_layers_have_the_scales_and_the_dtype_that_calibration_chose(tiny: Any) -> None:
+    layers = tuple(
+        CacheLayer(key_amax=448.0 * n, value_amax=896.0 * n, shift=float(n), kl=0.0) for n in (1, 4)
+    )
+    for kept, expected in (({}, [(1, 2, 1), (4, 8, 1)]), ({"1": "costly"}, [(1, 2, 1), (1, 1, 0)])):
+        found = CacheScales(layers=layers, kl=0.0, max_kl=0.0, kept=kept)
+        graph = graph_of(tiny.bundle)
+        place(graph, Placement(page=PAGE, base=DType.FP32, fp8=found))
+        nodes = [
+            {one.name: helper.get_attribute_value(one) for one in node.attribute}
+            for node in graph.node
+            if node.op_type == NAME
+        ]
+        assert [(one["keys"], one["values"], one["fp8"]) for one in nodes] == expected
+        dtypes = {one.name: one.type.tensor_type.elem_type for one in (*graph.input, *graph.output)}
+        for layer, (*_, fp8) in enumerate(expected):
+            wanted = DType.FP8 if fp8 else DType.FP32
+            for kind in ("key", "value"):
+                assert dtypes[contract.past_name(layer, kind)] == wanted.onnx_code
+                assert dtypes[contract.present_name(layer, kind)] == wanted.onnx_code

@@ -38,9 +38,9 @@ def record_of(case: Case, launch: Any) -> PagedAttention:
         heads=heads,
         rows=MOST_ROWS,
         compute=NAMES[case.dtype],
-        cache=NAMES[case.cache or case.dtype],
-        decode=Tiling(tile=16, programs=7),
-        prefill=Tiling(tile=16, queries=32),
+        scales=((case.key_scale, case.value_scale) if case.cache else None,),
+        decode=dict.fromkeys(NAMES.values(), Tiling(tile=16, programs=7)),
+        prefill=dict.fromkeys(NAMES.values(), Tiling(tile=16, queries=32)),
         kernels=(),
     )
 
@@ -53,10 +53,11 @@ class Interpreter:
         heads, most = record.heads, {"tokens": 1, "rows": record.rows}
         self.constants = {
             "write": write_constants(heads),
-            "decode": decode_constants(heads, record.decode, **most),
-            "merge": merge_constants(heads, record.decode, **most),
-            "prefill": prefill_constants(heads, record.prefill),
+            "decode": decode_constants(heads, record.decode["fp8"], **most),
+            "merge": merge_constants(heads, record.decode["fp8"], **most),
+            "prefill": prefill_constants(heads, record.prefill["fp8"]),
         }
+        self.cache = record.caches[0]
         self.launched: list[str] = []
 
     def address(self, tensor: Tensor) -> int:
@@ -64,7 +65,8 @@ class Interpreter:
         self.memory[tensor.data_ptr()] = tensor
         return tensor.data_ptr()
 
-    def launch(self, call: Call, pointers: Any, stream: int) -> None:
+    def launch(self, call: Call, cache: str, pointers: Any, stream: int) -> None:
+        assert cache == self.cache
         self.launched.append(call.kernel)
         tensors = {name: self.memory[address] for name, address in pointers.items()}
         self.kernels[call.kernel][call.grid](
@@ -89,13 +91,14 @@ def enqueued(
     query = drawn.query.contiguous()
     inputs = (query, *new, pages.keys, pages.values, pages.table, pages.starts, pages.lengths)
     out = torch.full_like(query, POISON)
-    partial, whole = plugin.workspace_bytes(record, len(case.lengths))
+    cache = record.caches[0]
+    partial, whole = plugin.workspace_bytes(record, cache, len(case.lengths))
     memory = torch.full((whole // 4,), POISON)
     launcher = Interpreter(launch, record)
     launcher.address(memory[partial // 4 :])
     scales = Scales(scores=softmax_scale(case), keys=case.key_scale, values=case.value_scale)
     enqueue(
-        record, scales, launcher, [tuple(one.shape) for one in inputs],
+        record, cache, scales, launcher, [tuple(one.shape) for one in inputs],
         [launcher.address(one) for one in inputs], launcher.address(out), launcher.address(memory),
         5,
     )  # fmt: skip
@@ -133,29 +136,39 @@ def test_the_plugin_of_tensorrt_does_the_same(launch: Any) -> None:
     api = pytest.importorskip("tensorrt_rtx", reason="the plugin is TensorRT's")
 
     def enqueue(
-        record: PagedAttention, scales: Scales, launcher: Any, shapes: Any, inputs: Any,
+        record: PagedAttention, cache: str, scales: Scales, launcher: Any, shapes: Any, inputs: Any,
         out: int, memory: int, stream: int,
     ) -> None:  # fmt: skip
         maker = plugin.creator(api, record, launcher)
         wanted = zip(plugin.FIELDS, (scales.scores, scales.keys, scales.values), strict=True)
         kept = [(name, np.array([value], np.float32)) for name, value in wanted]
-        kind = api.PluginFieldType.FLOAT32
-        given = api.PluginFieldCollection([api.PluginField(*one, kind) for one in kept])
+        kind, fp8 = api.PluginFieldType.FLOAT32, np.array([cache == "fp8"], np.int32)
+        given = api.PluginFieldCollection(
+            [api.PluginField(*one, kind) for one in kept]
+            + [api.PluginField(plugin.FP8, fp8, api.PluginFieldType.INT32)]
+        )
         built = maker.create_plugin("layer", given, api.TensorRTPhase.BUILD)
         again = maker.create_plugin(
             "layer", built.get_fields_to_serialize(), api.TensorRTPhase.RUNTIME
         )
         most = [SimpleNamespace(max=shape) for shape in shapes]
         assert again.get_workspace_size(most, None) == plugin.workspace_bytes(
-            record, shapes[0][0]
+            record, cache, shapes[0][0]
         )[1]  # fmt: skip
         described = [SimpleNamespace(dims=shape) for shape in shapes]
         ours = again.attach_to_context(None)
+        pools = api.fp8 if cache == "fp8" else api.bfloat16
+        types = [api.bfloat16] * 3 + [pools] * 2 + [api.int32] * 3 + [api.bfloat16] + [pools] * 2
+        for at, wanted_type in enumerate(types):
+            for found in (api.bfloat16, api.fp8, api.int32, api.float32):
+                desc = SimpleNamespace(format=api.TensorFormat.LINEAR, type=found)
+                tensors = {at: SimpleNamespace(desc=desc)}
+                assert ours.supports_format_combination(at, tensors, 8) == (found == wanted_type)
         assert ours.enqueue(described, None, inputs, [out, 0, 0], memory, stream) == 0
 
-    case = replace(CASES["an fp8 cache"], tokens=1)
-    out, expected, _ = enqueued(case, launch, enqueue)
-    assert error(out, expected) < 8e-3
+    for name in ("an fp8 cache", "ragged"):
+        out, expected, _ = enqueued(replace(CASES[name], tokens=1), launch, enqueue)
+        assert error(out, expected) < 8e-3
 
 
 def test_a_step_that_fails_answers_a_number_and_logs_why(
@@ -165,7 +178,7 @@ def test_a_step_that_fails_answers_a_number_and_logs_why(
     api = pytest.importorskip("tensorrt_rtx", reason="the plugin is TensorRT's")
 
     class Refusing:
-        def launch(self, call: Call, pointers: Any, stream: int) -> None:
+        def launch(self, call: Call, cache: str, pointers: Any, stream: int) -> None:
             raise MachineError("CUDA's cuLaunchKernel failed: no reason.")
 
     case = CASES["ragged"]
@@ -175,6 +188,7 @@ def test_a_step_that_fails_answers_a_number_and_logs_why(
     fields = [
         api.PluginField(name, one, kind) for name, one in zip(plugin.FIELDS, kept, strict=True)
     ]
+    fields.append(api.PluginField(plugin.FP8, np.zeros(1, np.int32), api.PluginFieldType.INT32))
     given = api.PluginFieldCollection(fields)
     shapes = [(2, 8, 1, 64), *((2, 2, 1, 64),) * 2, *((9, 2, 32, 64),) * 2, (2, 4), (2,), (2,)]
     described = [SimpleNamespace(dims=shape) for shape in shapes]
@@ -199,6 +213,7 @@ def test_the_plugin_is_known_while_a_plan_is_made_or_loaded_and_no_longer(launch
 
 KERNEL = KernelFile(
     name="merge",
+    cache="fp8",
     digest="0",
     entry="merge",
     num_warps=4,
@@ -251,7 +266,7 @@ def test_kernels_are_verified_loaded_and_launched(
     record = replace(record_of(CASES["ragged"], launch), kernels=(kernel,))
     launcher = driver.DriverLauncher(tmp_path, record)
     call = Call(kernel="merge", grid=(2, 3, 4), numbers={"scale": 0.5, "rows": 3})
-    launcher.launch(call, {"out": 64}, 9)
+    launcher.launch(call, "fp8", {"out": 64}, 9)
     launcher.close()
     launcher.close()
     loaded, found, allowed, launched, unloaded = fake.calls
