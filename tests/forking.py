@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from tests.waiting import LIMIT_S
+from tests.waiting import LIMIT_S, within
 
 
 def forked(function: Callable[[], Any]) -> Any:
@@ -22,17 +22,20 @@ def forked(function: Callable[[], Any]) -> Any:
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
         child = os.fork()
     if not child:
-        signal.alarm(LIMIT_S)
         try:
-            said = [True, function()]
+            with within():
+                said = [True, function()]
         except BaseException:
             said = [False, traceback.format_exc()]
         os.write(writer, json.dumps(said).encode())
         os._exit(0)
     os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        text = pipe.read()
-    _, status = os.waitpid(child, 0)
+    try:
+        with within(LIMIT_S + 30), os.fdopen(reader, "rb") as pipe:  # the child says why first
+            text = pipe.read()
+    finally:
+        os.kill(child, signal.SIGKILL)  # it hangs, or has nothing left to do
+        _, status = os.waitpid(child, 0)
     assert text, f"the child must answer, got status {status}"
     done, found = json.loads(text)
     assert done, found

@@ -11,11 +11,17 @@ from nemo_trt.engines.runner import Runner
 from nemo_trt.engines.sampling import SamplingParams
 from nemo_trt.errors import StateError
 from tests.forking import forked, refused
-from tests.waiting import LIMIT_S
+from tests.waiting import LIMIT_S, within
 
 pytestmark = pytest.mark.model
 PROMPT, OTHER = [1, 2, 3, 4, 5], [9, 8, 7]
 GREEDY = SamplingParams(max_tokens=6, ignore_eos=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_hang() -> Iterator[None]:
+    with within():
+        yield
 
 
 @pytest.fixture

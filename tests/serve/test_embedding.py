@@ -18,10 +18,16 @@ from nemo_trt.errors import CapacityError, RequestError, StateError
 from nemo_trt.serve import AsyncEngine, Request, Scheduler, create_app
 from nemo_trt.serve.options import ServeOptions
 from tests.forking import forked, refused
-from tests.waiting import LIMIT_S, until, until_async
+from tests.waiting import LIMIT_S, until, until_async, within
 
 pytestmark = pytest.mark.model
 PARAMS = SamplingParams(max_tokens=4, ignore_eos=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_hang() -> Iterator[None]:
+    with within():
+        yield
 
 
 def opened(bundle: Path) -> Runner:
