@@ -141,6 +141,9 @@ def command(
     private_key = read_key(sign_key) if sign_key else None
     opened = Bundle.open(bundle)
     _require_sensible(opened, explained=explained, repro=repro, rounding=rounding)
+    for target in (json_file, report_file, repro):
+        if target:
+            atomic.require_writable(target)
     if report_file:
         import matplotlib  # noqa: F401  an error that says what to install, before the work
     if explained:
@@ -158,6 +161,7 @@ def command(
             private_key=private_key,
             rounding=rounding is not None,
             explained=explained,
+            must_write=json_file is None,
             progress=bar,
         )
     show(report)

@@ -20,9 +20,11 @@ from nemo_trt.utf8 import undecodable
 
 from .checkpoints import Checkpoint
 from .quantization.weights import num_fp8_bytes
-from .weights import require_free_disk
 
 _GRAPH_BYTES = 64 * 2**20  # a generous bound of graph, manifest and tokenizer
+_NO_COPY = (
+    "A Hugging Face checkpoint can be exported without a copy of its weights: --weights in-place."
+)
 _MANIFESTS = (MANIFEST_FILE, NEXT_MANIFEST_FILE)
 
 
@@ -64,7 +66,7 @@ def require_target(
         num_bytes = 0
     else:
         num_bytes = checkpoint.num_file_bytes or checkpoint.num_bytes
-    require_free_disk(bundle, _GRAPH_BYTES + num_bytes)
+    atomic.require_free_disk(bundle, _GRAPH_BYTES + num_bytes, _NO_COPY)
     return locations
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,22 +22,6 @@ from .finite import finite_rows
 
 _COPY_BYTES = 64 * 2**20
 _NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
-
-
-def require_free_disk(folder: Path, num_bytes: int) -> None:
-    """Raise an ExportError unless the file system of `folder`'s nearest parent has room.
-
-    Raises:
-        ExportError: less than `num_bytes` are free.
-    """
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if free < num_bytes:
-        raise ExportError(
-            f"{existing} must have {num_bytes / 1e9:.2f} GB free, got {free / 1e9:.2f} GB. Free "
-            "some or choose another disk; a Hugging Face checkpoint can be exported without a copy "
-            "of its weights: --weights in-place."
-        )
 
 
 def copy_file(source: Path, target: Path, progress: Progress) -> None:

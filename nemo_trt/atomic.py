@@ -152,6 +152,24 @@ def require_writable(target: Path) -> None:
         )
 
 
+def require_free_disk(target: Path, num_bytes: int, remedy: str = "") -> None:
+    """Refuse, before the work, a disk on which the target would not fit.
+
+    Args:
+        remedy: a sentence on what else helps than free space.
+
+    Raises:
+        ExportError: less than `num_bytes` are free.
+    """
+    existing = next(path for path in (target, *_real(target).parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < num_bytes:
+        raise ExportError(
+            f"{existing} must have {num_bytes / 1e9:.2f} GB free for {target.name}, got "
+            f"{free / 1e9:.2f} GB. Free some or choose another disk. {remedy}".rstrip()
+        )
+
+
 def _real(target: Path) -> Path:
     """Where a target lies: a symbolic link is followed, so that it stays one."""
     target = target.absolute()

@@ -30,6 +30,7 @@ from .tokens import judge_tokenizer
 from .validator import validate
 
 _CACHE_SHARE = 0.25  # of memory: the cache of the far case is the largest thing
+_VERDICT_BYTES = 64 * 2**20  # a generous bound
 
 
 def validate_bundle(
@@ -45,14 +46,16 @@ def validate_bundle(
     random_weights: bool = False,
     rounding: bool = False,
     explained: bool = False,
+    must_write: bool = True,
     progress: Progress | None = None,
 ) -> Report:
     """Compare a bundle on ONNX Runtime, or an engine, with transformers, and write the verdict.
 
     The verdict is written to validation.json in the bundle (CPU) or the engine's folder, or to
     validation-cuda.json (CUDA). It records the digest of every validated file, and the number of
-    rows and the context length that were tested. If the file cannot be written,
-    `Report.unwritten` says why; the report is still complete.
+    rows and the context length that were tested. Free disk and a writable folder are required
+    before the work. If the file cannot be written after it, `Report.unwritten` says why; the report
+    is still complete.
 
     Args:
         bundle: an open bundle, or its folder.
@@ -68,6 +71,7 @@ def validate_bundle(
             the engine's limits. Writes no verdict. CPU only.
         explained: fill `Report.explanation`, which names where the graph differs from the
             reference: on the same backend, for the sequence with the largest error.
+        must_write: refuse, before the work, a folder in which the verdict cannot be written.
 
     Returns:
         The report. `Report.verdict` is "pass" or "fail".
@@ -75,6 +79,7 @@ def validate_bundle(
     Raises:
         BundleError: the bundle is damaged, or its checkpoint has been moved.
         BuildError: there is no such engine.
+        ExportError: the verdict could not be written.
         MachineError: this machine cannot run the bundle on that backend.
         RequestError: a prompt is too short, or the reference is another model.
     """
@@ -83,6 +88,8 @@ def validate_bundle(
         raise RequestError(f"Rounding is rehearsed on the CPU alone, got {where}.")
     if private_key is not None:
         signature.require_private_key(private_key)
+    if must_write and not rounding:
+        _require_place(verdict_path(bundle, where))
     digests = _digests(bundle, where)
     checkpoint = _reference(bundle.manifest, reference)
     if random_weights:
@@ -129,6 +136,12 @@ def validate_bundle(
         except NemoTrtError as error:  # the verdict stands all the same
             report = replace(report, unexplained=str(error))
     return report
+
+
+def _require_place(file: Path) -> None:
+    """Refuse, before the work, a verdict that could not be written after it."""
+    atomic.require_writable(file)
+    atomic.require_free_disk(file, _VERDICT_BYTES)
 
 
 def _write(

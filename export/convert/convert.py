@@ -5,7 +5,6 @@ from pathlib import Path
 from nemo_trt import atomic
 from nemo_trt.errors import ExportError
 from nemo_trt.export.checkpoints import Checkpoint
-from nemo_trt.export.weights import require_free_disk
 from nemo_trt.export.written import mark, require_free_name
 from nemo_trt.progress import Progress, Silent
 
@@ -38,7 +37,7 @@ def convert(
     if to not in CONTAINERS:
         raise ExportError(f"--to must be one of {', '.join(CONTAINERS)}, got {to!r}.")
     require_free_name(dest, force=force, archive=to == "nemo")
-    require_free_disk(dest, checkpoint.num_bytes + 2**26)
+    atomic.require_free_disk(dest, checkpoint.num_bytes + 2**26)
     if to == "nemo":
         from . import nemo  # PyTorch's classes, which take their time to load
 

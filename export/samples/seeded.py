@@ -25,7 +25,6 @@ from nemo_trt.export.convert.huggingface import (
     write_index,
     write_json,
 )
-from nemo_trt.export.weights import require_free_disk
 from nemo_trt.export.written import mark, require_free_name
 from nemo_trt.precision import DType
 from nemo_trt.progress import Progress, Silent
@@ -91,7 +90,7 @@ def write_seeded(
     config = replace(shape, num_layers=num_layers or shape.num_layers)
     require_free_name(dest, force=force)
     num_bytes = config.num_parameters * DType.BF16.itemsize
-    require_free_disk(dest, num_bytes + 2**26)
+    atomic.require_free_disk(dest, num_bytes + 2**26)
     shapes = dict(config.tensors())
     files = shards(num_bytes_of(config, DType.BF16))
     progress.phase("write seeded weights", num_bytes, "bytes")

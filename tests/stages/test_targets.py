@@ -18,6 +18,8 @@ from nemo_trt.export.checkpoints import open_checkpoint
 from nemo_trt.export.convert import convert
 from nemo_trt.export.samples import SHAPES, write_seeded
 from nemo_trt.stages.export import export_checkpoint
+from nemo_trt.validate import run
+from nemo_trt.validate.run import validate_bundle
 
 pytestmark = pytest.mark.model
 OPTIONS = BuildOptions(
@@ -39,6 +41,7 @@ WRITERS: dict[str, Callable[[Path, Path, Path], object]] = {
     **{f"convert --to {to}": converted(to) for to in ("hf", "mistral", "nemo")},
     "export": lambda checkpoint, bundle, target: export_checkpoint(checkpoint, target),
     "build": lambda checkpoint, bundle, target: build(bundle),
+    "validate": lambda checkpoint, bundle, target: validate_bundle(bundle),
 }
 
 
@@ -55,6 +58,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         (bundle_module, "require_finite"),
         (bundle_module, "trace_decoder"),
         (builder, "lower"),
+        (run, "sha256_file"),
+        (run, "digests_of"),
+        (run, "open_reference"),
     ):
         monkeypatch.setattr(module, name, refuse)
     monkeypatch.setattr(builder, "require_fit", lambda *_: None)  # of an fp32 bundle

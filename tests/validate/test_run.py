@@ -66,8 +66,13 @@ def test_a_verdict_that_cannot_be_written_is_printed_and_given_as_json(
     assert not (bundle / VALIDATION_FILE).exists()
 
 
-def test_a_read_only_folder_loses_no_verdict(bundle: Path, tmp_path: Path, capsys: Output) -> None:
+def test_a_read_only_folder_loses_no_verdict(
+    bundle: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must only have a place to go to; without one, see tests/stages/test_targets.py."""
     report = tmp_path / "report.json"
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != bundle and access(path, mode))
     bundle.chmod(0o555)
     try:
         with bound_by_permissions():
@@ -117,9 +122,22 @@ def test_an_explanation_that_fails_does_not_hide_the_verdict(
     assert not (tmp_path / "repro").exists() and read_verdict(Bundle.open(bundle)).passed
 
 
-def test_a_place_that_cannot_be_written_does_not_hide_the_verdict(
-    bundle: Path, tmp_path: Path, capsys: Output
+@pytest.mark.parametrize("option", ["--json", "--report", "--repro"])
+def test_a_place_that_cannot_be_written_is_named_before_the_work(
+    option: str, bundle: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: Path(path).name != "shut")
+    (tmp_path / "shut").mkdir()
+    asked = ["validate", str(bundle), *SHORT, "--explain", option, str(tmp_path / "shut" / "it")]
+    assert run(asked) == 2
+    assert "shut must be a folder that can be written, for it" in capsys.readouterr().err
+    assert not (bundle / VALIDATION_FILE).exists()
+
+
+def test_a_place_that_was_shut_meanwhile_does_not_hide_the_verdict(
+    bundle: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_, **__: True)
     report, shut = tmp_path / "report.json", tmp_path / "shut"
     shut.mkdir(mode=0o555)
     asked = ["validate", str(bundle), *SHORT, "--explain", "--json", str(report)]
