@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,6 +63,62 @@ def test_prefill(name: str, launch: Any) -> None:
         scale = softmax_scale(case)
         found = launch.prefill_attention(drawn.query, drawn.pages, out, scale, tiling)
         assert error(found, exact(case, drawn, scale)) < LIMITS[case.dtype], tokens
+
+
+def drawn_case(seed: int) -> tuple[Case, Tiling]:
+    """Any sizes that the kernels serve, and any cut."""
+    random = np.random.default_rng(seed)
+
+    def one_of(*values: Any) -> Any:
+        return values[random.integers(len(values))]
+
+    page = one_of(16, 32, 64, 128)
+    dtype = one_of(torch.bfloat16, torch.float16)
+    lengths = [
+        int(random.integers(0, min(one_of(2, page, 3 * page), 140))) for _ in range(one_of(1, 2, 5))
+    ]
+    case = Case(
+        lengths=(*lengths, one_of(1, page, page + 1)),
+        tokens=one_of(1, 1, 2, int(random.integers(3, 24))),
+        kv_heads=one_of(1, 2, 3),
+        group=int(random.integers(1, 9)),
+        head_dim=one_of(16, 64, 80, 96, 128),
+        page=page,
+        dtype=dtype,
+        cache=one_of(None, E4M3),
+        key_scale=float(random.uniform(0.005, 0.05)),
+        value_scale=float(random.uniform(0.005, 0.05)),
+        sharpness=one_of(0.1, 1.0, 4.0),
+        seed=seed,
+    )
+    plain = {"key_scale": 1.0, "value_scale": 1.0} if case.cache is None else {}
+    tiling = Tiling(
+        tile=one_of(16, 32), queries=one_of(16, 32, 64), programs=int(random.integers(1, 40))
+    )
+    return replace(case, **plain), tiling
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_step_writes_and_attends(seed: int, launch: Any) -> None:
+    """As a step does it: new tokens go to their pages, then all that is held is attended to."""
+    case, tiling = drawn_case(seed)
+    drawn = draw(case, launch)
+    before = tuple(max(length - case.tokens, 0) for length in case.lengths)
+    fill(replace(case, lengths=before), drawn)
+    shape = (len(case.lengths), case.kv_heads, case.tokens, case.head_dim)
+    new = [torch.full(shape, 7.0, dtype=case.dtype) for _ in range(2)]
+    for row, (start, length) in enumerate(zip(before, case.lengths, strict=True)):
+        for target, dense in zip(new, (drawn.keys, drawn.values), strict=True):
+            target[row, :, : length - start] = dense[row, :, start:length]
+    launch.write_pages(drawn.pages, *new)
+    expected = exact(case, drawn, scale := softmax_scale(case))
+    decode = launch.Decode(drawn.query, drawn.pages, tiling)
+    for attend in (
+        lambda out: decode(drawn.query, drawn.pages, out, scale),
+        lambda out: launch.prefill_attention(drawn.query, drawn.pages, out, scale, tiling),
+    ):
+        found = attend(torch.full_like(drawn.query, POISON))
+        assert error(found, expected) < LIMITS[case.dtype], (case, tiling)
 
 
 @pytest.mark.parametrize("name", CASES)
