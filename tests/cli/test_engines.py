@@ -67,7 +67,7 @@ def test_plan_shows_every_gpu_then_one(bundle: str, capsys: Output) -> None:
     assert "h100" in shown and "131,072" in shown
     assert run(["plan", bundle, "--gpu", "l40s", "--max-batch", "4"]) == 0
     shown = words(capsys.readouterr().out)
-    assert "KV cache, 4 x 131072 tokens" in shown and "A decode step takes at least" in shown
+    assert "KV cache, 4 x 24448 tokens" in shown and "A decode step takes at least" in shown
     assert run(["plan", bundle, "--gpu", "l40s", "--max-seq-len", "4096", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["kv_bytes"] == 4096 * 2 * 2 * 2 * 128 * 2
@@ -120,7 +120,8 @@ def test_build_inspect_and_validate_an_engine(bundle: str, capsys: Output) -> No
     asked = ["build", bundle, "--gpu", "rtx4090", "--max-seq-len", "512", "--max-batch", "2"]
     assert run(asked) == 0
     shown = words(capsys.readouterr().out)
-    assert "decode: " in shown and "built in" in shown and "--engine rtx4090-bf16" in shown
+    assert "decode-1: " in shown and "decode-2: " in shown and "built in" in shown
+    assert "--engine rtx4090-bf16" in shown
     assert run(asked) == 0
     assert "Nothing to do" in words(capsys.readouterr().out)
     assert run(["inspect", bundle]) == 0
