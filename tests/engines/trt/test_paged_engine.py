@@ -118,6 +118,24 @@ def test_an_altered_kernel_is_refused_and_built_again(
         read_record(Bundle.open(bundle), name)
 
 
+def test_a_pool_need_not_hold_every_row_whole(
+    small: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """256 rows of 65,536 tokens take 34 GB of an L4's 24: one row must fit, and many may share."""
+
+    def reached(*_: Any) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(builder, "lower", reached)
+    target, toolkit = target_named("l4"), load_toolkit("tensorrt-rtx")
+    many = replace(options_for("l4"), max_batch=256)
+    with pytest.raises(InterruptedError):
+        builder.build_plans(small["bf16"], many, toolkit, target=target)
+    native = replace(many, attention="native", max_seq_len=20_000, max_batch=1024)
+    with pytest.raises(BuildError, match="l4 must hold"):
+        builder.build_plans(small["bf16"], native, toolkit, target=target)
+
+
 def decode(damage: Any = None) -> tuple[list[Kernel], Any]:
     """Kernels of a sound decode profile of one layer, and its config."""
     from nemo_trt.export.samples import SHAPES
