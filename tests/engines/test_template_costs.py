@@ -57,6 +57,7 @@ COSTS = {
     "list": ("{% set x = s | list %}", 2 * ENTRY),
     "map": ("{% set x = l | map('abs') | list %}", APPLY + 104),
     "batch": ("{% set x = l | batch(2) %}", PRINTED + ENTRY),
+    "batch filled up": ("{% set x = [1] | batch(2, l) %}", 2 * ENTRY),
     "default": ("{% set x = 1 | d(l) %}", ENTRY),
     "upper": ("{% set x = s | upper %}", 2 * COPY),
     "sort": ("{% set x = l | sort %}", PRINTED + ENTRY),
@@ -64,6 +65,7 @@ COSTS = {
     "replace": ("{% set x = s | replace('x', 'y') %}", 4 * COPY),
     "tojson": ("{% set x = l | tojson %}", 64.75),
     "indent": ("{% set x = s | indent %}", 2 * COPY),
+    "indent of lines": ("{% set x = ('\n' * n) | indent %}", 24 * COPY),
     "escape": ("{% set x = s | e %}", 7 * COPY),
     "sum": ("{% set x = l | sum %}", PRINTED),
     "format": ("{% set x = '%s' | format(s) %}", 2 * COPY),
@@ -77,6 +79,8 @@ COSTS = {
     "the method join": ("{% set x = ','.join(['a'] * n) %}", 43.25),
     "the method format": ("{% set x = '{}'.format(s) %}", 3 * COPY),
     "the method encode": ("{% set x = s.encode() %}", 3 * COPY),
+    "the method expandtabs": ("{% set x = ('\t' * n).expandtabs() %}", 1000 * COPY),
+    "the method decode": ("{% set x = (b * n).decode() %}", 8 * COPY),
     "methods of a list": ("{% set x = l.count(1) %}", PRINTED),
     "methods of a dict": ("{% set x = {}.get(t) %}", ENTRY),
     "dict()": ("{% set x = dict(a=l) %}", PRINTED + ENTRY),
@@ -89,7 +93,7 @@ def spent(template: str, size: int) -> int:
     budget = Budget({})
     before = budget._left
     with spending(budget):
-        compiled.render(n=size, s="x" * size, l=[1] * size, t=(1,) * size)
+        compiled.render(n=size, b=b"x", s="x" * size, l=[1] * size, t=(1,) * size)
     return before - budget._left
 
 
