@@ -15,7 +15,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticKnownError, to_json
+from pydantic_core import PydanticCustomError, PydanticKnownError, to_json
 
 from .json_bounds import require_bounded
 
@@ -78,7 +78,11 @@ def only(kind: str) -> BeforeValidator:
         given = value.get("type") if isinstance(value, dict) else None
         if isinstance(given, str) and given != kind:
             require_short(given, "type")
-            raise ValueError(f"tools must be of type {kind!r} alone, got {given!r}.")
+            raise PydanticCustomError(
+                "of_a_field",
+                "tools must be of type {kind} alone, got {given}.",
+                {"kind": repr(kind), "given": repr(given), "field": "type"},
+            )
         return value
 
     return BeforeValidator(check)

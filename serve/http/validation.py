@@ -52,6 +52,8 @@ def explain(errors: Sequence[Mapping[str, Any]], body: Any) -> tuple[str, str | 
         return f"{name} {REFUSED[name]}", param
     if kind == "extra_forbidden":
         return f"{param} is not a field that this server knows; nothing is ignored.", param
+    if kind == "of_a_field":  # of an object that was refused for one of its fields
+        return str(error["msg"]), f"{param}.{error['ctx']['field']}"
     if kind in ("value_error", "assertion_error"):
         message = str(error["msg"]).removeprefix("Value error, ")
         word = message.split(" ")[0]
