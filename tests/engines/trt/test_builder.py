@@ -211,11 +211,24 @@ def test_a_hopper_build_says_what_is_missing_and_what_to_run(
         toolkit_for(target_named("h100"), "tensorrt-rtx", "")
 
 
-# A shell starts what runs in the background with SIGINT ignored, and children inherit that.
+# A shell starts what runs in the background with SIGINT ignored, and children inherit that. The
+# compiler goes on when it has been told to stop, so that the build cannot end before the signal.
 _INTERRUPTIBLE = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
+from nemo_trt.cli.console import Bar
 from nemo_trt.cli.main import main
+from nemo_trt.engines.trt import compile as compiling
+stops, monitor_of, phase = [], compiling._monitor, Bar.phase
+def watched(*given):
+    monitor = monitor_of(*given)
+    stops.append(monitor.stop)
+    return monitor
+def held(self, name, *rest):
+    phase(self, name, *rest)
+    if "optimizing graph" in name:
+        stops[-1].wait(300)
+compiling._monitor, Bar.phase = watched, held
 main()
 """
 
