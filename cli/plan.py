@@ -89,6 +89,9 @@ def _show(budget: "Budget", paged: bool) -> None:
     from .console import OUT, num_bytes
 
     target = budget.target
+    cache = f"{budget.max_batch} x {budget.max_seq_len} tokens"
+    if paged:
+        cache = f"{budget.kv_bytes // budget.kv_token_bytes} tokens in pages"
     OUT.print(
         f"[bold]{target.name}[/]  sm_{target.sm}, {target.memory_gb} GB at "
         f"{target.bandwidth_gb_s} GB/s, FP8 {'yes' if target.has_fp8 else 'no'}; compiled by "
@@ -101,7 +104,7 @@ def _show(budget: "Budget", paged: bool) -> None:
     table.add_column(justify="right")
     for name, value in (
         ("weights", budget.weight_bytes),
-        (f"KV cache, {budget.max_batch} x {budget.max_seq_len} tokens", budget.kv_bytes),
+        (f"KV cache, {cache}", budget.kv_bytes),
         (f"scratch, prefill in chunks of {budget.prefill_chunk}", budget.scratch_bytes),
         ("reserve", RESERVE_BYTES),
         ("free", budget.free_bytes),
@@ -110,16 +113,17 @@ def _show(budget: "Budget", paged: bool) -> None:
         sign = "-" if value < 0 else ""
         table.add_row(name, f"{style}{sign}{num_bytes(abs(value))}[/]")
     OUT.print(table)
-    fits = rich.table.Table(box=None, title="Longest contexts that fit", title_justify="left")
-    for slots in budget.fits:
-        fits.add_column(f"{slots} row{'s' * (slots > 1)}", justify="right")
-    fits.add_row(*(f"{context:,}" if context else "none" for context in budget.fits.values()))
-    OUT.print(fits)
-    if paged:
-        pages = budget.cache_tokens // PAGE
+    if not paged:
+        fits = rich.table.Table(box=None, title="Longest contexts that fit", title_justify="left")
+        for slots in budget.fits:
+            fits.add_column(f"{slots} row{'s' * (slots > 1)}", justify="right")
+        fits.add_row(*(f"{context:,}" if context else "none" for context in budget.fits.values()))
+        OUT.print(fits)
+    else:
+        pages, longest = budget.cache_tokens // PAGE, budget.fits[budget.max_batch]
         OUT.print(
-            f"There is memory for {pages:,} pages of {PAGE} tokens, {budget.cache_tokens:,} "
-            "tokens of all rows together."
+            f"A row may have up to {longest:,} tokens. There is memory for {pages:,} pages of "
+            f"{PAGE} tokens, {budget.cache_tokens:,} tokens of all rows together."
         )
     steps = f"({1e3 / budget.floor_ms:.0f} steps/s)"
     if paged:

@@ -15,6 +15,19 @@ from .device import Device
 from .session import CacheBlock
 
 
+def widened(stored: NDArray[Any], dtype: DType) -> CacheBlock:
+    """Stored numbers of a 16- or 32-bit dtype as float32."""
+    return bfloat16.to_float32(stored) if dtype is DType.BF16 else stored.astype(np.float32)
+
+
+def narrowed(block: CacheBlock, dtype: DType) -> NDArray[Any]:
+    """Numbers as a 16- or 32-bit dtype stores them, rounded once."""
+    numbers: NDArray[Any] = block.astype(np.float32)
+    if dtype is DType.BF16:
+        return bfloat16.from_float32(numbers)
+    return numbers.astype(dtype.numpy_name)
+
+
 class DeviceCache:
     """(B, K, T, D) for every past name, zeroed: a masked NaN would still spread.
 
@@ -49,9 +62,7 @@ class DeviceCache:
         stored = np.empty((heads, stop - start, width), self._dtype.numpy_name)
         for head in range(heads):
             self._device.download(stored[head], self._head(layer, kind, row, head, start))
-        if self._dtype is DType.BF16:
-            return bfloat16.to_float32(stored.view(np.uint16))
-        return stored.astype(np.float32)
+        return widened(stored, self._dtype)
 
     def write(self, layer: int, kind: str, row: int, start: int, block: CacheBlock) -> None:
         """Copy a block from the host. See `Session.write_cache`.
@@ -62,10 +73,7 @@ class DeviceCache:
         stop = start + block.shape[1]
         if stop > self._capacity:
             raise CapacityError(f"A block must end by token {self._capacity}, got {stop}.")
-        stored: NDArray[Any] = block.astype(np.float32)
-        if self._dtype is DType.BF16:
-            stored = bfloat16.from_float32(stored)
-        stored = np.ascontiguousarray(stored, self._dtype.numpy_name)
+        stored = np.ascontiguousarray(narrowed(block, self._dtype))
         for head in range(self._config.num_kv_heads):
             self._device.upload(self._head(layer, kind, row, head, start), stored[head])
 

@@ -8,16 +8,14 @@ from numpy.typing import NDArray
 
 from nemo_trt import contract
 from nemo_trt.bundle import Bundle
-from nemo_trt.errors import MachineError
 
 from .base_session import BaseSession
 from .ort_session import OrtSession
-from .page_pool import own_pages
+from .paged_session import PagedSession
 from .session import CacheBlock, Logits, PageView, Tokens
-from .step_result import WholeLogits
 
 
-class PagedOrtSession(OrtSession):
+class PagedOrtSession(PagedSession, OrtSession):
     """An `OrtSession` whose rows' tokens lie in pages.
 
     A step copies the pages of its rows together, runs the graph over these copies, and stores the
@@ -25,7 +23,6 @@ class PagedOrtSession(OrtSession):
     hold; it shares prefixes, and takes memory by tokens.
     """
 
-    page_tokens: int
     longer = "Open the session with a larger max_seq_len and more pages."
 
     def __init__(
@@ -79,28 +76,6 @@ class PagedOrtSession(OrtSession):
             num_pages=max_batch * -(-length // page_tokens) if num_pages is None else num_pages,
         )
 
-    def launch(
-        self,
-        input_ids: Tokens,
-        write_indices: Tokens,
-        logit_indices: Tokens,
-        first_row: int = 0,
-        temperatures: Logits | None = None,
-        pages: PageView | None = None,
-    ) -> None:
-        """See `Session.launch`."""
-        if pages is None:
-            super().launch(input_ids, write_indices, logit_indices, first_row, temperatures)
-            return
-        self._require_open()
-        self._result = None
-        with self._ownership:
-            try:
-                logits = self._run(input_ids, write_indices, logit_indices, pages)
-            except MemoryError as error:
-                raise MachineError("This machine has no memory for a step.") from error
-        self._result = WholeLogits(logits)
-
     def copy_page(self, source: int, target: int) -> None:
         """See `Session.copy_page`."""
         self._require_open()
@@ -108,15 +83,7 @@ class PagedOrtSession(OrtSession):
             for pool in self._pools.values():
                 pool[target] = pool[source]
 
-    def _step(
-        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int
-    ) -> Logits:
-        lengths = (write_indices + input_ids.shape[1]).astype(np.int32)
-        rows = range(first_row, first_row + len(input_ids))
-        table = np.array([self._own(row, int(lengths.max())) for row in rows], np.int32)
-        return self._run(input_ids, write_indices, logit_indices, PageView(table, lengths))
-
-    def _run(
+    def _over(
         self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, pages: PageView
     ) -> Logits:
         ends = write_indices + input_ids.shape[1]  # padding runs along
@@ -127,7 +94,7 @@ class PagedOrtSession(OrtSession):
                 together = self._caches[name][row]
                 together[:, :start] = self._held(pool, pages.table[row], int(start))
                 together[:, start:] = 0
-        logits = super()._step(input_ids, write_indices, logit_indices, 0)
+        logits = OrtSession._step(self, input_ids, write_indices, logit_indices, 0)
         for row, (start, end) in enumerate(zip(write_indices, pages.lengths, strict=True)):
             for name, pool in self._pools.items():
                 new = self._caches[name][row, :, start:end]
@@ -144,12 +111,6 @@ class PagedOrtSession(OrtSession):
     ) -> None:
         at = np.arange(start, start + new.shape[1])
         pool[table[at // self.page_tokens], :, at % self.page_tokens] = new.swapaxes(0, 1)
-
-    def _own(self, row: int, length: int) -> NDArray[np.int32]:
-        return own_pages(
-            row, length, max_batch=self.max_batch, page_tokens=self.page_tokens,
-            num_pages=self.num_pages,
-        )  # fmt: skip
 
     def _read(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
         pool = self._pools[contract.past_name(layer, kind)]

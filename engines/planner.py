@@ -52,7 +52,9 @@ class Budget:
         prefill_chunk: tokens of one row that a prefill step takes.
         num_plans: 1, or 2 when prefill and decode are separate plans.
         weight_bytes: weights in all plans.
-        kv_bytes: the whole KV cache.
+        kv_bytes: the whole KV cache; of an engine with pages, its pool: what the memory leaves, at
+            least one row and at most all rows in full.
+        kv_token_bytes: of one token in it.
         scratch_bytes: scratch memory of the profile that needs more.
         weights_ms: time of reading the weights once, in milliseconds.
         floor_ms: lower bound of a decode step in milliseconds, bytes read over bandwidth: weights
@@ -62,7 +64,8 @@ class Budget:
             known of the GPU, or does not matter because attention is paged.
         disk_bytes: disk space that the build needs.
         host_bytes: host memory that the build needs.
-        fits: number of rows -> the longest context that fits, 0 if none does.
+        fits: number of rows -> the longest context that fits, 0 if none does. With pages one row
+            must fit in full, however many share the pool.
     """
 
     target: Target
@@ -72,6 +75,7 @@ class Budget:
     num_plans: int
     weight_bytes: int
     kv_bytes: int
+    kv_token_bytes: int
     scratch_bytes: int
     weights_ms: float
     floor_ms: float
@@ -94,14 +98,14 @@ class Budget:
     def cache_tokens(self) -> int:
         """Tokens that fit in what the weights, the scratch and the reserve leave, in all rows
         together."""
-        per_token = self.kv_bytes // (self.max_batch * self.max_seq_len)
-        return max(0, self.free_bytes + self.kv_bytes) // per_token
+        return max(0, self.free_bytes + self.kv_bytes) // self.kv_token_bytes
 
     @property
     def choices(self) -> dict[int, float]:
         """Capacities in tokens per row to choose from -> `floor_ms` with each."""
-        longest = min(self.fits[self.max_batch], self.fused_tokens or self.fits[self.max_batch])
-        cache_ms = (self.floor_ms - self.weights_ms) / self.max_seq_len
+        longest = min(self.fits[self.max_batch], self.cache_tokens // self.max_batch)
+        longest = min(longest, self.fused_tokens or longest)
+        cache_ms = self.max_batch * self.kv_token_bytes / self.target.bytes_per_ms
         found, tokens = {}, _LEAST_CHOICE
         while tokens <= longest:
             found[tokens] = self.weights_ms + tokens * cache_ms
@@ -143,16 +147,22 @@ def engine_budget(
             f"{max_seq_len}."
         )
     fits = {
-        slots: _longest(manifest, target, slots, prefill_chunk, num_plans, paged=paged)
+        slots: _longest(
+            manifest, target, 1 if paged else slots, prefill_chunk, num_plans, paged=paged
+        )
         for slots in sorted({*_SLOTS, max_batch})
     }
     fused = None if paged else fused_tokens(target, config)
     capacity = max_seq_len or min(fits[max_batch], fused or fits[max_batch]) or _STEP
     chunk = min(prefill_chunk, capacity)
-    kv_bytes = max_batch * capacity * kv_bytes_per_token(manifest)
     per_step = step_bytes(manifest)
-    bandwidth = target.bandwidth_gb_s * 1e6  # bytes a millisecond
     plan_bytes = manifest.weight_bytes * num_plans
+    scratch_bytes = _scratch_bytes(manifest, 0 if paged else capacity, chunk)
+    row_bytes = capacity * kv_bytes_per_token(manifest)
+    kv_bytes = max_batch * row_bytes
+    if paged:
+        left = target.memory_bytes - RESERVE_BYTES - plan_bytes - scratch_bytes
+        kv_bytes = min(kv_bytes, max(row_bytes, left))
     return Budget(
         target=target,
         max_seq_len=capacity,
@@ -161,9 +171,10 @@ def engine_budget(
         num_plans=num_plans,
         weight_bytes=plan_bytes,
         kv_bytes=kv_bytes,
-        scratch_bytes=_scratch_bytes(manifest, 0 if paged else capacity, chunk),
-        weights_ms=per_step / bandwidth,
-        floor_ms=(per_step + kv_bytes) / bandwidth,
+        kv_token_bytes=kv_bytes_per_token(manifest),
+        scratch_bytes=scratch_bytes,
+        weights_ms=per_step / target.bytes_per_ms,
+        floor_ms=(per_step + kv_bytes) / target.bytes_per_ms,
         fused_tokens=fused,
         disk_bytes=plan_bytes,
         host_bytes=int(HOST_FACTOR * manifest.weight_bytes),

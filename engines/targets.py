@@ -35,6 +35,11 @@ class Target:
         return self.memory_gb * 10**9
 
     @property
+    def bytes_per_ms(self) -> float:
+        """Bytes that its memory reads in a millisecond."""
+        return self.bandwidth_gb_s * 1e6
+
+    @property
     def toolkits(self) -> tuple[str, ...]:
         """Libraries that compile for it; "tensorrt" needs the GPU itself."""
         return ("tensorrt", "tensorrt-rtx") if self.sm in RTX_SM else ("tensorrt",)

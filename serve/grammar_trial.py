@@ -23,7 +23,7 @@ CPU_S = 1
 """Processor time that a grammar may take, to the next full second of its process."""
 MEMORY_BYTES = 2**29
 _LIMITED = (signal.SIGXCPU, signal.SIGABRT, signal.SIGKILL)
-"""How the process ends at a limit, or for want of the machine's own memory."""
+"""Signals that end the process: at its limits, or when the machine has no memory left."""
 
 
 class GrammarTooLargeError(RequestError):

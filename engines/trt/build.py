@@ -67,7 +67,7 @@ def build_engine(
         bundle,
         target,
         max_seq_len=max_seq_len,
-        max_batch=1 if attention == "paged" else max_batch,  # a pool of pages is shared
+        max_batch=max_batch,
         prefill_chunk=prefill_chunk,
         num_plans=1 if single_plan else 2,
         paged=attention == "paged",

@@ -75,7 +75,7 @@ def build_plans(
         bundle,
         target,
         max_seq_len=options.max_seq_len,
-        max_batch=options.rows_in_full,
+        max_batch=options.max_batch,
         prefill_chunk=options.prefill_chunk,
         num_plans=1 if options.single_plan else 2,
         paged=options.attention == "paged",

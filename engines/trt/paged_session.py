@@ -4,21 +4,21 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from nemo_trt.engines.page_pool import own_pages
+from nemo_trt.engines.paged_session import PagedSession
 from nemo_trt.engines.session import CacheBlock, Logits, PageView, Tokens
-from nemo_trt.engines.step_result import WholeLogits
-from nemo_trt.errors import CapacityError, MachineError, RequestError
+from nemo_trt.errors import MachineError
 
-from .attention.cache import PagedCache, Pages
+from .attention.cache import PagedCache
+from .memory import GRAPH_BYTES
 from .profiles import buckets
 from .runtime import Context
 from .session import TensorRtSession
 from .windows import Window
 
-_SHARE = 0.95  # of the free memory that pages take: CUDA keeps some for itself
+_SHARE = 0.95  # of what is left that pages take: CUDA keeps some for itself
 
 
-class PagedTensorRtSession(TensorRtSession):
+class PagedTensorRtSession(PagedSession, TensorRtSession):
     """Runs an engine that was built with `--attention paged`.
 
     It has as many pages as the device has memory for, at most enough for all rows. A decode step
@@ -26,58 +26,14 @@ class PagedTensorRtSession(TensorRtSession):
     """
 
     _cache: PagedCache  # type: ignore[assignment]  # what the base asks of it stands below
-    page_tokens: int
     longer = "Build the engine with a larger --max-seq-len."
     _first_length = 0  # idle: nothing is written
-
-    def launch(
-        self,
-        input_ids: Tokens,
-        write_indices: Tokens,
-        logit_indices: Tokens,
-        first_row: int = 0,
-        temperatures: Logits | None = None,
-        pages: PageView | None = None,
-    ) -> None:
-        """See `Session.launch`."""
-        if pages is None:
-            super().launch(input_ids, write_indices, logit_indices, first_row, temperatures)
-            return
-        self._require_open()
-        self._require_pages(input_ids, write_indices, pages)
-        self._result = None
-        with self._ownership:
-            try:
-                logits = self._over(input_ids, write_indices, logit_indices, pages)
-            except MemoryError as error:
-                raise MachineError("This machine has no memory for a step.") from error
-        self._result = WholeLogits(logits)
 
     def copy_page(self, source: int, target: int) -> None:
         """See `Session.copy_page`."""
         self._require_open()
         with self._ownership:
             self._cache.copy_page(source, target)
-
-    def _require_pages(self, input_ids: Tokens, starts: Tokens, pages: PageView) -> None:
-        """Raises:
-        RequestError: the device would touch what is no page of a row.
-        CapacityError: a row would be too long.
-        """
-        rows = len(input_ids)
-        if not 0 < rows == len(pages.table) == len(pages.lengths) <= self.max_batch:
-            raise RequestError(f"A step must have 1 to {self.max_batch} rows, got {rows}.")
-        longest = int(pages.lengths.max())
-        if longest > self.max_seq_len or starts.min() < 0:
-            raise CapacityError(
-                f"A row must hold at most {self.max_seq_len} tokens, got {longest}. {self.longer}"
-            )
-        held = -(-pages.lengths // self.page_tokens)
-        if held.max() > pages.table.shape[1]:
-            raise RequestError("The page table must name a page for every token.")
-        used = pages.table[np.arange(pages.table.shape[1]) < held[:, None]]
-        if used.size and not 0 <= used.min() <= used.max() < self.num_pages:
-            raise RequestError(f"Pages must be 0 to {self.num_pages - 1}.")
 
     def _open_cache(self) -> None:
         options, config = self.record.options, self.config
@@ -86,7 +42,8 @@ class PagedTensorRtSession(TensorRtSession):
         per_token = sum(map(config.kv_bytes_per_token, paged.caches)) // config.num_layers
         size = options.page * per_token
         row = -(-options.max_seq_len // options.page)
-        fitting = int(_SHARE * self._device.free_bytes()) // size
+        graphs = GRAPH_BYTES * len(buckets(self.max_batch))  # which are made later
+        fitting = int(_SHARE * (self._device.free_bytes() - graphs)) // size
         if fitting < row:
             raise MachineError(
                 f"The cache must hold a row of {options.max_seq_len} tokens, {row} pages of "
@@ -105,14 +62,6 @@ class PagedTensorRtSession(TensorRtSession):
 
     def _bind_prefill(self, row: int) -> None:
         self._cache.bind(self._prefiller, 1)
-
-    def _step(
-        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int
-    ) -> Logits:
-        lengths = (write_indices + input_ids.shape[1]).astype(np.int32)
-        rows = range(first_row, first_row + len(input_ids))
-        table = np.array([self._own(row, int(lengths.max())) for row in rows], np.int32)
-        return self._over(input_ids, write_indices, logit_indices, PageView(table, lengths))
 
     def _over(
         self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, pages: PageView
@@ -141,12 +90,6 @@ class PagedTensorRtSession(TensorRtSession):
         logits = self._logits_host[:rows]
         self._device.download(logits, self._logits)
         return logits
-
-    def _own(self, row: int, length: int) -> Pages:
-        return own_pages(
-            row, length, max_batch=self.max_batch, page_tokens=self.page_tokens,
-            num_pages=self.num_pages,
-        )  # fmt: skip
 
     def _read(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
         return self._cache.read(layer, kind, self._own(row, stop), start, stop)

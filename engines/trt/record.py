@@ -54,11 +54,6 @@ class BuildOptions:
     kv_cache: CacheKind = "base"
 
     @property
-    def rows_in_full(self) -> int:
-        """Rows of `max_seq_len` tokens that memory must hold: a pool of pages is shared."""
-        return 1 if self.attention == "paged" else self.max_batch
-
-    @property
     def row_pages(self) -> int:
         """Page table entries of a row: a multiple of 4, for which the kernels are compiled."""
         return -(-self.max_seq_len // (4 * self.page)) * 4

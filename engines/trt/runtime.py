@@ -76,13 +76,16 @@ class TensorRtPlan:
         self._launcher = DriverLauncher(path.parent, paged) if paged else None
         self._config: Any = None
         self._cache: RuntimeCache | None = None
-        with ExitStack() as loading:
+        self._engine: Any = None
+        with ExitStack() as failing, ExitStack() as loading:
+            failing.callback(self.close)
             if paged:
                 loading.enter_context(registered(self._api, paged, self._launcher))
             data = loading.enter_context(map_verified(path, digest))
-            self._engine: Any = self._runtime.deserialize_cuda_engine(data)
+            self._engine = self._runtime.deserialize_cuda_engine(data)
+            if self._engine is not None:
+                failing.pop_all()
         if self._engine is None:
-            self.close()
             raise MachineError(f"{path} does not load: {self._last_error()}")
         self._config = self._runtime_config()
         if hasattr(self._config, "create_runtime_cache"):  # TensorRT-RTX's own

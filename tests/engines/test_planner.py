@@ -97,6 +97,23 @@ def test_tokens_of_all_rows_together_fill_the_memory(nemo: dict[DType, Manifest]
     assert too_small.cache_tokens == 0
 
 
+def test_a_pool_need_not_hold_every_row_in_full(nemo: dict[DType, Manifest]) -> None:
+    """16 rows of 131,072 tokens would take 344 GB of an H100: one must fit, and many may share."""
+    manifest, h100 = nemo[DType.FP8], target_named("h100")
+    many = engine_budget(manifest, h100, max_seq_len=131_072, max_batch=16, paged=True)
+    require_fit(many, manifest)
+    assert many.free_bytes == 0 and many.fits[16] == 131_072
+    assert 131_072 * KV_BYTES_PER_TOKEN < many.kv_bytes < 16 * 131_072 * KV_BYTES_PER_TOKEN
+    few = engine_budget(manifest, h100, max_seq_len=4096, max_batch=2, paged=True)
+    assert few.kv_bytes == 2 * 4096 * KV_BYTES_PER_TOKEN
+    small = engine_budget(manifest, target_named("l4"), max_seq_len=131_072, paged=True)
+    with pytest.raises(BuildError, match=r"l4 must hold .* Use --max-seq-len \d+ "):
+        require_fit(small, manifest)
+    native = engine_budget(manifest, h100, max_seq_len=24_000, max_batch=64)
+    with pytest.raises(BuildError, match="h100 must hold"):
+        require_fit(native, manifest)
+
+
 def test_two_plans_hold_the_weights_twice(nemo: dict[DType, Manifest]) -> None:
     one, two = (
         engine_budget(nemo[DType.BF16], target_named("h100"), max_seq_len=8192, num_plans=number)

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_trt import bfloat16, contract, e4m3
+from nemo_trt import contract, e4m3
 from nemo_trt.config import ModelConfig
 from nemo_trt.engines.device import Device
+from nemo_trt.engines.device_cache import narrowed, widened
 from nemo_trt.engines.session import CacheBlock
 from nemo_trt.engines.trt.record import BuildOptions
 from nemo_trt.engines.trt.runtime import Context
@@ -135,17 +136,13 @@ class PagedCache:
         dtype = self._dtypes[layer]
         if dtype is DType.FP8:
             return e4m3.to_float32(stored, self._scale(layer, kind))
-        if dtype is DType.BF16:
-            return bfloat16.to_float32(np.ascontiguousarray(stored).view(np.uint16))
-        return stored.astype(np.float32)
+        return widened(stored, dtype)
 
     def _stored(self, layer: int, kind: str, block: CacheBlock) -> NDArray[Any]:
-        dtype, numbers = self._dtypes[layer], block.astype(np.float32)
+        dtype = self._dtypes[layer]
         if dtype is DType.FP8:
-            return e4m3.from_float32(numbers, self._scale(layer, kind))
-        if dtype is DType.BF16:
-            return bfloat16.from_float32(numbers)
-        return numbers.astype(dtype.numpy_name)
+            return e4m3.from_float32(block.astype(np.float32), self._scale(layer, kind))
+        return narrowed(block, dtype)
 
     def _scale(self, layer: int, kind: str) -> float:
         found = self._scales[layer]

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,17 +44,22 @@ class DriverLauncher:
         self._driver: Any = driver
         self._modules: list[Any] = []
         self._functions: dict[tuple[str, str], tuple[KernelFile, Any]] = {}
-        for kernel in record.kernels:
-            code = _verified(folder / kernel.file, kernel.digest)
-            module = self._call("cuModuleLoadData", code)
-            self._modules.append(module)
-            function = self._call("cuModuleGetFunction", module, kernel.entry.encode())
-            attribute = driver.CUfunction_attribute
-            self._call(
-                "cuFuncSetAttribute", function,
-                attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, kernel.shared_bytes,
-            )  # fmt: skip
-            self._functions[kernel.name, kernel.cache] = kernel, function
+        with ExitStack() as failing:
+            failing.callback(self.close)
+            for kernel in record.kernels:
+                self._load(kernel, _verified(folder / kernel.file, kernel.digest))
+            failing.pop_all()
+
+    def _load(self, kernel: KernelFile, code: bytes) -> None:
+        module = self._call("cuModuleLoadData", code)
+        self._modules.append(module)
+        function = self._call("cuModuleGetFunction", module, kernel.entry.encode())
+        attribute = self._driver.CUfunction_attribute
+        self._call(
+            "cuFuncSetAttribute", function,
+            attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, kernel.shared_bytes,
+        )  # fmt: skip
+        self._functions[kernel.name, kernel.cache] = kernel, function
 
     def launch(self, call: Call, cache: str, pointers: Mapping[str, int], stream: int) -> None:
         """See `Launcher.launch`."""

@@ -88,7 +88,13 @@ def run(
     workspace_address: int,
     stream: int,
 ) -> None:
-    """Put one layer's attention on a stream; addresses are of `INPUTS`, in order."""
+    """Put one layer's attention on a stream; addresses are of `INPUTS`, in order.
+
+    Raises:
+        MachineError: the kernels do not take it, or CUDA refuses.
+    """
+    if shapes[0][0] > record.rows:
+        raise MachineError(f"The kernels take at most {record.rows} rows, got {shapes[0][0]}.")
     partial, _ = workspace_bytes(record, cache, shapes[0][0])
     known = dict(zip(INPUTS, inputs, strict=True))
     known |= {"out": out, "partial": workspace_address, "summary": workspace_address + partial}

@@ -14,7 +14,9 @@ from nemo_trt.engines.runner import Runner
 from nemo_trt.engines.sampling import SamplingParams
 from nemo_trt.engines.session import PageView
 from nemo_trt.engines.trt import paged_session
+from nemo_trt.engines.trt.memory import GRAPH_BYTES
 from nemo_trt.engines.trt.paged_session import PagedTensorRtSession
+from nemo_trt.engines.trt.profiles import buckets
 from nemo_trt.errors import CapacityError, MachineError, RequestError
 from nemo_trt.serve import Request, Scheduler
 from tests.serve.test_scheduler import alone, answers, drain, ends
@@ -35,7 +37,7 @@ def opened_with(bundle: Path, device: FakeDevice, pages: float) -> PagedTensorRt
     from nemo_trt.precision import DType
 
     size = PAGE * Bundle.open(bundle).config.kv_bytes_per_token(DType.FP16)
-    device.free_memory = int(pages * size / 0.95) + 1
+    device.free_memory = int(pages * size / 0.95) + 1 + GRAPH_BYTES * len(buckets(ROWS))
     return PagedTensorRtSession(
         bundle,
         both_profiles(bundle, "paged"),

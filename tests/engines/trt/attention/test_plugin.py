@@ -23,7 +23,7 @@ from nemo_trt.engines.trt.attention.step import (
 from nemo_trt.engines.trt.attention.tiling import Tiling
 from nemo_trt.errors import BuildError, MachineError
 
-from .paged import POISON, Case, draw, error, exact, softmax_scale
+from .paged import POISON, Case, draw, error, exact, fill, softmax_scale
 
 pytestmark = pytest.mark.model
 E4M3 = torch.float8_e4m3fn
@@ -81,7 +81,7 @@ def enqueued(
     drawn = draw(case, launch)
     pages, record = drawn.pages, record_of(case, launch)
     before = replace(case, lengths=tuple(max(n - case.tokens, 0) for n in case.lengths))
-    stored(before, drawn)
+    fill(before, drawn)
     shape = (len(case.lengths), case.kv_heads, case.tokens, case.head_dim)
     new = [torch.full(shape, 7.0, dtype=case.dtype) for _ in range(2)]  # padding
     for row, length in enumerate(case.lengths):
@@ -103,13 +103,6 @@ def enqueued(
         5,
     )  # fmt: skip
     return out, exact(case, drawn, softmax_scale(case)), launcher
-
-
-def stored(case: Case, drawn: Any) -> None:
-    """Pages filled by plain indexing. See `paged.fill`."""
-    from .paged import fill
-
-    fill(case, drawn)
 
 
 CASES = {
@@ -169,6 +162,12 @@ def test_the_plugin_of_tensorrt_does_the_same(launch: Any) -> None:
     for name in ("an fp8 cache", "ragged"):
         out, expected, _ = enqueued(replace(CASES[name], tokens=1), launch, enqueue)
         assert error(out, expected) < 8e-3
+
+
+def test_more_rows_than_the_kernels_were_compiled_for_are_refused(launch: Any) -> None:
+    many = replace(CASES["ragged"], lengths=(1,) * (MOST_ROWS + 1))
+    with pytest.raises(MachineError, match="at most 5 rows, got 6"):
+        enqueued(many, launch)
 
 
 def test_a_step_that_fails_answers_a_number_and_logs_why(
@@ -277,5 +276,10 @@ def test_kernels_are_verified_loaded_and_launched(
     assert launched[9] == 9 and launched[10][0] == (64, 3, 0.5, 0) and launched[11] == 0
     assert unloaded == ("cuModuleUnload", "cuModuleLoadData's")
     code.write_bytes(b"kode")
+    other = replace(kernel, name="write", digest=file_digest(code))
+    (tmp_path / other.file).write_bytes(b"loaded")
+    other = replace(other, digest=file_digest(tmp_path / other.file))
+    fake.calls.clear()
     with pytest.raises(BuildError, match="was altered"):
-        driver.DriverLauncher(tmp_path, record)
+        driver.DriverLauncher(tmp_path, replace(record, kernels=(other, kernel)))
+    assert fake.calls[-1] == ("cuModuleUnload", "cuModuleLoadData's"), "what was loaded is freed"

@@ -1,0 +1,86 @@
+"""What sessions with pages share: the checks of a step's pages, and rows for who names none."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemo_trt.errors import CapacityError, MachineError, RequestError
+
+from .base_session import BaseSession
+from .page_pool import own_pages
+from .session import Logits, PageView, Tokens
+from .step_result import WholeLogits
+
+
+class PagedSession(BaseSession):
+    """Put before a session with rows, it makes one with pages of it.
+
+    A subclass sets `page_tokens` and `num_pages`, and defines `_over`.
+    """
+
+    page_tokens: int
+
+    def launch(
+        self,
+        input_ids: Tokens,
+        write_indices: Tokens,
+        logit_indices: Tokens,
+        first_row: int = 0,
+        temperatures: Logits | None = None,
+        pages: PageView | None = None,
+    ) -> None:
+        """See `Session.launch`."""
+        if pages is None:
+            super().launch(input_ids, write_indices, logit_indices, first_row, temperatures)
+            return
+        self._require_open()
+        self._require_pages(input_ids, write_indices, pages)
+        self._result = None
+        with self._ownership:
+            try:
+                logits = self._over(input_ids, write_indices, logit_indices, pages)
+            except MemoryError as error:
+                raise MachineError("This machine has no memory for a step.") from error
+        self._result = WholeLogits(logits)
+
+    def _over(
+        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, pages: PageView
+    ) -> Logits:
+        """Run a step over these pages, which have been checked."""
+        raise NotImplementedError
+
+    def _step(
+        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int
+    ) -> Logits:
+        lengths = (write_indices + input_ids.shape[1]).astype(np.int32)
+        rows = range(first_row, first_row + len(input_ids))
+        table = np.array([self._own(row, int(lengths.max())) for row in rows], np.int32)
+        return self._over(input_ids, write_indices, logit_indices, PageView(table, lengths))
+
+    def _own(self, row: int, length: int) -> NDArray[np.int32]:
+        """The pages of a row's first tokens. See `own_pages`."""
+        return own_pages(
+            row, length, max_batch=self.max_batch, page_tokens=self.page_tokens,
+            num_pages=self.num_pages,
+        )  # fmt: skip
+
+    def _require_pages(self, input_ids: Tokens, starts: Tokens, pages: PageView) -> None:
+        """Check that a step touches pages of its rows alone.
+
+        Raises:
+            RequestError: it would touch others, or there are too many rows.
+            CapacityError: a row would be too long.
+        """
+        rows = len(input_ids)
+        if not 0 < rows == len(pages.table) == len(pages.lengths) <= self.max_batch:
+            raise RequestError(f"A step must have 1 to {self.max_batch} rows, got {rows}.")
+        longest = int(pages.lengths.max())
+        if longest > self.max_seq_len or starts.min() < 0:
+            raise CapacityError(
+                f"A row must hold at most {self.max_seq_len} tokens, got {longest}. {self.longer}"
+            )
+        held = -(-pages.lengths // self.page_tokens)
+        if held.max() > pages.table.shape[1]:
+            raise RequestError("The page table must name a page for every token.")
+        used = pages.table[np.arange(pages.table.shape[1]) < held[:, None]]
+        if used.size and not 0 <= used.min() <= used.max() < self.num_pages:
+            raise RequestError(f"Pages must be 0 to {self.num_pages - 1}.")
