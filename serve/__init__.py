@@ -4,14 +4,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .engine import Answer, AsyncEngine
+    from .answer import Answer
+    from .engine import AsyncEngine
     from .http import create_app
     from .options import ServeOptions
     from .request import Ended, Output, Request, Usage
     from .scheduler import Scheduler
 
 _HOMES = {
-    "Answer": "engine",
+    "Answer": "answer",
     "AsyncEngine": "engine",
     "Ended": "request",
     "Output": "request",

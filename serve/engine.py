@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -14,91 +14,24 @@ from typing import Any, Self
 
 from nemo_trt.bundle import Bundle
 from nemo_trt.config import ModelConfig
-from nemo_trt.engines.generation import Constraint, TokenEvent
 from nemo_trt.engines.ownership import Ownership
 from nemo_trt.engines.runner import Runner
-from nemo_trt.engines.sampling import SamplingParams
 from nemo_trt.engines.session import Session
 from nemo_trt.engines.tokenizers import Tokenizer
-from nemo_trt.errors import DeadlineError, NemoTrtError, StateError
+from nemo_trt.errors import NemoTrtError, StateError
 from nemo_trt.where import CPU, Where
 
-from .drafts import DraftSource
+from .answer import Answer
+from .interface import Engine, EngineFacts
 from .metrics import Metrics
 from .opening import Opening
 from .request import Ended, Output, Request, Usage
 from .scheduler import Scheduler
-from .scoring import PromptScores
 
 _LOG = logging.getLogger("nemo_trt.serve")
 
 
-class Answer:
-    """The answer to one request, an async iterator over its tokens that can be used once.
-
-    Leaving the loop early does not cancel the request: use `async with`, or call `cancel`.
-
-    Attributes:
-        ended: how the request ended, with its token usage; None until then.
-    """
-
-    def __init__(self, engine: "AsyncEngine", request: Request) -> None:
-        self.ended: Ended | None = None
-        self.arrival = time.perf_counter()
-        self.last_token: float | None = None
-        self._engine, self._request = engine, request
-        self._loop = asyncio.get_running_loop()
-        self._news: asyncio.Queue[Output] = asyncio.Queue()
-        self._accepted: asyncio.Future[int] | None = None
-
-    @property
-    def prompt(self) -> Sequence[int]:
-        """The prompt's tokens, as they were given."""
-        return self._request.prompt
-
-    async def accepted(self) -> Self:
-        """Wait until the scheduler accepts the request; iterating waits as well.
-
-        Raises:
-            CapacityError, QueueFullError, RequestError: see `Scheduler.submit`.
-            StateError: the engine is closed, shutting down, or has failed.
-        """
-        if self._accepted is None:
-            self._accepted = self._loop.create_future()
-            self._accepted.add_done_callback(_look_at)
-            self._engine._submit(self, self._request, self._loop, self._accepted)
-        await asyncio.shield(self._accepted)
-        return self
-
-    def cancel(self) -> None:
-        """End the request and free its slot within one step. Does nothing once it has ended."""
-        if self._accepted is not None and self.ended is None:
-            self._engine._cancel(self)
-
-    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
-        await self.accepted()
-        while self.ended is None:
-            output = await self._news.get()
-            self.ended = output.ended
-            if output.event:
-                yield output.event
-        if self.ended.reason == "deadline":
-            raise DeadlineError("The request's time was over before its answer was complete.")
-        if self.ended.error:
-            raise self.ended.error
-
-    async def __aenter__(self) -> Self:
-        try:
-            return await self.accepted()
-        except BaseException:  # the task was cancelled: nobody leaves what was not entered
-            self.cancel()
-            raise
-
-    async def __aexit__(self, *_: object) -> None:
-        self.cancel()
-
-
-class AsyncEngine:
+class AsyncEngine(Engine):
     """Answers concurrent requests with one Runner, which nothing else may use.
 
         async with AsyncEngine.open(Path("bundle"), max_batch=8) as engine:
@@ -193,55 +126,15 @@ class AsyncEngine:
         sizes = (len(self.tokenizer.token_bytes(at)) for at in range(self.tokenizer.vocab_size))
         return max(sizes)
 
-    @property
-    def max_seq_len(self) -> int:
-        """Most tokens of prompt and answer together."""
-        return self.session.max_seq_len
-
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        params: SamplingParams | None = None,
-        *,
-        constraint: Constraint | None = None,
-        timeout_s: float | None = None,
-        speculate: bool = True,
-        drafts: DraftSource | None = None,
-        scores: PromptScores | None = None,
-        score_only: bool = False,
-        group: object | None = None,
-    ) -> Answer:
-        """Continue a prompt.
-
-        Args:
-            prompt: text, which gets the BOS token, or token ids, which are used as they are.
-            params: sampling parameters; `SamplingParams()` by default.
-            constraint: grammar that the answer must follow.
-            timeout_s: seconds after which the answer raises `DeadlineError`.
-            speculate: verify drafted tokens, which is faster and gives the same answer.
-            drafts: where drafted tokens come from; by default the prompt.
-            scores: collects log-probabilities of the prompt's tokens.
-            score_only: end after the prompt has been scored.
-            group: any object. Requests of the same group share their prompt's prefill and one place
-                in the queue.
-
-        Returns:
-            An async iterator over `TokenEvent`.
-        """
-        tokens = self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else prompt
-        return Answer(
-            self,
-            Request(
-                prompt=tokens,
-                params=params or SamplingParams(),
-                deadline=None if timeout_s is None else time.monotonic() + timeout_s,
-                speculate=speculate,
-                constraint=constraint,
-                drafts=drafts,
-                scores=scores,
-                score_only=score_only,
-                group=group,
-            ),
+    @cached_property
+    def facts(self) -> EngineFacts:
+        """What does not change while it is open."""
+        session = self.session
+        return EngineFacts(
+            max_seq_len=session.max_seq_len,
+            slots=session.max_batch,
+            compute_precision=session.compute_precision,
+            description=dict(session.describe()),
         )
 
     async def drain(self, timeout_s: float) -> bool:
@@ -281,13 +174,15 @@ class AsyncEngine:
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.close)
 
-    def _submit(
+    def submit(
         self,
         answer: Answer,
         request: Request,
         loop: asyncio.AbstractEventLoop,
         accepted: "asyncio.Future[int]",
     ) -> None:
+        """See `Answers`; callable from any thread."""
+
         def settle(number: int | None, error: NemoTrtError | None) -> None:
             if accepted.done():  # its loop is closing
                 return
@@ -329,7 +224,9 @@ class AsyncEngine:
             return StateError("The engine is shutting down and takes no more requests.")
         return None
 
-    def _cancel(self, answer: Answer) -> None:
+    def cancel(self, answer: Answer) -> None:
+        """See `Answers`; callable from any thread."""
+
         def cancel() -> None:  # runs behind the answer's own submission
             for number, (found, _) in self._answers.items():
                 if found is answer:
@@ -380,15 +277,9 @@ class AsyncEngine:
             _call(loop, _hand_over, news)
 
 
-def _look_at(accepted: "asyncio.Future[int]") -> None:
-    """Asyncio complains of exceptions that nobody looked at; who asked may have gone."""
-    if not accepted.cancelled():
-        accepted.exception()
-
-
 def _hand_over(news: list[tuple[Answer, Output]]) -> None:
     for answer, output in news:
-        answer._news.put_nowait(output)
+        answer.take(output)
 
 
 def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:

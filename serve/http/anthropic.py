@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from nemo_trt.serve.engine import AsyncEngine
+from nemo_trt.serve.interface import Engine
 
 from .anthropic_errors import PATH, AnthropicError
 from .anthropic_events import MessageWriter
@@ -45,7 +45,7 @@ async def count_tokens(body: CountRequest, request: Request) -> Response:
     return Response(status_code=499) if found is None else JSONResponse({"input_tokens": found})
 
 
-def _count(body: CountRequest, engine: AsyncEngine) -> int:
+def _count(body: CountRequest, engine: Engine) -> int:
     asked = tokenize_request(body)
     offered = [] if body.tool_choice and body.tool_choice.type == "none" else asked.tools
     turns = asked.messages or ()

@@ -18,9 +18,9 @@ from nemo_trt.where import CPU, Where
 from . import anthropic, chat, completions, errors, responses, routes
 from .cors import allow_origins
 from .head import HeadAsGet
+from .local_service import LocalService
 from .middleware import RequestMiddleware
 from .page import mount_page
-from .service import Service
 
 CACHE_SHARE = 0.25  # of this machine's memory, for the slots of a bundle that runs on its CPU
 
@@ -84,7 +84,7 @@ def create_app(
             length = max_seq_len or min(affordable, length or affordable)
         return Runner.open(bundle, where, max_batch=rows, max_seq_len=length, threads=threads)
 
-    service = Service(bundle, verdict, opener, options)
+    service = LocalService(bundle, verdict, opener, options)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

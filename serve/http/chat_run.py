@@ -6,9 +6,10 @@ from typing import Any
 
 from nemo_trt.engines.generation import Constraint, TokenEvent
 from nemo_trt.engines.tokenizers import Detokenizer, Tokenizer
+from nemo_trt.serve.answer import Answer
 from nemo_trt.serve.call_parser import CallParser
 from nemo_trt.serve.drafts import DraftSource
-from nemo_trt.serve.engine import Answer, AsyncEngine
+from nemo_trt.serve.interface import Engine
 from nemo_trt.serve.scoring import PromptScores
 from nemo_trt.serve.tools import ToolConstraint, require_tools
 
@@ -152,9 +153,7 @@ class _Prepared:
     shown: str | None
 
 
-def _prepare(
-    body: ChatRequest, service: Service, engine: AsyncEngine, trigger: int | None
-) -> _Prepared:
+def _prepare(body: ChatRequest, service: Service, engine: Engine, trigger: int | None) -> _Prepared:
     """Tokenize, and compile grammars, once for all answers; in a worker."""
     prompt = conversation(
         engine,
@@ -177,7 +176,7 @@ def _prepare(
 
 
 def _constraint(
-    body: ChatRequest, service: Service, engine: AsyncEngine, trigger: int | None
+    body: ChatRequest, service: Service, engine: Engine, trigger: int | None
 ) -> tuple[Callable[[], Constraint | None], list[str]]:
     if trigger is None and not body.format:
         return (lambda: None), []

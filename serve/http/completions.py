@@ -13,9 +13,9 @@ from starlette.responses import JSONResponse, Response
 
 from nemo_trt.engines.generation import TokenEvent
 from nemo_trt.engines.tokenizers import Tokenizer
-from nemo_trt.serve.drafts import DraftSource
-from nemo_trt.serve.engine import Answer, AsyncEngine
+from nemo_trt.serve.answer import Answer
 from nemo_trt.serve.grammars import GrammarConstraint
+from nemo_trt.serve.interface import Engine
 from nemo_trt.serve.scoring import PromptScores
 
 from .bodies import JsonRoute
@@ -103,7 +103,7 @@ class _Run:
                 held[first].append((index, event))
 
 
-async def _start(body: CompletionRequest, service: Service, engine: AsyncEngine) -> _Run:
+async def _start(body: CompletionRequest, service: Service, engine: Engine) -> _Run:
     """Have all continuations accepted.
 
     Raises:
@@ -140,7 +140,7 @@ async def _start(body: CompletionRequest, service: Service, engine: AsyncEngine)
 
 
 def _prepare(
-    body: CompletionRequest, service: Service, engine: AsyncEngine
+    body: CompletionRequest, service: Service, engine: Engine
 ) -> tuple[list["_Prompt"], GrammarConstraint | None]:
     """Tokenize, and compile the grammar, once for all continuations; in a worker."""
     prompts, are_tokens = _prompts(engine, body.prompt, bos=body.add_special_tokens)
@@ -153,7 +153,7 @@ def _prepare(
         require_few(sum(map(len, prompts)), body.scored, param)
     constraint = format_constraint(body.format, service.grammars()) if body.format else None
     shown = body.echo or service.options.log_text
-    return [_Prompt(engine.tokenizer, tokens, body, shown=shown) for tokens in prompts], constraint
+    return [_Prompt(engine, tokens, body, shown=shown) for tokens in prompts], constraint
 
 
 class _Prompt:
@@ -166,13 +166,14 @@ class _Prompt:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, tokens: list[int], body: CompletionRequest, *, shown: bool
+        self, engine: Engine, tokens: list[int], body: CompletionRequest, *, shown: bool
     ) -> None:
+        tokenizer = engine.tokenizer
         self.tokens, self._tokenizer, self._body = tokens, tokenizer, body
         self.text = tokenizer.decode(tokens) if shown else ""
         self.length = text_length(tokenizer, tokens) if body.echo else 0
         self.scores = None if body.scored is None else PromptScores(body.scored)
-        self.drafts = DraftSource(tokens) if body.speculate else None
+        self.drafts = engine.draft_source(tokens) if body.speculate else None
         self._lists: Chunk | None = None
 
     def echoed(self) -> tuple[str, Chunk | None]:
@@ -202,7 +203,7 @@ def _joined(first: Chunk | None, second: Chunk | None) -> Chunk | None:
 
 
 def _prompts(
-    engine: AsyncEngine, given: str | list[int] | list[str] | list[list[int]], *, bos: bool
+    engine: Engine, given: str | list[int] | list[str] | list[list[int]], *, bos: bool
 ) -> tuple[list[list[int]], bool]:
     """Token ids of each prompt, and whether the client gave them; texts get the start token."""
     prompts: Any = given if isinstance(given, list) and not isinstance(given[0], int) else [given]

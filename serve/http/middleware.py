@@ -12,11 +12,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nemo_trt.serve.hosts import host_refusal
-from nemo_trt.serve.metrics import Metrics
 from nemo_trt.serve.options import ServeOptions
 
 from .errors import ApiError, error_response, own_path
 from .request_log import begin, end
+from .service import ErrorCount
 
 LOG = logging.getLogger("nemo_trt.serve")
 """One JSON object a request, level INFO."""
@@ -40,7 +40,7 @@ class RequestMiddleware:
     they come, so one that lies about its length is stopped too.
     """
 
-    def __init__(self, app: ASGIApp, options: ServeOptions, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, options: ServeOptions, metrics: ErrorCount) -> None:
         self._app, self._options, self._metrics = app, options, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

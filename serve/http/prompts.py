@@ -6,7 +6,7 @@ from typing import Any
 
 from nemo_trt.serve.cancellation import current
 from nemo_trt.serve.drafts import DraftSource
-from nemo_trt.serve.engine import AsyncEngine
+from nemo_trt.serve.interface import Engine
 
 from .call_ids import mistral_id
 from .errors import ApiError, naming
@@ -38,7 +38,7 @@ def text_of(content: str | Sequence[TextPart | RefusalPart] | None) -> str:
 
 
 def conversation(
-    engine: AsyncEngine,
+    engine: Engine,
     messages: Sequence[Message],
     tools: Sequence[Tool] = (),
     *,
@@ -65,19 +65,17 @@ def conversation(
     )
 
 
-def drafts(
-    engine: AsyncEngine, prompt: Sequence[int], prediction: Prediction | None
-) -> DraftSource:
+def drafts(engine: Engine, prompt: Sequence[int], prediction: Prediction | None) -> DraftSource:
     """What answers to a prompt are drafted from; of a prediction, as much as an answer holds."""
     if prediction is None:
-        return DraftSource(prompt)
+        return engine.draft_source(prompt)
     text = text_of(prediction.content)[: _CHARS_A_TOKEN * engine.max_seq_len]
     tokens = encoded(engine, text, "prediction", bos=False)[: engine.max_seq_len]
-    return DraftSource([*tokens, *prompt])
+    return engine.draft_source([*tokens, *prompt])
 
 
 def require_room(
-    engine: AsyncEngine, texts: Sequence[str], param: str, limit: int | None = None
+    engine: Engine, texts: Sequence[str], param: str, limit: int | None = None
 ) -> None:
     """Refuse texts that no context could hold, before they are tokenized whole.
 
@@ -107,7 +105,7 @@ def require_room(
     raise _too_long(engine, f"{words} Please reduce the length of the {param}.", param)
 
 
-def encoded(engine: AsyncEngine, text: str, param: str, *, bos: bool) -> list[int]:
+def encoded(engine: Engine, text: str, param: str, *, bos: bool) -> list[int]:
     """Tokens of a text.
 
     Raises:
@@ -137,7 +135,7 @@ def _pieces(texts: Iterable[str], size: int) -> Iterator[str]:
             yield text[start : start + size]
 
 
-def _too_long(engine: AsyncEngine, words: str, param: str) -> ApiError:
+def _too_long(engine: Engine, words: str, param: str) -> ApiError:
     """Clients look for how OpenAI's message begins."""
     known = f"This model's maximum context length is {engine.max_seq_len} tokens. However, "
     return ApiError(400, known + words, param=param, code="context_length_exceeded")
@@ -154,7 +152,7 @@ def _texts(messages: Sequence[Message]) -> list[str]:
     return found
 
 
-def answer_limit(engine: AsyncEngine, prompt: int, asked: int | None, param: str) -> int:
+def answer_limit(engine: Engine, prompt: int, asked: int | None, param: str) -> int:
     """Tokens that an answer may have: what was asked for, or all that there is room for.
 
     Raises:

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from nemo_trt import __version__
 from nemo_trt.engines.tokenizers import Tokenizer
-from nemo_trt.serve.engine import AsyncEngine
+from nemo_trt.serve.interface import Engine
 from nemo_trt.serve.metrics import CONTENT_TYPE
 
 from .bodies import JsonRoute
@@ -96,10 +96,10 @@ async def version() -> dict[str, str]:
 async def metrics(request: Request) -> Response:
     """Prometheus's text format."""
     service: Service = request.app.state.service
-    return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+    return Response(await service.metrics_text(), media_type=CONTENT_TYPE)
 
 
-def _tokenize(body: TokenizeRequest, engine: AsyncEngine) -> bytes:
+def _tokenize(body: TokenizeRequest, engine: Engine) -> bytes:
     if body.messages is not None:
         tokens = conversation(engine, body.messages, body.tools, continue_final=body.continues)
     else:
@@ -115,11 +115,11 @@ def _detokenize(tokens: list[int], tokenizer: Tokenizer) -> str:
 
 
 def _model(service: Service) -> dict[str, Any]:
-    session = service.engine.session if service.engine else None
+    facts = service.engine.facts if service.engine else None
     return {
         "id": service.model_name,
         "object": "model",
         "created": service.created,
         "owned_by": "nemo-trt",
-        "max_model_len": session.max_seq_len if session else None,
+        "max_model_len": facts.max_seq_len if facts else None,
     }

@@ -1,99 +1,84 @@
-"""The engine of a server: opened in the background, ready, draining, closed."""
+"""What the routes talk to: a server's engine, its state, and workers that prepare requests."""
 
-import threading
 import time
-from collections.abc import Callable
-from typing import Literal
+from abc import ABC, abstractmethod
+from typing import Literal, Protocol
 
 from nemo_trt.bundle import Bundle
-from nemo_trt.engines.end_tokens import end_tokens
-from nemo_trt.engines.ownership import Ownership
-from nemo_trt.engines.runner import Runner
-from nemo_trt.errors import MachineError, NemoTrtError, StateError
-from nemo_trt.serve.approval import open_judged
-from nemo_trt.serve.engine import AsyncEngine
-from nemo_trt.serve.grammar_trial import GrammarTrial
 from nemo_trt.serve.grammars import Grammars
-from nemo_trt.serve.metrics import Metrics
+from nemo_trt.serve.interface import Engine
 from nemo_trt.serve.options import ServeOptions
-from nemo_trt.verdict import Verdict
 
 from .errors import ApiError
 from .workers import Workers
 
 State = Literal["starting", "ready", "draining", "failed"]
-Opener = Callable[[], Runner]
 
 
-class Service:
-    """What the routes talk to.
+class ErrorCount(Protocol):
+    """Counts answers with an error status."""
+
+    def count_error(self, status: int) -> None:
+        """An HTTP request was answered with an error."""
+
+
+class Service(ABC):
+    """A served model, whichever process its engine is in.
 
     Args:
-        bundle: whose verdict counts.
-        verdict: of `require_verdict`.
-        opener: called in a thread of its own, at once.
+        bundle: what is served.
 
     Attributes:
         engine: None before it is ready.
-        metrics: there from the beginning.
+        metrics: counts errors; there from the beginning.
+        startup_s: seconds that opening took; None before.
         parsers: parse and validate large bodies.
         preparers: tokenize.
         compilers: prepare requests with grammars, so that others need not wait for these.
     """
 
-    def __init__(
-        self, bundle: Bundle, verdict: Verdict, opener: Opener, options: ServeOptions
-    ) -> None:
+    engine: Engine | None
+    metrics: ErrorCount
+
+    def __init__(self, bundle: Bundle, options: ServeOptions) -> None:
         self.options = options
         self.bundle = bundle
         self.model_name = options.model_name or bundle.source_name
         self.created = int(time.time())
-        self._judged = verdict
-        self.metrics = Metrics()
-        self.engine: AsyncEngine | None = None
-        self._opening_failure: str | None = None
         self.startup_s: float | None = None
-        self._grammars: Grammars | None = None
         self.parsers = Workers("parse", threads=1, max_waiting=options.max_queue)
         self.preparers = Workers("prepare", threads=2, max_waiting=options.max_queue)
         self.compilers = Workers("compile", threads=1, max_waiting=options.max_queue)
-        self._trial = GrammarTrial()
-        self._making = threading.Lock()
-        self._draining = False
-        self._opener = opener
-        self._ownership = Ownership("a server")
-        self._thread = threading.Thread(target=self._open, name="nemo-trt open", daemon=True)
-        self._thread.start()
 
     @property
+    @abstractmethod
     def state(self) -> State:
         """Where the server's life stands."""
-        if self.failure:
-            return "failed"
-        if self._draining:
-            return "draining"
-        return "ready" if self.engine else "starting"
 
     @property
+    @abstractmethod
     def failure(self) -> str | None:
-        """What kept the engine from opening, or stopped it since; a fork does."""
-        if not self._ownership.is_here:
-            return "The server was opened before this process was forked. Open it here."
-        if self.engine is not None and self.engine.failure is not None:
-            return _in_words(self.engine.failure)
-        return self._opening_failure
+        """What kept the engine from opening, or stopped it since."""
 
     @property
+    @abstractmethod
     def validated(self) -> bool:
         """Whether the verdict is a pass of what is served."""
-        return self._judged.passed
 
     @property
+    @abstractmethod
     def verdict(self) -> str:
         """What the validator said of it: "pass", "fail", or why there is no verdict."""
-        return self._judged.words
 
-    def require(self, model: str | None = None) -> AsyncEngine:
+    @abstractmethod
+    async def metrics_text(self) -> bytes:
+        """All metrics in Prometheus's text format."""
+
+    @abstractmethod
+    def grammars(self) -> Grammars:
+        """Grammars over the model's vocabulary; may take seconds, so call it in a worker."""
+
+    def require(self, model: str | None = None) -> Engine:
         """The engine, for a request that names a model.
 
         Raises:
@@ -116,7 +101,7 @@ class Service:
 
     def describe(self) -> dict[str, object]:
         """What is served and how it is doing, for /health/ready and the page."""
-        session = self.engine.session if self.engine else None
+        facts = self.engine.facts if self.engine else None
         return {
             "status": self.state,
             "model": self.model_name,
@@ -124,82 +109,35 @@ class Service:
             "validated": self.validated,
             "bundle_id": self.bundle.bundle_id,
             "precision": self.bundle.precision,
-            "compute_precision": session.compute_precision if session else None,
-            "engine": session.describe() if session else None,
-            "max_seq_len": session.max_seq_len if session else None,
-            "slots": session.max_batch if session else None,
+            "compute_precision": facts.compute_precision if facts else None,
+            "engine": facts.description if facts else None,
+            "max_seq_len": facts.max_seq_len if facts else None,
+            "slots": facts.slots if facts else None,
             "tools": bool(self.engine and self.engine.tokenizer.tool_calls_id is not None),
             "startup_s": self.startup_s,
             "failure": self.failure,
         }
 
+    @abstractmethod
     def wait(self) -> None:
         """Block until the engine is ready.
 
         Raises:
             MachineError: it did not open.
         """
-        self._thread.join()
-        if self.failure:
-            raise MachineError(self.failure)
 
+    @abstractmethod
     def wait_stopped(self) -> None:
         """Block until the engine has stopped: closed, or with `failure` set."""
-        if self.engine:
-            self.engine.wait_stopped()
 
+    @abstractmethod
     async def drain(self, timeout_s: float) -> bool:
         """Take nothing more and wait until all is answered; False if that takes too long."""
-        self._draining = True
-        if self.engine is None or not self._ownership.is_here:
-            return True
-        return await self.engine.drain(timeout_s)
 
+    @abstractmethod
     def close(self) -> None:
         """End what runs and free the engine; a second call does nothing."""
-        self._draining = True
-        self._thread.join()
-        if self.engine:
-            self.engine.close()
-        self.parsers.close()
-        self.preparers.close()
-        self.compilers.close()
-        self._trial.close()
 
-    def grammars(self) -> Grammars:
-        """Grammars over the model's vocabulary, which is read when the first is asked for: that
-        takes seconds, so call it in a worker."""
-        with self._making:
-            if self._grammars is None:
-                engine = self.require()
-                ends = end_tokens(engine.config, engine.tokenizer)
-                self._grammars = Grammars(
-                    engine.tokenizer, engine.config.vocab_size, ends, self._trial
-                )
-            return self._grammars
-
-    def _open(self) -> None:
-        start = time.perf_counter()
-        try:
-            runner, self._judged = open_judged(
-                self.bundle, self._judged, self.options, self._opener
-            )
-            if runner.session.bundle.bundle_id != self.bundle.bundle_id:
-                raise StateError("The bundle was altered while the server started.")
-            engine = AsyncEngine(
-                runner,
-                prefill_tokens=self.options.prefill_tokens,
-                max_queue=self.options.max_queue,
-                metrics=self.metrics,
-            )
-            _ = engine.longest_token  # which is looked for once
-            self.engine = engine
-        except NemoTrtError as error:
-            self._opening_failure = str(error)
-        except Exception as error:  # a thread's exception would be lost, and all would wait
-            self._opening_failure = _in_words(error)
-        self.startup_s = round(time.perf_counter() - start, 3)
-
-
-def _in_words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    def _close_workers(self) -> None:
+        for workers in (self.parsers, self.preparers, self.compilers):
+            workers.close()

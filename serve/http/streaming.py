@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from nemo_trt.engines.generation import TokenEvent
 from nemo_trt.errors import NemoTrtError
-from nemo_trt.serve.engine import Answer
+from nemo_trt.serve.answer import Answer
 from nemo_trt.serve.request import Usage
 
 from .errors import ApiError, as_api_error

@@ -76,10 +76,10 @@ def test_grammars_of_a_server_end_with_the_same_tokens(
     tmp_path: Path, sample_tokenizer: Path
 ) -> None:
     from nemo_trt.serve.grammar_trial import GrammarTrial
-    from nemo_trt.serve.http.service import Service
+    from nemo_trt.serve.http.local_service import LocalService
 
     tokenizer = tokenizer_ending_with("<|endoftext|>", tmp_path, sample_tokenizer)
-    service: Any = Service.__new__(Service)
+    service: Any = LocalService.__new__(LocalService)
     service._grammars, service._making = None, threading.Lock()
     service._trial = GrammarTrial()
     service.require = lambda: SimpleNamespace(tokenizer=tokenizer, config=CONFIG)
