@@ -1,11 +1,12 @@
 """What every session shares: its sizes and bounds, the checks before a step, open and closed."""
 
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Protocol, Self
 
 from nemo_trt.bundle import Bundle
 from nemo_trt.config import ModelConfig
-from nemo_trt.errors import CapacityError, MachineError, RequestError, StateError
+from nemo_trt.errors import CapacityError, MachineError, NemoTrtError, RequestError, StateError
 from nemo_trt.where import Where
 
 from .ownership import Ownership
@@ -28,7 +29,8 @@ class BaseSession:
 
     A subclass sets `where`, allocates in its constructor, puts on `_closing` what frees it, and
     sets `_cache` or defines `_read` and `_write`, and defines `_step`; they are called with
-    arguments that have been checked. One whose cache grows defines `_grow`.
+    arguments that have been checked. One whose cache grows defines `_grow`, one that `overlaps`
+    defines `_start`.
 
     Args:
         bundle: what it runs.
@@ -69,7 +71,8 @@ class BaseSession:
         self._ownership = Ownership("a session")
         self._closing = ExitStack()
         self._closed = False
-        self._result: StepResult | None = None
+        self._wait: Callable[[], StepResult] | None = None
+        """Waits for the step that was launched."""
 
     def bind(self, capacity: int) -> None:
         """Make the cache hold at least `capacity` tokens a row. See `Session.bind`."""
@@ -94,22 +97,9 @@ class BaseSession:
     ) -> Logits:
         """Run B rows from `first_row` on. See `Session.step`."""
         self._require_open()
-        rows, new_tokens = input_ids.shape
-        if first_row < 0 or first_row + rows > self.max_batch:
-            raise RequestError(
-                f"Rows must lie in 0 to {self.max_batch - 1}, got {first_row} to "
-                f"{first_row + rows - 1}."
-            )
-        if write_indices.min() < 0 or write_indices.max() + new_tokens > self.capacity:
-            raise CapacityError(
-                f"write_indices + S must be at most the bound {self.capacity} tokens, got "
-                f"{write_indices.max() + new_tokens}. Call bind first."
-            )
-        with self._ownership:
-            try:
-                return self._step(input_ids, write_indices, logit_indices, first_row)
-            except MemoryError as error:
-                raise MachineError("This machine has no memory for a step.") from error
+        self._require_rows(input_ids, write_indices, first_row)
+        with self._ownership, _memory_errors():
+            return self._step(input_ids, write_indices, logit_indices, first_row)
 
     def launch(
         self,
@@ -120,11 +110,16 @@ class BaseSession:
         temperatures: Logits | None = None,
         pages: PageView | None = None,
     ) -> None:
-        """Run the step whole, unless a subclass knows better. See `Session.launch`."""
-        if pages is not None:
-            raise StateError("A step over pages must run in a session with pages.")
-        self._result = None
-        self._result = WholeLogits(self.step(input_ids, write_indices, logit_indices, first_row))
+        """Start a step. See `Session.launch`."""
+        self._require_open()
+        if pages is None:
+            self._require_rows(input_ids, write_indices, first_row)
+        else:
+            self._require_pages(input_ids, write_indices, pages)
+        with self._ownership, _memory_errors():
+            self._wait = self._start(
+                input_ids, write_indices, logit_indices, first_row, temperatures, pages
+            )
 
     def collect(self) -> StepResult:
         """See `Session.collect`.
@@ -132,9 +127,11 @@ class BaseSession:
         Raises:
             StateError: no step was launched.
         """
-        if self._result is None:
+        wait, self._wait = self._wait, None
+        if wait is None:
             raise StateError("A step must be launched before it is collected.")
-        return self._result
+        with self._ownership, _memory_errors():
+            return wait()
 
     def step_cost(self, rows: int, new_tokens: int) -> float:
         """See `Session.step_cost`."""
@@ -172,6 +169,9 @@ class BaseSession:
         if not self._ownership.is_here:
             return
         self._closed, self.capacity = True, 0
+        if self._wait is not None:  # nobody collects this step, but it uses what is freed now
+            with suppress(NemoTrtError):
+                self.collect()
         self._closing.close()
 
     def __enter__(self) -> Self:
@@ -184,6 +184,34 @@ class BaseSession:
         self._ownership.require_here()
         if self._closed:
             raise StateError("Cannot use a session that has been closed.")
+        if self._wait is not None:
+            raise StateError("A step that was launched must be collected before anything else.")
+
+    def _require_rows(self, input_ids: Tokens, write_indices: Tokens, first_row: int) -> None:
+        """Check that a step touches rows of the cache alone.
+
+        Raises:
+            CapacityError, RequestError: it would touch more.
+        """
+        rows, new_tokens = input_ids.shape
+        if first_row < 0 or first_row + rows > self.max_batch:
+            raise RequestError(
+                f"Rows must lie in 0 to {self.max_batch - 1}, got {first_row} to "
+                f"{first_row + rows - 1}."
+            )
+        if write_indices.min() < 0 or write_indices.max() + new_tokens > self.capacity:
+            raise CapacityError(
+                f"write_indices + S must be at most the bound {self.capacity} tokens, got "
+                f"{write_indices.max() + new_tokens}. Call bind first."
+            )
+
+    def _require_pages(self, input_ids: Tokens, starts: Tokens, pages: PageView) -> None:
+        """Check the pages of a step. A session with rows has none.
+
+        Raises:
+            CapacityError, RequestError, StateError: they are not what the step needs.
+        """
+        raise StateError("A step over pages must run in a session with pages.")
 
     def _grow(self, capacity: int) -> None:
         """Make the cache hold more than it does; what it holds stays."""
@@ -194,6 +222,38 @@ class BaseSession:
     ) -> Logits:
         raise NotImplementedError
 
+    def _over(
+        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, pages: PageView
+    ) -> Logits:
+        """`_step` over pages, in a session that has them."""
+        raise NotImplementedError
+
+    def _start(
+        self,
+        input_ids: Tokens,
+        write_indices: Tokens,
+        logit_indices: Tokens,
+        first_row: int,
+        temperatures: Logits | None,
+        pages: PageView | None,
+    ) -> Callable[[], StepResult]:
+        """Start a step; return what waits for it. Here it has run when this returns."""
+        result = self._whole(input_ids, write_indices, logit_indices, first_row, pages)
+        return lambda: result
+
+    def _whole(
+        self,
+        input_ids: Tokens,
+        write_indices: Tokens,
+        logit_indices: Tokens,
+        first_row: int,
+        pages: PageView | None,
+    ) -> StepResult:
+        """Run a step, to all of its logits."""
+        if pages is None:
+            return WholeLogits(self._step(input_ids, write_indices, logit_indices, first_row))
+        return WholeLogits(self._over(input_ids, write_indices, logit_indices, pages))
+
     def _read(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
         return self._cache.read(layer, kind, row, start, stop)
 
@@ -202,3 +262,11 @@ class BaseSession:
 
     def _copy(self, layer: int, kind: str, source: int, target: int, length: int) -> None:
         self._write(layer, kind, target, 0, self._read(layer, kind, source, 0, length))
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        raise MachineError("This machine has no memory for a step.") from error

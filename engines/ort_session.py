@@ -1,6 +1,7 @@
 """The `Session` on ONNX Runtime's CPU provider, with the cache bound in place."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,9 @@ from nemo_trt.where import CPU, Where
 from .base_session import BaseSession
 from .ort_graph import Weight, session_options
 from .ort_lowering import lower, lower_model
-from .session import CacheBlock, Logits, SessionInfo, Tokens
+from .session import CacheBlock, Logits, PageView, SessionInfo, Tokens
+from .step_result import StepResult
+from .step_thread import StepThread
 
 _GROWTH_TOKENS = 256
 
@@ -30,10 +33,12 @@ class OrtSession(BaseSession):
 
     BF16 bundles compute in fp32, so do fp32 ones; fp16 bundles compute in fp16; FP8 bundles round
     where their graph says so and compute in fp32 between. The cache grows in steps, because
-    attention's cost grows with what is bound.
+    attention's cost grows with what is bound. A step that is launched runs in a thread, without
+    Python's lock.
     """
 
     where: Where = CPU
+    overlaps = True
     tokens_per_read = 4  # measured: 8 rows decode 3.5 times as many tokens a second as one
     longer = "Open the session with a larger max_seq_len."
 
@@ -64,6 +69,8 @@ class OrtSession(BaseSession):
         self._bindings: dict[tuple[int, int], Any] = {}  # (first row, rows) -> IO binding
         self._buffers: dict[tuple[str, tuple[int, ...]], tuple[NDArray[Any], Any]] = {}
         self._closing.callback(self._free)
+        self._thread = StepThread()
+        self._closing.callback(self._thread.close)
         self.bind(1)
 
     @classmethod
@@ -136,6 +143,19 @@ class OrtSession(BaseSession):
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise MachineError(f"ONNX Runtime failed in a step: {error}") from error
         return logits
+
+    def _start(
+        self,
+        input_ids: Tokens,
+        write_indices: Tokens,
+        logit_indices: Tokens,
+        first_row: int,
+        temperatures: Logits | None,
+        pages: PageView | None,
+    ) -> Callable[[], StepResult]:
+        return self._thread.start(
+            self._whole, input_ids, write_indices, logit_indices, first_row, pages
+        )
 
     def _read(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
         cache = self._caches[contract.past_name(layer, kind)]

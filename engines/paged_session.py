@@ -3,12 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_trt.errors import CapacityError, MachineError, RequestError
+from nemo_trt.errors import CapacityError, RequestError
 
 from .base_session import BaseSession
 from .page_pool import own_pages
 from .session import Logits, PageView, Tokens
-from .step_result import WholeLogits
 
 
 class PagedSession(BaseSession):
@@ -18,35 +17,6 @@ class PagedSession(BaseSession):
     """
 
     page_tokens: int
-
-    def launch(
-        self,
-        input_ids: Tokens,
-        write_indices: Tokens,
-        logit_indices: Tokens,
-        first_row: int = 0,
-        temperatures: Logits | None = None,
-        pages: PageView | None = None,
-    ) -> None:
-        """See `Session.launch`."""
-        if pages is None:
-            super().launch(input_ids, write_indices, logit_indices, first_row, temperatures)
-            return
-        self._require_open()
-        self._require_pages(input_ids, write_indices, pages)
-        self._result = None
-        with self._ownership:
-            try:
-                logits = self._over(input_ids, write_indices, logit_indices, pages)
-            except MemoryError as error:
-                raise MachineError("This machine has no memory for a step.") from error
-        self._result = WholeLogits(logits)
-
-    def _over(
-        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, pages: PageView
-    ) -> Logits:
-        """Run a step over these pages, which have been checked."""
-        raise NotImplementedError
 
     def _step(
         self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int

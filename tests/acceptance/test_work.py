@@ -30,11 +30,9 @@ def test_batches_double_up_to_the_last(most: int, batches: list[int]) -> None:
 class Recorded(OrtSession):
     """Keeps the shape and the first position of every step."""
 
-    def step(
-        self, input_ids: Any, write_indices: Any, logit_indices: Any, first_row: int = 0
-    ) -> Any:
+    def _step(self, input_ids: Any, write_indices: Any, logit_indices: Any, first_row: int) -> Any:
         self.seen.append((*input_ids.shape, int(write_indices[0])))
-        return super().step(input_ids, write_indices, logit_indices, first_row)
+        return super()._step(input_ids, write_indices, logit_indices, first_row)
 
     seen: list[tuple[int, ...]]
 

@@ -133,8 +133,8 @@ def test_what_a_row_holds_of_a_prompt_is_not_computed_again(runner: Runner) -> N
     runner.rewind(0)
     list(runner.generate(TOKENS[:32], params))
     steps = []
-    original = runner.session.step
-    runner.session.step = lambda ids, *rest: steps.append(ids.shape[1]) or original(ids, *rest)  # type: ignore[method-assign, func-returns-value]
+    original = runner.session._step
+    runner.session._step = lambda ids, *rest: steps.append(ids.shape[1]) or original(ids, *rest)  # type: ignore[method-assign, func-returns-value]
     assert [e.token_id for e in runner.generate([*TOKENS[:30], 1, 2], params)] == expected
     assert steps[0] == 2
 

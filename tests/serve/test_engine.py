@@ -212,16 +212,16 @@ def test_nobody_waits_for_an_engine_that_failed(
 
     async def ask() -> None:
         async with AsyncEngine.open(sample_bundle.bundle, max_seq_len=512) as engine:
-            working = type(engine.session).step
+            working = type(engine.session)._step
 
             def broken(*_: object) -> None:
                 raise failure
 
-            monkeypatch.setattr(type(engine.session), "step", broken)
+            monkeypatch.setattr(type(engine.session), "_step", broken)
             expected = MachineError if isinstance(failure, MachineError) else StateError
             with pytest.raises(expected):
                 await text(engine.generate("Hello", PARAMS))
-            monkeypatch.setattr(type(engine.session), "step", working)
+            monkeypatch.setattr(type(engine.session), "_step", working)
             if isinstance(failure, MachineError):
                 assert await text(engine.generate("Hello", PARAMS))
             else:

@@ -141,8 +141,21 @@ def served(session: OrtSession) -> tuple[dict[int, list[Any]], dict[int, tuple[s
     return events, found
 
 
-def test_answers_are_the_same_with_and_without_overlap(tiny: Any, session: Overlapping) -> None:
+@pytest.fixture(params=["at the latest", "in a thread"])
+def either(request: pytest.FixtureRequest, session: Overlapping, tiny: Any) -> Iterator[OrtSession]:
+    """A session that runs a step when it is collected, and one that does from its launch on."""
+    if request.param == "at the latest":
+        yield session
+        return
+    with OrtSession.open(tiny.bundle, max_batch=3, max_seq_len=LENGTH, threads=1) as threaded:
+        assert threaded.overlaps
+        yield threaded
+
+
+def test_answers_are_the_same_with_and_without_overlap(tiny: Any, either: OrtSession) -> None:
+    session = either
     with OrtSession.open(tiny.bundle, max_batch=3, max_seq_len=LENGTH, threads=1) as plain:
+        plain.overlaps = False
         expected, expected_ends = served(plain)
     events, found = served(session)
     assert found.keys() == expected_ends.keys()

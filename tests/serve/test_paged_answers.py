@@ -17,7 +17,7 @@ from .test_scheduler import GREEDY, LENGTH, TOKENS, alone, answers, drain, ends,
 
 pytestmark = pytest.mark.model
 __all__ = ["runner"]
-ROWS, PAGE, PAGES = 4, 16, 13  # LENGTH tokens of one row take 8
+ROWS, PAGE, PAGES = 4, 16, 11  # LENGTH tokens of one row take 8
 
 
 @pytest.fixture
@@ -124,5 +124,5 @@ def test_who_says_nothing_of_pages_has_rows(tiny: Any) -> None:
 
 def test_rows_that_do_not_fit_the_pages_are_refused(session: PagedOrtSession) -> None:
     session.bind(LENGTH)
-    with pytest.raises(CapacityError, match="4 rows of 50 tokens must have 16 pages, got 13"):
+    with pytest.raises(CapacityError, match="4 rows of 50 tokens must have 16 pages, got 11"):
         session.read_cache(0, "key", 0, 0, 50)

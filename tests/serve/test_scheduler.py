@@ -24,18 +24,19 @@ ROWS, LENGTH = 3, 128
 class Watched(OrtSession):
     """Notes every step, and fails where it is told to."""
 
+    overlaps = False  # a step of the scheduler is one of the session, to count them
     steps: list[tuple[int, ...]]
     failure: Exception | None = None
     poison: int | None = None
     cost: Callable[[int, int], float] | None = None
 
-    def step(
-        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int = 0
+    def _step(
+        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int
     ) -> Logits:
         self.steps.append(input_ids.shape)
         if self.failure:
             raise self.failure
-        logits = super().step(input_ids, write_indices, logit_indices, first_row)
+        logits = super()._step(input_ids, write_indices, logit_indices, first_row)
         if self.poison is not None and first_row <= self.poison < first_row + len(input_ids):
             logits[self.poison - first_row] = np.nan
         return logits
@@ -292,7 +293,7 @@ def test_a_failing_step_ends_its_own_rows_and_not_those_of_the_steps_around_it(
     )
     scheduler.step()
     scheduler.cancel(middle)  # rows 0 and 2 with a gap between them: a step each
-    steps, working = len(session.steps), Watched.step
+    steps, working = len(session.steps), Watched._step
 
     def second_fails(self: Watched, *arguments: Any) -> Logits:
         if len(self.steps) > steps:
@@ -300,7 +301,7 @@ def test_a_failing_step_ends_its_own_rows_and_not_those_of_the_steps_around_it(
         return working(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Watched, "step", second_fails)
+        patch.setattr(Watched, "_step", second_fails)
         outputs = scheduler.step()
     assert {number: ended.reason for number, ended in ends(outputs).items()} == {last: "error"}
     assert answers(outputs + drain(scheduler)) == {first: alone(runner, TOKENS[:50])}

@@ -78,8 +78,9 @@ def test_a_prompt_that_is_cached_is_scored_again_and_may_be_all_there_is(
 
 @pytest.mark.parametrize("score_only", [True, False])
 def test_scores_that_are_not_finite_end_the_request_and_clear_its_row(
-    runner: Runner, score_only: bool
+    runner: Runner, score_only: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(runner.session, "overlaps", False)  # the cache is altered between steps
     scheduler = Scheduler(runner.session)
     runner.session.bind(256)
     for row in (0, 1):
@@ -107,13 +108,14 @@ def test_one_scored_prompt_a_step_has_its_turn(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[int] = []
-    working = runner.session.step
+    working = runner.session._step
 
     def step(input_ids: Any, *rest: Any) -> Any:
         steps.append(input_ids.size)
         return working(input_ids, *rest)
 
-    monkeypatch.setattr(runner.session, "step", step)
+    monkeypatch.setattr(runner.session, "_step", step)
+    monkeypatch.setattr(runner.session, "overlaps", False)  # to count the steps of each turn
     scheduler = Scheduler(runner.session)
     for start in (0, 1):
         request = Request(prompt=PROMPT[start:], scores=PromptScores(0), score_only=True)

@@ -22,15 +22,15 @@ Step = Callable[..., Any]
 
 
 def on_step(change: Callable[[Step, OrtSession, Any, Any, Any, int], Any]) -> Patch:
-    """A patch of `OrtSession.step`: `change` gets the true one and its arguments."""
+    """A patch of `OrtSession._step`: `change` gets the true one and its arguments."""
 
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
-        step = OrtSession.step
+        step = OrtSession._step
 
         def changed(self: OrtSession, ids: Any, where: Any, wanted: Any, first_row: int = 0) -> Any:
             return change(step, self, ids, where, wanted, first_row)
 
-        monkeypatch.setattr(OrtSession, "step", changed)
+        monkeypatch.setattr(OrtSession, "_step", changed)
 
     return patch
 
@@ -184,7 +184,7 @@ def _in_order_of_slots(true: Any, self: Runner, rows: Any, **named: Any) -> Any:
 def _idle_rows_lose_their_end(true: Any, self: Rows, rows: Any, **named: Any) -> Any:
     """Idle rows' padding lands on their last token instead of behind it."""
     session = self._session
-    step = session.step
+    step = session._step
 
     def early(ids: Any, where: Any, wanted: Any, first_row: int = 0) -> Any:
         where = where.copy()
@@ -193,11 +193,11 @@ def _idle_rows_lose_their_end(true: Any, self: Rows, rows: Any, **named: Any) ->
                 where[index] -= 1
         return step(ids, where, wanted, first_row)
 
-    session.step = early  # type: ignore[method-assign]
+    session._step = early  # type: ignore[method-assign]
     try:
         yield from true(self, rows, **named)
     finally:
-        del session.step
+        del session._step
 
 
 def _chunk_loses_a_token(true: Any, self: Runner, rows: Any, *, chunk: Any = None) -> Any:

@@ -113,11 +113,11 @@ def test_only_a_poisoned_tail_shows_an_engine_that_leaks_a_little_of_it(
     def leaks(self: OrtSession, *arguments: Any) -> Any:
         logits = step(self, *arguments)
         end = int(arguments[1][0]) + arguments[0].shape[1]
-        tail = self.read_cache(0, "value", 0, end, end + 1)
+        tail = self._read(0, "value", 0, end, end + 1)
         return logits + 1e-6 * tail.mean() if tail.size else logits
 
-    step = OrtSession.step
-    monkeypatch.setattr(OrtSession, "step", leaks)
+    step = OrtSession._step
+    monkeypatch.setattr(OrtSession, "_step", leaks)
     # What was poisoned still stands behind the tokens of the last case.
     assert failed(judge_tiny(tiny.bundle)) == {"poisoned tail", "long position"}
 
@@ -130,8 +130,8 @@ def test_an_engine_that_breaks_has_failed_the_case(
             raise MachineError("out of memory")
         return step(self, *arguments)
 
-    step = OrtSession.step
-    monkeypatch.setattr(OrtSession, "step", breaks)
+    step = OrtSession._step
+    monkeypatch.setattr(OrtSession, "_step", breaks)
     report = judge_tiny(tiny.bundle)
     assert report.verdict == "fail" and failed(report) == {"ragged batch", "runner"}
     assert "out of memory" in report.to_json()

@@ -116,7 +116,7 @@ def test_an_answer_that_breaks_off_ends_with_error_and_failed_events(
     tekken: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = type(tekken.app.state.service.engine.session)
-    working, steps = session.step, iter((False, False))
+    working, steps = session._step, iter((False, False))
 
     def fails_later(self: Any, *arguments: Any) -> Any:
         logits = working(self, *arguments)
@@ -125,7 +125,7 @@ def test_an_answer_that_breaks_off_ends_with_error_and_failed_events(
         return logits
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, "step", fails_later)
+        patch.setattr(session, "_step", fails_later)
         stream = tekken.client.responses.create(**ASK, max_output_tokens=9, stream=True)
         events = list(stream)
     assert [event.sequence_number for event in events] == list(range(len(events)))
