@@ -84,7 +84,7 @@ test-busy: install
 # The rooms side by side in one package, as they are imported.
 build/typed: install
 	rm -rf $@ && mkdir -p $@ && cp -rs $(CURDIR)/nemo_trt $@/ \
-	  && cp -rs $(CURDIR)/export $(CURDIR)/engines $(CURDIR)/serve $(CURDIR)/validate $(CURDIR)/stages $(CURDIR)/acceptance $(CURDIR)/cli $@/nemo_trt/
+	  && cp -rs $(CURDIR)/passes $(CURDIR)/export $(CURDIR)/engines $(CURDIR)/serve $(CURDIR)/validate $(CURDIR)/stages $(CURDIR)/acceptance $(CURDIR)/cli $@/nemo_trt/
 
 check: build/typed
 	$(BIN)/ruff check .

@@ -12,14 +12,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nemo_trt import contract
 from nemo_trt.config import ModelConfig
+from nemo_trt.passes.keep_in_base import KeepInBase
+from nemo_trt.passes.repeat_layer import RepeatLayer
 from nemo_trt.precision import DType
 from nemo_trt.quantization import LM_HEAD, Quantization, groups
 
 from . import ops
 from .decoder import Decoder, Numerics
 from .exactness import require_exact
-from .quantization.graph import keep_in_base
-from .repeat import name_by_scope, repeat_layer
+from .quantization.graph import scale_names
+from .scopes import name_by_scope
 
 TORCH_DTYPES = {
     DType.BF16: torch.bfloat16,
@@ -62,10 +64,12 @@ def trace_decoder(
         every = {group for group, _ in groups(one_layer) if group != LM_HEAD}
         traced = replace(numerics, fp8_groups=numerics.fp8_groups & {LM_HEAD} | every)
     model = trace_every_layer(one_layer, precision, traced)
-    repeat_layer(model, config.num_layers)
+    RepeatLayer(config.num_layers)(model)
     for group, weights in groups(config):
         if traced is not numerics and group != LM_HEAD and group not in numerics.fp8_groups:
-            keep_in_base(model.graph, group, weights, ir.DataType(precision.base.onnx_code))
+            input_scale, weight_scales = scale_names(group, weights)
+            scales = dict(zip(weights, weight_scales, strict=True))
+            KeepInBase(input_scale, scales, ir.DataType(precision.base.onnx_code))(model)
     require_exact(model, config)
     return model
 

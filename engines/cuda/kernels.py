@@ -7,9 +7,8 @@ CUDA. docs/cuda.md says how that was seen without a GPU.
 
 import onnx
 
+from nemo_trt.passes.multiply_transposed import CONTRIB
 from nemo_trt.precision import DType
-
-CONTRIB = "com.microsoft"
 
 _FLOATS = frozenset({"bfloat16", "float16", "float"})
 _WIDE = frozenset({"float16", "float"})

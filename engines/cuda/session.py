@@ -15,11 +15,14 @@ from nemo_trt.engines.device_cache import DeviceCache
 from nemo_trt.engines.session import Logits, SessionInfo, Tokens
 from nemo_trt.errors import BundleError, MachineError
 from nemo_trt.manifest import GRAPH_FILE
+from nemo_trt.passes.gather_logit_rows import LOGIT_ROWS
+from nemo_trt.passes.take_lengths import LENGTHS
+from nemo_trt.passes.take_positions import POSITIONS
 from nemo_trt.precision import DType
 from nemo_trt.where import CUDA, Where
 
 from .kernels import without_kernel
-from .lowering import LENGTHS, LOGIT_ROWS, POSITIONS, lower
+from .lowering import lower
 from .provider import CudaProvider, Provider
 
 PREFILL_TOKENS = 4096

@@ -1,4 +1,4 @@
-"""What FP8 asks of a traced graph: scales of one reader each, and groups that stay in BF16."""
+"""What FP8 asks of a traced graph: the names of its scales, and one reader of each."""
 
 from collections.abc import Mapping
 
@@ -13,28 +13,6 @@ _SCALED = ("QuantizeLinear", "DequantizeLinear")
 def scale_names(group: str, weights: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
     """The names of a group's scales in the decoder: of its input, and of each weight."""
     return f"{group}_input.scale", tuple(f"{weight}_scale" for weight in weights)
-
-
-def keep_in_base(graph: ir.Graph, group: str, weights: tuple[str, ...], base: ir.DataType) -> None:
-    """Take a group's quantisation out of the graph again."""
-    input_scale, weight_scales = scale_names(group, weights)
-    quantize = next(
-        node for node, _ in graph.initializers[input_scale].uses() if node.op_type == _SCALED[0]
-    )
-    (dequantize,) = quantize.outputs[0].consumers()
-    source = quantize.inputs[0]
-    assert source is not None
-    ir.convenience.replace_all_uses_with(dequantize.outputs[0], source)
-    removed = [dequantize, quantize]
-    for name in weights:
-        weight = graph.initializers[name]
-        (node,) = weight.consumers()
-        ir.convenience.replace_all_uses_with(node.outputs[0], weight)
-        weight.type = ir.TensorType(base)  # a new one: repeated layers share theirs
-        removed.append(node)
-    graph.remove(removed, safe=True)
-    for name in (input_scale, *weight_scales):
-        del graph.initializers[name]
 
 
 def set_scales(graph: ir.Graph, scales: Mapping[str, NDArray[np.float32]]) -> None:

@@ -21,7 +21,9 @@ from nemo_trt.progress import Silent
 from .running import Acceptance
 
 pytestmark = pytest.mark.e2e
-ROOMS = {f"nemo_trt.{room}" for room in ("engines", "export", "stages", "validate", "serve")}
+ROOMS = {
+    f"nemo_trt.{room}" for room in ("engines", "export", "passes", "stages", "validate", "serve")
+}
 
 
 def options(again: Acceptance) -> AcceptanceOptions:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from onnx import helper
 
 from nemo_trt.cli.main import run
-from nemo_trt.engines import ort_rounding
 from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.errors import RequestError
 from nemo_trt.export.bundle import export_bundle
+from nemo_trt.passes import round_values
+from nemo_trt.passes.graph_pass import make
 from nemo_trt.precision import DType
 from nemo_trt.validate.run import validate_bundle
 
@@ -69,9 +69,7 @@ def test_without_its_casts_the_rehearsal_computes_what_the_graph_does(
     """So attention and norms, which are spelled out, are right: masks, heads, ragged rows."""
     exact, _ = logits(bf16, rounding=False)
     monkeypatch.setattr(
-        ort_rounding,
-        "_round",
-        lambda source, target: [helper.make_node("Identity", [source], [target])],
+        round_values, "rounding", lambda value, name: [make("Identity", [value], f"{name}/as is")]
     )
     spelled_out, _ = logits(bf16, rounding=True)
     assert relative(spelled_out, exact).max() < 5e-6

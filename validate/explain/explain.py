@@ -7,8 +7,10 @@ import numpy as np
 
 from nemo_trt import contract
 from nemo_trt.bundle import Bundle
-from nemo_trt.engines.cuda.lowering import LENGTHS, LOGIT_ROWS, POSITIONS
 from nemo_trt.export.checkpoints import Checkpoint
+from nemo_trt.passes.gather_logit_rows import LOGIT_ROWS
+from nemo_trt.passes.take_lengths import LENGTHS
+from nemo_trt.passes.take_positions import POSITIONS
 from nemo_trt.progress import Progress, Silent
 from nemo_trt.validate.reference import compute_reference
 from nemo_trt.validate.report import Report

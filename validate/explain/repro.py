@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto, numpy_helper
 
 from nemo_trt.atomic import new_directory
 from nemo_trt.bundle import Bundle
 from nemo_trt.engines.ort_graph import promote_array
 from nemo_trt.engines.ort_lowering import lower_model
-from nemo_trt.engines.stored_graph import external_weights, map_weight
+from nemo_trt.passes.weights import map_weight
 
 from .bridge import wide_ends
 from .findings import PlaceError
@@ -65,8 +66,11 @@ class Place:
         quiet = G_LOGGER.verbosity(G_LOGGER.CRITICAL)
         with new_directory(folder, replace=False) as target, quiet:
             stored = onnx.ModelProto.FromString(self.model.SerializeToString())
-            for weight in external_weights(stored.graph).values():
-                array = map_weight(weight, bundle.path)
+            outside = TensorProto.EXTERNAL
+            for weight in (w for w in stored.graph.initializer if w.data_location == outside):
+                tensor = ir.from_proto(weight)
+                assert isinstance(tensor, ir.ExternalTensor)
+                array = map_weight(tensor, bundle.path)
                 weight.ClearField("external_data")
                 weight.data_location = TensorProto.DEFAULT
                 weight.raw_data = array.tobytes()

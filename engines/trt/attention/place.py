@@ -8,13 +8,12 @@ graph has two inputs more: `page_table` and `lengths`.
 from dataclasses import dataclass
 from typing import Any
 
-import onnx
-from onnx import TensorProto, helper
+import onnx_ir as ir
+from onnx_ir.passes import PostconditionError, PreconditionError
 
 from nemo_trt import contract
 from nemo_trt.cache_scales import CacheScales
-from nemo_trt.engines.stored_graph import replace
-from nemo_trt.errors import BundleError
+from nemo_trt.passes.graph_pass import GraphPass, nodes_of, source, substitute, take_over
 from nemo_trt.precision import DType
 
 from .plugin import FIELDS, FP8, NAME, NAMESPACE, VERSION
@@ -53,114 +52,111 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    attention: onnx.NodeProto
-    updates: tuple[onnx.NodeProto, onnx.NodeProto]  # of keys and of values
+    attention: ir.Node
+    updates: tuple[ir.Node, ir.Node]  # of keys and of values
     scores: float
 
 
-def place(graph: onnx.GraphProto, placement: Placement) -> None:
-    """Replace every layer's cache updates and attention by the plugin's node.
+class PlacePlugin(GraphPass):
+    """Replaces every layer's cache updates and attention by the plugin's node."""
 
-    Requires: the contract's inputs and outputs; every attention causal, over updated caches, its
-        scale stated.
-    Ensures: no TensorScatter and no Attention; nothing that only they needed.
+    def __init__(self, placement: Placement) -> None:
+        super().__init__()
+        self._placement = placement
 
-    Raises:
-        BundleError: the graph is another.
-    """
-    layers = _layers(graph)
-    replaced = {layer.attention.output[0]: layer for layer in layers}
-    dropped = {update.output[0] for layer in layers for update in layer.updates}
-    nodes = [helper.make_node("Cast", [contract.WRITE_INDICES], [_STARTS], to=TensorProto.INT32)]
-    for node in graph.node:
-        if node.output[0] in replaced:
-            nodes.append(_plugin_node(replaced[node.output[0]], placement))
-        elif node.output[0] not in dropped:
-            nodes.append(node)
-    outputs = {output.name for output in graph.output}
-    replace(graph.node, _needed(nodes, outputs))
-    _reshape_caches(graph, placement)
-    rows = "B"
-    graph.input.extend(
-        [
-            helper.make_tensor_value_info(PAGE_TABLE, TensorProto.INT32, [rows, "row_pages"]),
-            helper.make_tensor_value_info(LENGTHS, TensorProto.INT32, [rows]),
-        ]
-    )
+    def requires(self, model: ir.Model) -> None:
+        """The contract's inputs and outputs; every attention causal, over updated caches, its
+        scale stated."""
+        _layers(model.graph)
+
+    def change(self, graph: ir.Graph) -> None:
+        """See `GraphPass.change`."""
+        layers = _layers(graph)
+        rows, int32 = "B", ir.TensorType(ir.DataType.INT32)
+        table = ir.Value(name=PAGE_TABLE, shape=ir.Shape([rows, "row_pages"]), type=int32)
+        lengths = ir.Value(name=LENGTHS, shape=ir.Shape([rows]), type=int32)
+        written = next(one for one in graph.inputs if one.name == contract.WRITE_INDICES)
+        starts = ir.node(
+            "Cast",
+            [written],
+            {"to": int(ir.DataType.INT32)},
+            outputs=[ir.Value(name=_STARTS, type=int32)],
+            name=_STARTS,
+        )
+        graph.insert_before(next(iter(graph)), starts)
+        for layer in layers:
+            paging = [table, starts.outputs[0], lengths]
+            node = _plugin_node(layer, paging, self._placement)
+            substitute(graph, layer.attention, [node])
+            for update, pool in zip(layer.updates, node.outputs[1:], strict=True):
+                take_over(update.outputs[0], pool)
+            graph.remove([layer.attention, *layer.updates], safe=True)
+        graph.inputs.extend([table, lengths])
+        _reshape_caches(graph, self._placement)
+
+    def ensures(self, model: ir.Model) -> None:
+        """No TensorScatter and no Attention."""
+        for node in nodes_of(model.graph, "TensorScatter", "Attention"):
+            raise PostconditionError(f"nothing that the plugin replaces, it left {node.name}")
 
 
-def _layers(graph: onnx.GraphProto) -> list[_Layer]:
+def _layers(graph: ir.Graph) -> list[_Layer]:
     """Every layer's nodes, checked.
 
     Raises:
-        BundleError: they are not what the plugin replaces.
+        PreconditionError: they are not what the plugin replaces.
     """
-    updates = {node.output[0]: node for node in graph.node if node.op_type == "TensorScatter"}
+    updates = {node.outputs[0]: node for node in nodes_of(graph, "TensorScatter")}
     layers = []
-    for node in graph.node:
-        if node.op_type != "Attention":
-            continue
-        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-        stated = {name: value for name, value in attributes.items() if value}
-        keys, values = updates.pop(node.input[1], None), updates.pop(node.input[2], None)
+    for node in nodes_of(graph, "Attention"):
+        stated = {name: one.value for name, one in node.attributes.items() if one.value}
+        keys, values = (updates.pop(source(node, index), None) for index in (1, 2))
         if (
             keys is None
             or values is None
-            or any(node.input[3:6])
+            or any(node.inputs[3:6])
             or set(stated) != {"is_causal", "scale"}
-            or keys.input[2] != contract.WRITE_INDICES
-            or values.input[2] != contract.WRITE_INDICES
+            or any(source(one, 2).name != contract.WRITE_INDICES for one in (keys, values))
         ):
-            raise BundleError(
-                f"{node.name} must be a causal attention over two updated caches with its scale, "
-                f"got {sorted(stated)}. Export the bundle again."
+            raise PreconditionError(
+                f"causal attentions over two updated caches with their scale, and no {node.name} "
+                f"with {sorted(stated)}"
             )
-        layers.append(_Layer(node, (keys, values), stated["scale"]))
+        layers.append(_Layer(node, (keys, values), node.attributes["scale"].as_float()))
     if updates or not layers:
-        raise BundleError(
-            f"Every cache must be read by one attention, got {sorted(updates) or 'no attention'}."
-        )
+        unread = sorted(one.name or "" for one in updates)
+        raise PreconditionError(f"one attention for every cache, and no {unread or 'cache'}")
     return layers
 
 
-def _plugin_node(layer: _Layer, placement: Placement) -> onnx.NodeProto:
+def _plugin_node(layer: _Layer, paging: list[ir.Value], placement: Placement) -> ir.Node:
     attention, (keys, values) = layer.attention, layer.updates
-    scales = placement.scales(contract.layer_of(keys.input[0]))
+    caches = [source(keys, 0), source(values, 0)]
+    scales = placement.scales(contract.layer_of(caches[0].name or ""))
     numbers = [layer.scores, *(scales or (1.0, 1.0))]
     attributes: dict[str, Any] = dict(zip(FIELDS, numbers, strict=True))
     attributes[FP8] = int(scales is not None)
-    return helper.make_node(
+    attributes |= {"plugin_version": VERSION, "plugin_namespace": NAMESPACE}
+    new = [source(keys, 1), source(values, 1)]
+    return ir.node(
         NAME,
-        [attention.input[0], keys.input[1], values.input[1], keys.input[0], values.input[0],
-         PAGE_TABLE, _STARTS, LENGTHS],
-        [attention.output[0], keys.output[0], values.output[0]],
-        attention.name,
+        [source(attention, 0), *new, *caches, *paging],
+        attributes,
         domain=DOMAIN,
-        plugin_version=VERSION,
-        plugin_namespace=NAMESPACE,
-        **attributes,
-    )  # fmt: skip
+        num_outputs=3,
+        name=attention.name,
+    )
 
 
-def _needed(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
-    """Nodes that an output depends on, in order."""
-    wanted, kept = set(outputs), []
-    for node in reversed(nodes):
-        if wanted.intersection(node.output):
-            wanted.update(node.input)
-            kept.append(node)
-    return kept[::-1]
-
-
-def _reshape_caches(graph: onnx.GraphProto, placement: Placement) -> None:
+def _reshape_caches(graph: ir.Graph, placement: Placement) -> None:
     """Give caches the shape and dtype of pools."""
-    for value in (*graph.input, *graph.output):
-        if not value.name.startswith((contract.PAST, "present.")):
+    for value in (*graph.inputs, *graph.outputs):
+        name = value.name or ""
+        if not name.startswith((contract.PAST, "present.")):
             continue
-        tensor = value.type.tensor_type
-        _, kv_heads, _, head_dim = (dim.dim_value for dim in tensor.shape.dim)
-        fp8 = placement.scales(contract.layer_of(value.name)) is not None
+        assert value.shape is not None
+        _, kv_heads, _, head_dim = value.shape
+        fp8 = placement.scales(contract.layer_of(name)) is not None
         dtype = DType.FP8 if fp8 else placement.base
-        shape = ["pages", kv_heads, placement.page, head_dim]
-        pool = helper.make_tensor_value_info(value.name, dtype.onnx_code, shape)
-        value.CopyFrom(pool)
+        value.type = ir.TensorType(ir.DataType(dtype.onnx_code))
+        value.shape = ir.Shape(["pages", kv_heads, placement.page, head_dim])

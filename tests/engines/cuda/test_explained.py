@@ -5,22 +5,25 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
 from nemo_trt.bundle import Bundle
 from nemo_trt.cli.main import run
-from nemo_trt.engines.cuda import lowering
 from nemo_trt.engines.cuda.provider import CUDA
-from nemo_trt.engines.ort_graph import Weight, promote_array, promote_types, session_options
+from nemo_trt.engines.ort_graph import Weight, promote_array, session_options
 from nemo_trt.errors import MachineError
 from nemo_trt.export.checkpoints import open_checkpoint
+from nemo_trt.passes.fuse_skips import FuseSkips
+from nemo_trt.passes.graph_pass import nodes_of
 from nemo_trt.validate.explain.explain import Explanation, explain
 from nemo_trt.validate.explain.findings import LIMITS
 from nemo_trt.validate.explain.runners import OnCuda, open_runner
 from nemo_trt.validate.sequences import TokenSequence
 from nemo_trt.where import Where
+from tests.engines.promoting import promoted
 from tests.validate import faults
 
 from .standin import HostDevice
@@ -46,7 +49,6 @@ class Promoted:
         ends = {one.type.tensor_type.elem_type for one in (*model.graph.input, *model.graph.output)}
         assert ends <= {TensorProto.FLOAT, TensorProto.INT64}  # NumPy has no BF16
         self.stored |= {weight.onnx_type for weight in weights}
-        promote_types(model)
         wide = [
             Weight(one.name, promote_array(one.array), TensorProto.FLOAT)
             if one.onnx_type == TensorProto.BFLOAT16
@@ -54,7 +56,7 @@ class Promoted:
             for one in weights
         ]
         return ort.InferenceSession(
-            model.SerializeToString(), session_options(wide), providers=[self.name]
+            promoted(model).SerializeToString(), session_options(wide), providers=[self.name]
         )
 
 
@@ -98,14 +100,13 @@ def test_a_fault_of_what_is_fused_shows_in_the_whole_layer(
 ) -> None:
     """A sum and its norm are one kernel in a layer, and apart where each place is fed alone."""
 
-    def fuse(graph: onnx.GraphProto) -> None:
-        step(graph)
-        for node in graph.node:
-            if node.op_type == "SkipSimplifiedLayerNormalization":
-                next(one for one in node.attribute if one.name == "epsilon").f = 1e-2
+    def fuse(self: FuseSkips, graph: ir.Graph) -> None:
+        change(self, graph)
+        for node in nodes_of(graph, "SkipSimplifiedLayerNormalization"):
+            node.attributes.add(ir.AttrFloat32("epsilon", 1e-2))
 
-    step = lowering._STEPS["Add"]
-    monkeypatch.setitem(lowering._STEPS, "Add", fuse)
+    change = FuseSkips.change
+    monkeypatch.setattr(FuseSkips, "change", fuse)
     result, _ = explained(bundles["fp32"], bundles["fp32"].parent / "checkpoint")
     assert result.found == ()
     assert "layer 0 as a whole" in result.sentences()[0], result.free

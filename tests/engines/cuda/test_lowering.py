@@ -9,10 +9,13 @@ import onnxruntime as ort
 import pytest
 
 from nemo_trt.engines.cuda.kernels import KERNELS, without_kernel
-from nemo_trt.engines.cuda.lowering import LENGTHS, LOGIT_ROWS, POSITIONS, lower
+from nemo_trt.engines.cuda.lowering import lower
 from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.errors import BundleError
 from nemo_trt.manifest import GRAPH_FILE, read_manifest
+from nemo_trt.passes.gather_logit_rows import LOGIT_ROWS
+from nemo_trt.passes.take_lengths import LENGTHS
+from nemo_trt.passes.take_positions import POSITIONS
 from nemo_trt.precision import DType
 
 pytestmark = pytest.mark.model

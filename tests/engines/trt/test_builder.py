@@ -23,6 +23,7 @@ from nemo_trt.engines.trt.record import BuildOptions, EngineRecord, read_record
 from nemo_trt.engines.trt.toolkit import load_toolkit, toolkit_for
 from nemo_trt.errors import BuildError, MachineError
 from nemo_trt.manifest import GRAPH_FILE, read_manifest
+from nemo_trt.passes import merge_products
 from nemo_trt.progress import Silent
 
 pytestmark = pytest.mark.e2e
@@ -64,7 +65,7 @@ def stored_bytes(bundle: Path) -> int:
 def test_merged_weights_that_lie_apart_are_joined(small: dict[str, Path]) -> None:
 
     parts = [np.arange(8, dtype=np.uint8), np.arange(4, dtype=np.uint8)]
-    assert lowering._joined(parts).tolist() == [*range(8), *range(4)]
+    assert merge_products.joined(parts).tolist() == [*range(8), *range(4)]
 
 
 def test_an_engine_is_built_once_and_recorded(small: dict[str, Path], tmp_path: Path) -> None:

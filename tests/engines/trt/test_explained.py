@@ -16,18 +16,19 @@ import torch
 from onnx import TensorProto
 
 from nemo_trt.bundle import Bundle
-from nemo_trt.engines.ort_graph import Weight, promote_array, promote_types, session_options
-from nemo_trt.engines.trt import lowering
+from nemo_trt.engines.ort_graph import Weight, promote_array, session_options
 from nemo_trt.engines.trt.attention.place import LENGTHS
 from nemo_trt.engines.trt.piece import PieceNetwork
 from nemo_trt.engines.trt.record import BuildOptions
 from nemo_trt.engines.trt.toolkit import load_toolkit
 from nemo_trt.export.checkpoints import open_checkpoint
+from nemo_trt.passes import merge_products
 from nemo_trt.precision import DType
 from nemo_trt.validate.explain.explain import Explanation, explain
 from nemo_trt.validate.explain.findings import LIMITS
 from nemo_trt.validate.explain.runners import OnTensorRt, polygraphy_trt
 from nemo_trt.validate.sequences import TokenSequence
+from tests.engines.promoting import promoted
 from tests.validate import faults
 
 from .standin import record_of
@@ -93,8 +94,7 @@ def computed(made: PieceNetwork, feeds: dict[str, np.ndarray]) -> dict[str, np.n
         bf16 = one.data_type == TensorProto.BFLOAT16
         code = TensorProto.FLOAT if bf16 else one.data_type
         weights.append(Weight(name, promote_array(array), code))
-    promote_types(model)
-    session = ort.InferenceSession(model.SerializeToString(), session_options(weights))
+    session = ort.InferenceSession(promoted(model).SerializeToString(), session_options(weights))
     names = [one.name for one in session.get_outputs()]
     given = {one.name: feeds[one.name] for one in session.get_inputs()}
     return dict(zip(names, session.run(names, given), strict=True))
@@ -133,9 +133,9 @@ def test_a_fault_of_the_lowering_alone_is_named(
     small: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bundle is sound; TensorRT is given gate and up merged the wrong way round."""
-    joined = lowering._joined
+    joined = merge_products.joined
     monkeypatch.setattr(
-        lowering, "_joined", lambda parts: joined(parts[::-1] if len(parts) == 2 else parts)
+        merge_products, "joined", lambda parts: joined(parts[::-1] if len(parts) == 2 else parts)
     )
     result, _ = explained(small["bf16"], small["bf16"])
     wrong = {f"layer {layer} mlp.{name}" for layer in (0, 1) for name in ("gate_proj", "up_proj")}

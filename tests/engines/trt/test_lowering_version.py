@@ -10,13 +10,19 @@ import pytest
 from nemo_trt.engines.trt import compile, grouped, lowering, network, profiles
 from nemo_trt.engines.trt.attention import place
 from nemo_trt.engines.trt.record import LOWERING_VERSION
+from nemo_trt.passes import fix_capacity, graph_pass, merge_products, scale_queries, weights
 
 pytestmark = pytest.mark.unit
 
 CODE = {
-    lowering: "d38d0dfa783185be",
+    lowering: "7b54317a8d10995c",
+    fix_capacity: "6d5d0d11ddf84d22",
+    merge_products: "cc5fab9b048c0b48",
+    scale_queries: "8f09e67d3954c775",
+    graph_pass: "47d51ab371a86185",
+    weights: "a89ee2817e90b357",
     network: "d3d5454347bf4e07",
-    place: "4a3cb41a53d8fd16",
+    place: "2eda4c4aa839431c",
     grouped: "2ea63a069c1e5f8b",
     profiles: "b0f44addceb06e5b",
     compile: "84664b9532d554e8",

@@ -13,6 +13,7 @@ from nemo_trt.engines.trt.attention import place
 from nemo_trt.engines.trt.toolkit import Log, load_toolkit
 from nemo_trt.errors import BuildError
 from nemo_trt.manifest import GRAPH_FILE
+from nemo_trt.passes.scale_queries import ScaleQueries
 
 pytestmark = pytest.mark.e2e
 
@@ -126,7 +127,7 @@ def test_an_attention_that_reads_another_cache_is_refused(
 def test_an_attention_that_is_scaled_itself_is_refused(
     small: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lowering, "_scale_queries_in_fp32", lambda graph: None)
+    monkeypatch.setattr(ScaleQueries, "change", lambda *_: None)
     toolkit, net, alive = parsed(small["bf16"])
     with pytest.raises(BuildError, match=r"scale=1\.0"):
         network.mend(toolkit, net, num_layers=2, allow_unfused=False)

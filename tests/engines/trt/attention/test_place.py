@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import helper
 
@@ -12,11 +13,12 @@ from nemo_trt.bundle import Bundle
 from nemo_trt.cache_scales import CacheLayer, CacheScales
 from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.engines.stored_graph import read_graph
-from nemo_trt.engines.trt.attention.place import LENGTHS, PAGE_TABLE, Placement, place
+from nemo_trt.engines.trt.attention.place import LENGTHS, PAGE_TABLE, Placement, PlacePlugin
 from nemo_trt.engines.trt.attention.plugin import NAME
 from nemo_trt.engines.trt.lowering import lower
 from nemo_trt.errors import BundleError
 from nemo_trt.manifest import GRAPH_FILE
+from nemo_trt.passes.graph_pass import apply
 from nemo_trt.precision import DType
 
 from .reference import runnable
@@ -59,14 +61,19 @@ def test_steps_over_pages_give_the_logits_of_steps_over_rows(tiny: Any) -> None:
             starts = starts + tokens[0] - np.array([0, 1])  # ragged: the second row steps back
 
 
-def graph_of(bundle: Any) -> onnx.GraphProto:
-    return read_graph(bundle, GRAPH_FILE).graph
+def model_of(bundle: Any) -> onnx.ModelProto:
+    return read_graph(bundle, GRAPH_FILE)
+
+
+def placed(stored: onnx.ModelProto, placement: Placement) -> onnx.GraphProto:
+    model = ir.from_proto(stored)
+    apply(model, [PlacePlugin(placement)])
+    return ir.to_proto(model).graph
 
 
 def test_nothing_stays_that_only_the_attention_needed(tiny: Any) -> None:
-    graph = graph_of(tiny.bundle)
-    before = len(graph.node)
-    place(graph, Placement(page=PAGE, base=DType.FP32))
+    before = len(model_of(tiny.bundle).graph.node)
+    graph = placed(model_of(tiny.bundle), Placement(page=PAGE, base=DType.FP32))
     kinds = [node.op_type for node in graph.node]
     assert kinds.count(NAME) == 2 and not {"TensorScatter", "Attention"} & set(kinds)
     made = {name for node in graph.node for name in node.output}
@@ -103,10 +110,10 @@ def damaged(graph: onnx.GraphProto, what: str) -> None:
      "another place to write", "a cache that nothing reads"],
 )  # fmt: skip
 def test_another_graph_is_refused(what: str, tiny: Any) -> None:
-    graph = graph_of(tiny.bundle)
-    damaged(graph, what)
-    with pytest.raises(BundleError, match="must be"):
-        place(graph, Placement(page=PAGE, base=DType.FP32))
+    model = model_of(tiny.bundle)
+    damaged(model.graph, what)
+    with pytest.raises(BundleError, match="must have"):
+        placed(model, Placement(page=PAGE, base=DType.FP32))
 
 
 def test_layers_have_the_scales_and_the_dtype_that_calibration_chose(tiny: Any) -> None:
@@ -115,8 +122,7 @@ def test_layers_have_the_scales_and_the_dtype_that_calibration_chose(tiny: Any) 
     )
     for kept, expected in (({}, [(1, 2, 1), (4, 8, 1)]), ({"1": "costly"}, [(1, 2, 1), (1, 1, 0)])):
         found = CacheScales(layers=layers, kl=0.0, max_kl=0.0, kept=kept)
-        graph = graph_of(tiny.bundle)
-        place(graph, Placement(page=PAGE, base=DType.FP32, fp8=found))
+        graph = placed(model_of(tiny.bundle), Placement(page=PAGE, base=DType.FP32, fp8=found))
         nodes = [
             {one.name: helper.get_attribute_value(one) for one in node.attribute}
             for node in graph.node
