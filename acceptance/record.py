@@ -85,9 +85,7 @@ def record_file(report_folder: Path, step: str) -> Path:
 
 def write_record(report_folder: Path, record: Record) -> None:
     """Write a record in one step."""
-    file = record_file(report_folder, record.step)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(file, record.to_json())
+    atomic.write_text(record_file(report_folder, record.step), record.to_json())
 
 
 def read_record(report_folder: Path, step: str) -> Record | None:

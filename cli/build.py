@@ -80,7 +80,10 @@ if TYPE_CHECKING:
     "with the scales of an FP8 bundle.",
 )
 @click.option(
-    "--log", "log_file", type=click.Path(path_type=Path), help="File for TensorRT's verbose log."
+    "--log",
+    "log_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File for TensorRT's verbose log.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print engine.json.")
 def command(bundle: Path, as_json: bool, **options: Any) -> None:

@@ -117,7 +117,7 @@ def command(
     """
     from nemo_trt.export.checkpoints import open_checkpoint
     from nemo_trt.export.checkpoints.lora import Adapter
-    from nemo_trt.export.quantization.stored import extra_products
+    from nemo_trt.export.quantization.stored import extra_products, merge_scales
     from nemo_trt.stages.export import Fp8Options, export_checkpoint
     from nemo_trt.stages.tokenizer import tokenizer_note
 
@@ -152,10 +152,13 @@ def command(
         f"{num_bytes(manifest.weight_bytes)} ({manifest.weights_mode})"
     )
     if "fp8" in manifest.source:
-        kept = open_checkpoint(checkpoint, format, keep_fp8=True)
-        extra = 0 if fp8["merge_scales"] else extra_products(kept)
+        stored = open_checkpoint(checkpoint, format, keep_fp8=True)
+        made_of = merge_scales(stored) if fp8["merge_scales"] else stored
+        rounded = sum(made_of.tensors[name] is not stored.tensors[name] for name in stored.fp8)
+        extra = extra_products(made_of)
         OUT.print(
-            f"{len(kept.fp8)} weights in FP8 as the checkpoint holds them ({kept.fp8_kind})"
+            f"{len(stored.fp8)} weights in FP8 as the checkpoint holds them ({stored.fp8_kind})"
+            + (f", {rounded} of them rounded again to a shared scale" if rounded else "")
             + (f"; their different scales cost an engine {extra} more matmuls" if extra else "")
         )
     elif (found := manifest.quantization) and found.kl is not None:

@@ -26,6 +26,8 @@ _SUFFIX = ".partial"
 def write_text(target: Path, text: str) -> None:
     """Write `text` to `target` in one step. Waits while another process writes the same file.
 
+    Missing parent folders are created, as by every other function here.
+
     Raises:
         IsADirectoryError: `target` is a folder.
     """
@@ -62,6 +64,7 @@ def _new_file(target: Path, *, wait: bool, replace: bool) -> Iterator[Path]:
     with _naming(target):
         if replace and target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+        target.parent.mkdir(parents=True, exist_ok=True)
         if temporary.is_dir():  # of a killed run that wrote a folder of this name
             os.close(_lock_directory(temporary, target))
             temporary.rmdir()
@@ -141,11 +144,13 @@ def _remove_locked(temporary: Path, locks: list[int]) -> None:
 def require_writable(target: Path) -> None:
     """Refuse, before the work, a target that could not be written after it.
 
+    Parent folders may be missing: the writers create them.
+
     Raises:
-        ExportError: the nearest folder that exists cannot be written.
+        ExportError: the nearest parent that exists is no folder, or cannot be written.
     """
     folder = next(path for path in _real(target).parents if path.exists())
-    if not os.access(folder, os.W_OK | os.X_OK):
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise ExportError(
             f"{folder} must be a folder that can be written, for {target.name}. Choose another "
             "place or change its permissions."

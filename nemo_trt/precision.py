@@ -2,6 +2,8 @@
 
 from enum import StrEnum
 
+from nemo_trt.choices import require_choice
+
 
 class DType(StrEnum):
     """An element type; the value is the name used in manifests and on the command line."""
@@ -50,3 +52,13 @@ SAFETENSORS_DTYPES = {
 
 PRECISIONS = (DType.BF16, DType.FP16, DType.FP32, DType.FP8)
 """Precisions that a bundle can be exported to."""
+
+
+def precision_named(name: "DType | str") -> DType:
+    """The precision of a name.
+
+    Raises:
+        RequestError: there is no such precision.
+    """
+    require_choice("precision", name, PRECISIONS)
+    return DType(name)

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import get_args
 
 from nemo_trt.bundle import Bundle
+from nemo_trt.choices import require_choice, require_range
 from nemo_trt.defaults import MAX_KL
 from nemo_trt.engines.tokenizers import open_tokenizer
 from nemo_trt.errors import ExportError
@@ -16,7 +18,7 @@ from nemo_trt.export.quantization.quantize import quantize
 from nemo_trt.export.quantization.stored import merge_scales, stored_quantization
 from nemo_trt.export.target import require_target
 from nemo_trt.manifest import WeightsMode
-from nemo_trt.precision import DType
+from nemo_trt.precision import DType, precision_named
 from nemo_trt.progress import Progress
 from nemo_trt.quantization import Quantization, WeightScales
 
@@ -41,6 +43,9 @@ class Fp8Options:
         device: PyTorch device to calibrate on.
         merge_scales: for a checkpoint with FP8 weights: use one scale for q, k and v, and one for
             gate and up.
+
+    Raises:
+        RequestError: an option has no such value.
     """
 
     calibration: Path | None = None
@@ -52,6 +57,12 @@ class Fp8Options:
     fp8_lm_head: bool = False
     device: str = "cpu"
     merge_scales: bool = False
+
+    def __post_init__(self) -> None:
+        require_choice("clip", self.clip, get_args(Method))
+        require_choice("fp8_weights", self.fp8_weights, get_args(WeightScales))
+        require_range("samples", self.samples, 1)
+        require_range("max_kl", self.max_kl, 0)
 
 
 def export_checkpoint(
@@ -90,9 +101,10 @@ def export_checkpoint(
     Raises:
         CheckpointError: the checkpoint or an adapter is damaged or not supported.
         ExportError: the target exists, the disk is full, or an option does not apply.
-        RequestError: calibration samples are unreadable or too few.
+        RequestError: an option has no such value; calibration samples are unreadable or too few.
     """
-    chosen = DType(precision) if precision is not None else None
+    chosen = precision_named(precision) if precision is not None else None
+    require_choice("weights", weights, get_args(WeightsMode))
     if fp8 is not None and chosen is not DType.FP8:
         raise ExportError(f"FP8 options must go with precision fp8, got {chosen}. Leave them out.")
     opened = merge_adapters(

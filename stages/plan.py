@@ -8,7 +8,7 @@ from nemo_trt.config import ModelConfig
 from nemo_trt.engines.planner import Budget, Planned, engine_budget
 from nemo_trt.engines.targets import target_named
 from nemo_trt.manifest import is_bundle
-from nemo_trt.precision import DType
+from nemo_trt.precision import DType, precision_named
 from nemo_trt.quantization import LM_HEAD, groups
 
 
@@ -74,14 +74,16 @@ def planned(path: Path, precision: DType | str | None = None) -> Planned:
     Raises:
         BundleError, CheckpointError: it is damaged, or neither.
         ExportError: the checkpoint mixes precisions, and `precision` does not choose one.
+        RequestError: there is no such precision.
     """
     if precision is None and is_bundle(path):
         return Bundle.open(path)
     from nemo_trt.export.checkpoints import open_checkpoint
     from nemo_trt.export.weights import require_precision
 
-    checkpoint = open_checkpoint(path, keep_fp8=precision in (None, DType.FP8))
-    if precision is None and checkpoint.fp8:
-        precision = DType.FP8
-    chosen = require_precision(checkpoint, DType(precision) if precision else None)
+    wanted = precision_named(precision) if precision is not None else None
+    checkpoint = open_checkpoint(path, keep_fp8=wanted in (None, DType.FP8))
+    if wanted is None and checkpoint.fp8:
+        wanted = DType.FP8
+    chosen = require_precision(checkpoint, wanted)
     return FutureBundle(config=checkpoint.config, precision=chosen)

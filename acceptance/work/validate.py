@@ -42,7 +42,6 @@ def run(
         progress=progress,
     )
     target = Path(copy)
-    target.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_text(target, report.to_json())
     cases: list[dict[str, Any]] = []
     for case in report.cases:

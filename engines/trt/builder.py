@@ -92,7 +92,9 @@ def build_plans(
         return known, False
     folder = bundle.engine_folder(name)
     _require_free_disk(bundle, budget)
-    atomic.require_writable(folder)
+    for path in (folder, log_file, timing_cache):
+        if path:
+            atomic.require_writable(path)
     started = time.monotonic()
     progress.phase("lower the graph")
     graph = lower(bundle.path, GRAPH_FILE, options.max_seq_len, placement)

@@ -5,11 +5,12 @@ import json
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from nemo_trt.bundle import Bundle
+from nemo_trt.choices import require_choice, require_range
 from nemo_trt.digest import file_digest
-from nemo_trt.errors import DAMAGED_JSON, BuildError
+from nemo_trt.errors import DAMAGED_JSON, BuildError, RequestError
 from nemo_trt.manifest import ENGINE_FILE
 from nemo_trt.utf8 import json_text
 
@@ -38,6 +39,9 @@ class BuildOptions:
         attention: TensorRT's own over rows of `max_seq_len`, or ours over pages.
         page: tokens of a page.
         kv_cache: dtype of the pages: that of activations, or FP8 in the layers that take it.
+
+    Raises:
+        RequestError: an option has no such value.
     """
 
     target: str
@@ -52,6 +56,11 @@ class BuildOptions:
     attention: AttentionKind = "native"
     page: int = PAGE
     kv_cache: CacheKind = "base"
+
+    def __post_init__(self) -> None:
+        require_choice("attention", self.attention, get_args(AttentionKind))
+        require_choice("kv_cache", self.kv_cache, get_args(CacheKind))
+        require_range("opt_level", self.opt_level, 0, 5)
 
     @property
     def row_pages(self) -> int:
@@ -175,7 +184,7 @@ class EngineRecord:
             record = cls(**data)
             if record.engine_id != engine_id:
                 raise ValueError("its plans are not the ones it was written for")
-        except DAMAGED_JSON as error:
+        except (*DAMAGED_JSON, RequestError) as error:
             raise BuildError(f"{ENGINE_FILE} is damaged: {error}. Build again.") from error
         for plan in record.plans:
             if Path(plan.file).name != plan.file:

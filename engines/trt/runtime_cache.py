@@ -42,6 +42,7 @@ class RuntimeCache:
         if not data or data == self._stored:
             return
         try:
+            self._path.parent.stat()  # an engine that was removed stays so
             atomic.write_bytes(self._path, blake3.blake3(data).digest() + data)
         except OSError as error:
             _LOG.warning(

@@ -41,7 +41,6 @@ def convert(
     if to == "nemo":
         from . import nemo  # PyTorch's classes, which take their time to load
 
-        dest.parent.mkdir(parents=True, exist_ok=True)
         with atomic.new_file(dest, replace=force) as temporary:
             nemo.write(checkpoint, temporary, progress)
         return

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nemo_trt.cache_scales import CacheLayer
 from nemo_trt.defaults import MAX_CACHE_KL
 from nemo_trt.e4m3 import scale_of
-from nemo_trt.errors import ExportError
+from nemo_trt.errors import ExportError, MachineError
 from nemo_trt.export import ops
 from nemo_trt.export.checkpoints import Checkpoint
 from nemo_trt.export.decoder import Decoder, Layer, Linear, Numerics, Step
@@ -111,6 +111,19 @@ class _Group:
         return None if self.scale is None else ops.quantize_dequantize(x, self.scale)
 
 
+def _usable(name: str) -> torch.device:
+    """A PyTorch device on which a tensor was made and read."""
+    try:
+        device = torch.device(name)
+        torch.zeros((), device=device).item()
+    except (RuntimeError, AssertionError) as error:  # the latter of a build without CUDA
+        reason = str(error).strip().splitlines()[0]
+        raise MachineError(
+            f"PyTorch must be able to compute on the device, got {name!r}: {reason}"
+        ) from error
+    return device
+
+
 class _Run:
     """The hidden states of all samples on their way through the layers, and FP8's beside them."""
 
@@ -123,7 +136,7 @@ class _Run:
         device: str,
     ) -> None:
         self.checkpoint, self.method, self.weight_scales = checkpoint, method, weight_scales
-        self.device = torch.device(device)
+        self.device = _usable(device)
         self.dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
         self.numerics = Numerics(dtype=self.dtype)
         with torch.device("meta"):

@@ -241,3 +241,21 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
     atomic.require_writable(tmp_path.parent / "x")
     with pytest.raises(ExportError, match="must be a folder that can be written"):
         atomic.require_writable(tmp_path / "a" / "b")
+    monkeypatch.undo()
+    (tmp_path / "file").touch(mode=0o755)
+    with pytest.raises(ExportError, match="file must be a folder that can be written, for b"):
+        atomic.require_writable(tmp_path / "file" / "a" / "b")
+
+
+def test_missing_parent_folders_are_created(tmp_path: Path) -> None:
+    deep = tmp_path / "a" / "b"
+    atomic.require_writable(deep / "text")
+    atomic.write_text(deep / "text", "x")
+    with atomic.new_file(deep / "c" / "file") as file:
+        file.write_text("y")
+    with atomic.new_directory(deep / "d" / "folder") as folder:
+        (folder / "file").write_text("z")
+    found = {
+        str(one.relative_to(deep)): one.read_text() for one in deep.rglob("*") if one.is_file()
+    }
+    assert found == {"text": "x", "c/file": "y", "d/folder/file": "z"}

@@ -27,9 +27,9 @@ OPTIONS = BuildOptions(
 )
 
 
-def build(bundle: Path) -> None:
+def build(bundle: Path, **files: Path) -> None:
     toolkit: Any = SimpleNamespace(name="fake", version="1", builds_without_gpu=False)
-    builder.build_plans(bundle, OPTIONS, toolkit, target=target_named("l4"))
+    builder.build_plans(bundle, OPTIONS, toolkit, target=target_named("l4"), **files)
 
 
 def converted(to: str) -> Callable[[Path, Path, Path], None]:
@@ -92,3 +92,13 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_work(
     with pytest.raises(ExportError, match="must be a folder that can be written"):
         WRITERS[writer](tiny_checkpoint, tiny.bundle, tmp_path / "target")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize("option", ["log_file", "timing_cache"])
+def test_a_builds_other_files_are_checked_before_the_work(
+    option: str, tiny: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match=f"file must be a folder .*, for {option}"):
+        build(tiny.bundle, **{option: tmp_path / "file" / option})

@@ -85,16 +85,6 @@ def test_a_read_only_folder_loses_no_verdict(
     assert not [one for one in bundle.iterdir() if VALIDATION_FILE in one.name]
 
 
-def test_a_json_file_that_cannot_be_written_does_not_hide_the_verdict(
-    bundle: Path, tmp_path: Path, capsys: Output
-) -> None:
-    nowhere = str(tmp_path / "no" / "report.json")
-    assert run(["validate", str(bundle), *SHORT, "--json", nowhere]) == 0
-    said = capsys.readouterr()
-    assert "PASS" in said.out and "report.json was not written" in " ".join(said.err.split())
-    assert read_verdict(Bundle.open(bundle)).passed
-
-
 def test_what_an_explanation_needs_is_asked_for_before_the_work(
     bundle: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +103,7 @@ def test_an_explanation_that_fails_does_not_hide_the_verdict(
         raise MachineError("ONNX Runtime failed in a piece of the graph: no memory")
 
     monkeypatch.setattr(OnCpu, "run", fails)
-    report = tmp_path / "report.json"
+    report = tmp_path / "new" / "report.json"
     asked = ["validate", str(bundle), *SHORT, "--explain", "--json", str(report)]
     assert run([*asked, "--repro", str(tmp_path / "repro")]) == 0
     said = capsys.readouterr()
@@ -138,14 +128,16 @@ def test_a_place_that_was_shut_meanwhile_does_not_hide_the_verdict(
     bundle: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda *_, **__: True)
-    report, shut = tmp_path / "report.json", tmp_path / "shut"
+    shut = tmp_path / "shut"
     shut.mkdir(mode=0o555)
-    asked = ["validate", str(bundle), *SHORT, "--explain", "--json", str(report)]
+    asked = ["validate", str(bundle), *SHORT, "--explain", "--json", str(shut / "report.json")]
     with bound_by_permissions():
         assert run([*asked, "--repro", str(shut / "repro")]) == 0
     said = capsys.readouterr()
-    assert "PASS" in said.out and "repro was not written" in " ".join(said.err.split())
-    assert json.loads(report.read_text())["verdict"] == "pass"
+    words = " ".join(said.err.split())
+    assert "PASS" in said.out and "repro was not written" in words
+    assert "report.json was not written" in words
+    assert read_verdict(Bundle.open(bundle)).passed
 
 
 def test_a_bundle_altered_while_it_is_judged_gets_no_verdict(

@@ -241,7 +241,9 @@ def test_in_place_no_byte_is_written(tiny_checkpoint: Path, tmp_path: Path) -> N
     np.testing.assert_array_equal(logits(tmp_path / "fp8"), copied)
 
 
-def test_scales_are_merged_on_request(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_scales_are_merged_on_request(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write("AutoFP8", tiny_checkpoint, tmp_path / "fp8")
     file = tmp_path / "fp8" / "model.safetensors"
     stored = load_file(file)
@@ -266,7 +268,12 @@ def test_scales_are_merged_on_request(tiny_checkpoint: Path, tmp_path: Path) -> 
         assert merged.fp8[f"{name}.weight"].input == 0.5
     arguments = ["export", str(tmp_path / "fp8"), str(tmp_path / "b"), "--precision", "fp8"]
     assert run(arguments) == 2
+    capsys.readouterr()
     assert run([*arguments, "--merge-scales"]) == 0
+    rounded = sum(merged.tensors[name] is not checkpoint.tensors[name] for name in merged.fp8)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{rounded} of them rounded again to a shared scale" in said and rounded > 0
+    assert "more matmuls" not in said
     graph = initializers(tmp_path / "b")
     values = {numpy_helper.to_array(graph[f"{name}.weight_scale"]).tobytes() for name in QKV}
     assert len(values) == 1

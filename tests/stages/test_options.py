@@ -1,0 +1,78 @@
+"""A value that an option does not have is refused in one of our errors, before any work."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_trt.engines.trt.record import BuildOptions
+from nemo_trt.errors import MachineError, RequestError
+from nemo_trt.export.checkpoints import open_checkpoint
+from nemo_trt.export.quantization.calibrate import calibrate
+from nemo_trt.progress import Silent
+from nemo_trt.stages.export import Fp8Options, export_checkpoint
+from nemo_trt.stages.plan import planned
+
+pytestmark = pytest.mark.model
+BUILD: dict[str, Any] = {
+    "target": "l4",
+    "sm": 89,
+    "max_seq_len": 64,
+    "max_batch": 1,
+    "prefill_chunk": 8,
+    "max_logits": 8,
+}
+WRONG: dict[str, tuple[Callable[[Path, Path, Any], object], str]] = {
+    "export precision": (
+        lambda c, target, x: export_checkpoint(c, target, precision=x),
+        "precision must be one of bf16, fp16, fp32, fp8",
+    ),
+    "export weights": (
+        lambda c, target, x: export_checkpoint(c, target, weights=x),
+        "weights must be one of copy, in-place",
+    ),
+    "clip": (lambda c, target, x: Fp8Options(clip=x), "clip must be one of amax, percentile, mse"),
+    "fp8_weights": (lambda c, target, x: Fp8Options(fp8_weights=x), "fp8_weights must be one of"),
+    "plan precision": (lambda c, target, x: planned(c, x), "precision must be one of"),
+    "attention": (lambda c, target, x: BuildOptions(**BUILD, attention=x), "attention must be one"),
+    "kv_cache": (lambda c, target, x: BuildOptions(**BUILD, kv_cache=x), "kv_cache must be one of"),
+}
+
+
+@pytest.mark.parametrize("value", ["unknown", "", "int64", 7])
+@pytest.mark.parametrize("name", WRONG)
+def test_a_value_that_is_no_choice_is_refused(
+    name: str, value: Any, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    call, message = WRONG[name]
+    with pytest.raises(RequestError, match=f"{message}.*, got {value!r}"):
+        call(tiny_checkpoint, tmp_path / "target", value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [{"samples": 0}, {"max_kl": -1.0}, {"max_kl": float("nan")}])
+def test_a_number_of_the_calibration_out_of_its_range_is_refused(options: Any) -> None:
+    (name,) = options
+    with pytest.raises(RequestError, match=f"{name} must be at least [01], got"):
+        Fp8Options(**options)
+
+
+def test_an_optimisation_level_out_of_its_range_is_refused() -> None:
+    with pytest.raises(RequestError, match="opt_level must be from 0 to 5, got 6"):
+        BuildOptions(**BUILD, opt_level=6)
+
+
+@pytest.mark.parametrize("device", ["unknown", "meta", "cuda:99"])
+def test_a_device_on_which_pytorch_cannot_compute_is_named(
+    device: str, tiny_checkpoint: Path
+) -> None:
+    with pytest.raises(MachineError, match=f"on the device, got '{device}': "):
+        calibrate(
+            open_checkpoint(tiny_checkpoint),
+            [[1, 2]],
+            calibration={},
+            max_kl=1.0,
+            device=device,
+            progress=Silent(),
+        )
