@@ -179,7 +179,10 @@ class _Draw:
         least = _count(cumulative <= (uniforms * (total + low) * (1 - _ROUNDING))[:, None])
         most = _count(cumulative <= (uniforms * (total + high) * (1 + _ROUNDING))[:, None])
         sure = (least == most) & (most < cumulative.shape[1])
-        return np.minimum(least, cumulative.shape[1] - 1), sure
+        columns = np.minimum(least, cumulative.shape[1] - 1)
+        # Of equals at the edge, others may be candidates on another device.
+        logits = self.candidates.logits[rows, columns]
+        return columns, sure & (logits > self.bound[rows])
 
 
 def _nucleus_floor(

@@ -67,6 +67,16 @@ def top_candidates(logits: Floats, temperatures: Floats) -> Candidates:
     )
 
 
+def in_order(ids: NDArray[np.int32], logits: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """(P, K) tokens and logits in the order of `Candidates`: a device orders equals as it likes."""
+    bits = (logits + np.float32(0)).view(np.int32)  # -0 becomes 0
+    rising = bits ^ (bits >> 31 & np.int32(0x7FFFFFFF))  # integers in the order of the floats
+    keys = -(rising.astype(np.int64)) << 32 | ids
+    keys.sort(axis=1)
+    rising = -(keys >> 32).astype(np.int32)
+    return keys & 0xFFFFFFFF, (rising ^ (rising >> 31 & np.int32(0x7FFFFFFF))).view(np.float32)
+
+
 def largest_ids(values: Floats, count: int) -> NDArray[np.int64]:
     """The ids of the `count` largest of (V,) values, descending; of equals the lowest first."""
     ids = np.flatnonzero(~(values < _bound(values, count)))  # a NaN stays: it is for others to see

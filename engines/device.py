@@ -34,6 +34,15 @@ class Device(Protocol):
     def download(self, array: NDArray[Any], address: int) -> None:
         """Copy to a contiguous array, and wait until it is there."""
 
+    def start_download(self, array: NDArray[Any], address: int) -> None:
+        """Copy to a contiguous array that is pinned; it is there after `record` and `wait`."""
+
+    def record(self) -> None:
+        """Remember what was put on the stream so far."""
+
+    def wait(self) -> None:
+        """Wait, without using the processor, until what `record` remembered is done."""
+
     def copy(self, target: int, source: int, num_bytes: int, *, count: int, pitch: int) -> None:
         """Copy `count` pieces of `num_bytes`, each `pitch` bytes after the one before, on the
         device."""
@@ -77,6 +86,8 @@ class CudaDevice:
         self.sm = 10 * int(major) + int(minor)
         self._stream = self._call("cudaStreamCreate")
         self.stream = int(self._stream)
+        flags = runtime.cudaEventBlockingSync | runtime.cudaEventDisableTiming
+        self._recorded = self._call("cudaEventCreateWithFlags", flags)
         self._pinned: list[NDArray[Any]] = []
 
     def allocate(self, num_bytes: int) -> int:
@@ -106,6 +117,18 @@ class CudaDevice:
         """See `Device.download`."""
         self._copy(array.ctypes.data, address, array, "cudaMemcpyDeviceToHost")
         self._call("cudaStreamSynchronize", self._stream)
+
+    def start_download(self, array: NDArray[Any], address: int) -> None:
+        """See `Device.start_download`."""
+        self._copy(array.ctypes.data, address, array, "cudaMemcpyDeviceToHost")
+
+    def record(self) -> None:
+        """See `Device.record`."""
+        self._call("cudaEventRecord", self._recorded, self._stream)
+
+    def wait(self) -> None:
+        """See `Device.wait`."""
+        self._call("cudaEventSynchronize", self._recorded)
 
     def copy(self, target: int, source: int, num_bytes: int, *, count: int, pitch: int) -> None:
         """See `Device.copy`."""
@@ -141,6 +164,7 @@ class CudaDevice:
         for array in self._pinned:
             self._call("cudaHostUnregister", array.ctypes.data)
         self._pinned.clear()
+        self._call("cudaEventDestroy", self._recorded)
         self._call("cudaStreamDestroy", self._stream)
 
     def _copy(self, to: int, source: int, array: NDArray[Any], kind: str) -> None:

@@ -1,5 +1,7 @@
 """What ONNX Runtime sessions share: how the weights of a lowered graph are handed over."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +25,15 @@ class Weight:
 
 
 def hand_over(model: ir.Model) -> tuple[onnx.ModelProto, list[Weight]]:
-    """A lowered graph, its weights marked external, and every such weight, read."""
-    weights = [
-        Weight(name, weight.read(), int(weight.dtype)) for name, weight in detach(model).items()
-    ]
+    """A lowered graph, its weights marked external, and every such weight, read by a thread a
+    processor: numpy converts them without Python's lock."""
+    lazy = detach(model)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        arrays = threads.map(lambda weight: weight.read(), lazy.values())
+        weights = [
+            Weight(name, array, int(weight.dtype))
+            for (name, weight), array in zip(lazy.items(), arrays, strict=True)
+        ]
     return ir.to_proto(model), weights
 
 

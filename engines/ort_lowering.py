@@ -11,6 +11,7 @@ import onnx_ir as ir
 from nemo_trt.passes.dequantise_weights import DequantiseWeights
 from nemo_trt.passes.graph_pass import GraphPass, apply
 from nemo_trt.passes.keep_tables import KeepTables
+from nemo_trt.passes.multiply_transposed import CONTRIB, MultiplyTransposed
 from nemo_trt.passes.promote_types import PromoteTypes
 from nemo_trt.passes.round_values import RoundValues
 from nemo_trt.passes.transpose_weights import TransposeWeights
@@ -25,8 +26,9 @@ def lower(bundle: Path, graph_file: str, *, rounding: bool = False) -> tuple[byt
 
     - Everything that computes in BF16 computes in FP32.
     - FP8 weights are dequantised here, once; activations are rounded to FP8 by the graph.
-    - A weight behind a Transpose is transposed here, once: ONNX Runtime would do it with a second
-      copy in hand.
+    - Products in fp32 read a weight [N, K] as it is stored: ONNX Runtime packs it as it packs a
+      transposed one. Without such a product (fp16), and where rounding is put in, the weight is
+      transposed here, once.
     - A table that only a Gather reads stays as it is stored, mapped from the file; the gathered
       rows are promoted.
 
@@ -50,9 +52,14 @@ def lower_model(
     """`lower` of a graph, or of a piece of one, whose weights lie in `bundle`."""
     model = ir.from_proto(stored)
     attach(model, bundle)
+    half = any(value.dtype is ir.DataType.FLOAT16 for value in model.graph.initializers.values())
+    turn: list[GraphPass] = [TransposeWeights()]
+    if not (rounding or half):
+        turn.insert(0, MultiplyTransposed())
+        model.graph.opset_imports[CONTRIB] = 1
     passes: list[GraphPass] = [
         DequantiseWeights(ir.DataType.FLOAT),
-        TransposeWeights(),
+        *turn,
         KeepTables(),
         PromoteTypes(),
     ]

@@ -21,10 +21,15 @@ class PagedSession(BaseSession):
     def _step(
         self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int
     ) -> Logits:
+        pages = self._own_pages(input_ids, write_indices, first_row)
+        return self._over(input_ids, write_indices, logit_indices, pages)
+
+    def _own_pages(self, input_ids: Tokens, write_indices: Tokens, first_row: int) -> PageView:
+        """The pages of rows from `first_row` on, for a step whose caller names none."""
         lengths = (write_indices + input_ids.shape[1]).astype(np.int32)
         rows = range(first_row, first_row + len(input_ids))
         table = np.array([self._own(row, int(lengths.max())) for row in rows], np.int32)
-        return self._over(input_ids, write_indices, logit_indices, PageView(table, lengths))
+        return PageView(table, lengths)
 
     def _own(self, row: int, length: int) -> NDArray[np.int32]:
         """The pages of a row's first tokens. See `own_pages`."""

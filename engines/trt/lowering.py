@@ -9,7 +9,9 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from nemo_trt.engines.candidates import NUM_CANDIDATES
 from nemo_trt.engines.stored_graph import read_graph
+from nemo_trt.passes.add_candidates import AddCandidates
 from nemo_trt.passes.fix_capacity import FixCapacity
 from nemo_trt.passes.graph_pass import GraphPass, apply, nodes_of
 from nemo_trt.passes.merge_products import MergeProducts
@@ -46,14 +48,16 @@ def lower(
 ) -> LoweredGraph:
     """Read a bundle's graph and lower it for a cache of `capacity` tokens a row.
 
-    With `paged` the cache is a pool of pages, and attention the plugin's.
+    Candidates are put behind its logits. With `paged` the cache is a pool of pages, and attention
+    the plugin's.
 
     Memory: the graph, and a copy of merged weights that do not lie together in their file.
 
     Raises:
         BundleError: the graph or a weight cannot be read.
     """
-    return _lower(read_graph(bundle, graph_file), bundle, [FixCapacity(capacity)], paged)
+    first = [FixCapacity(capacity), AddCandidates(NUM_CANDIDATES)]
+    return _lower(read_graph(bundle, graph_file), bundle, first, paged)
 
 
 def lower_model(stored: onnx.ModelProto, bundle: Path) -> LoweredGraph:

@@ -1,15 +1,17 @@
 """The `Session` on an engine with pages: its caller says which pages the rows of a step have."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
 from nemo_trt.engines.paged_session import PagedSession
 from nemo_trt.engines.session import CacheBlock, Logits, PageView, Tokens
+from nemo_trt.engines.step_result import StepResult
 from nemo_trt.errors import MachineError
 
 from .attention.cache import PagedCache
 from .memory import GRAPH_BYTES
+from .outputs import Run
 from .profiles import buckets
 from .runtime import Context
 from .session import TensorRtSession
@@ -66,30 +68,51 @@ class PagedTensorRtSession(PagedSession, TensorRtSession):
     def _over(
         self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, pages: PageView
     ) -> Logits:
-        rows, new_tokens = input_ids.shape
-        if new_tokens == 1 and logit_indices.shape[1] == 1:
-            return self._decode_pages(input_ids, write_indices, pages)
-        logits = np.zeros((*logit_indices.shape, self.config.vocab_size), np.float32)
-        for row in range(rows):
-            start = int(write_indices[row])
-            tokens = input_ids[row, : int(pages.lengths[row]) - start]  # the rest is padding
-            self._cache.show(pages.table[[row]])
-            self._prefill(tokens, start, logit_indices[row], 0, logits[row])
-        return logits
+        return self._all_logits(input_ids, write_indices, logit_indices, 0, pages)
 
-    def _decode_pages(self, input_ids: Tokens, write_indices: Tokens, pages: PageView) -> Logits:
+    def _start(
+        self,
+        input_ids: Tokens,
+        write_indices: Tokens,
+        logit_indices: Tokens,
+        first_row: int,
+        temperatures: Logits | None,
+        pages: PageView | None,
+    ) -> Callable[[], StepResult]:
+        pages = pages or self._own_pages(input_ids, write_indices, first_row)
+        return super()._start(
+            input_ids, write_indices, logit_indices, first_row, temperatures, pages
+        )
+
+    def _rows(
+        self, input_ids: Tokens, write_indices: Tokens, first_row: int, pages: PageView | None
+    ) -> Iterator[tuple[Tokens, int, int]]:
+        assert pages is not None, "a step without pages was given those of its rows"
+        for row, start in enumerate(write_indices.tolist()):
+            self._cache.show(pages.table[[row]])
+            yield input_ids[row, : int(pages.lengths[row]) - start], start, 0  # the rest is padding
+
+    def _decode(
+        self,
+        input_ids: Tokens,
+        write_indices: Tokens,
+        temperatures: Logits,
+        first_row: int,
+        pages: PageView | None,
+    ) -> Iterator[Run]:
+        assert pages is not None, "a step without pages was given those of its rows"
         rows = len(input_ids)
-        window = next(one for one in self._decoders if one.rows >= rows)
+        window = self._decoders.of_at_least(rows)
         tokens = np.zeros((window.rows, 1), np.int64)
         starts = np.zeros(window.rows, np.int64)
         lengths = np.zeros(window.rows, np.int32)  # of an idle row
+        degrees = np.ones(window.rows, np.float32)
         tokens[:rows], starts[:rows], lengths[:rows] = input_ids, write_indices, pages.lengths
+        degrees[:rows] = temperatures
         self._cache.show(pages.table)
-        self._upload(tokens, starts, np.zeros_like(tokens), lengths)
-        self._run(window)
-        logits = self._logits_host[:rows]
-        self._device.download(logits, self._logits)
-        return logits
+        self._inputs.upload(tokens, starts, np.zeros_like(tokens), lengths, degrees)
+        self._decoders.run(window)
+        yield Run(0, 0, slice(0, rows))
 
     def _read(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
         return self._cache.read(layer, kind, self._own(row, stop), start, stop)

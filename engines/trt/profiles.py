@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from nemo_trt import contract
+from nemo_trt.passes.add_candidates import TEMPERATURES
 
 from .attention.place import LENGTHS
 from .record import BuildOptions
@@ -70,4 +71,5 @@ def step_inputs(batch: int, new_tokens: int, num_logits: int) -> Shapes:
         contract.WRITE_INDICES: (batch,),
         contract.LOGIT_INDICES: (batch, num_logits),
         LENGTHS: (batch,),
+        TEMPERATURES: (batch,),
     }

@@ -18,9 +18,9 @@ from .attention.record import PagedAttention
 
 AttentionKind = Literal["native", "paged"]
 CacheKind = Literal["base", "fp8"]
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 PAGE = 64  # tokens
-LOWERING_VERSION = 5
+LOWERING_VERSION = 6
 """Counts changes of how graphs are lowered: an engine of another number is built anew."""
 
 

@@ -1,24 +1,25 @@
 """The `Session` on a TensorRT engine: caches bound in place, decode replayed as CUDA graphs."""
 
-import logging
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_trt import contract
 from nemo_trt.bundle import Bundle
 from nemo_trt.engines.base_session import BaseSession
+from nemo_trt.engines.candidates import COLDEST
 from nemo_trt.engines.device import CudaDevice, Device
-from nemo_trt.engines.session import CacheBlock, Logits, SessionInfo, Tokens
+from nemo_trt.engines.session import CacheBlock, Logits, PageView, SessionInfo, Tokens
+from nemo_trt.engines.step_result import StepResult
 from nemo_trt.errors import BuildError, MachineError
 from nemo_trt.where import Where
 
-from .attention.place import LENGTHS
+from .decoders import Decoders
+from .inputs import Inputs, input_bytes
 from .memory import device_memory, require_free
+from .outputs import DeviceResult, Outputs, Run
 from .profiles import PREFILL, Shapes, decode_name, step_inputs
 from .record import EngineRecord, read_record
 from .row_cache import RowCache
@@ -26,7 +27,6 @@ from .runtime import Context, Plan, TensorRtPlan
 from .toolkit import load_toolkit
 from .windows import Window, Windows
 
-_LOG = logging.getLogger("nemo_trt.engines")
 OpenPlan = Callable[[Path], Plan]
 
 
@@ -36,11 +36,13 @@ class TensorRtSession(BaseSession):
     One stream, one context for prefill and one for each decode window (`windows.py`), all in one
     scratch memory. Each window is captured as a CUDA graph when the session opens, after a run as
     it is, because TensorRT allocates in the first. A step of more than one token a row goes through
-    the rows one by one, in chunks.
+    the rows one by one, in chunks. `launch` puts a step on the stream, and `collect` waits for the
+    copy of its candidates; whole logits are copied on demand.
 
     Device memory is allocated at open and nowhere else.
     """
 
+    overlaps = True
     tokens_per_read = 64  # well below a data-centre GPU's BF16 operations per byte, about 200
     _cache: RowCache
     longer = "Build the engine with a larger --max-seq-len."
@@ -66,10 +68,8 @@ class TensorRtSession(BaseSession):
         self.record, self.where = record, Where("engine", record.name)
         self.capacity = options.max_seq_len
         self._dtype = bundle.precision.base
-        self._device, self._use_graphs = device, use_graphs
-        self._graphs: dict[Window, object] = {}
-        self._without_graph: dict[int, str] = {}  # rows -> why
-        self._decoders: dict[Window, Context] = {}
+        self._device = device
+        self._decoders = Decoders(device, use_graphs=use_graphs)
         self._ends = np.zeros(self.max_batch, np.int64)
         """Tokens that each row may hold: none lies at this position, or behind it."""
         try:
@@ -80,7 +80,7 @@ class TensorRtSession(BaseSession):
                     f"Build one for it: nemo-trt build {self.bundle} --gpu NAME."
                 )
             self._allocate(open_plan, self.bundle.engine_folder(record.name))
-            self._closing.callback(self._forget)
+            self._closing.callback(self._decoders.close)
             self._open_decoders()
             for plan in {id(plan): plan for plan, _ in self._plans.values()}.values():
                 plan.keep_compiled()
@@ -135,17 +135,75 @@ class TensorRtSession(BaseSession):
     def _step(
         self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int
     ) -> Logits:
-        rows, new_tokens = input_ids.shape
-        self._ends[first_row : first_row + rows] = write_indices + new_tokens
-        if new_tokens == 1 and logit_indices.shape[1] == 1:
-            return self._decode(input_ids, write_indices, first_row)
-        logits = np.empty((*logit_indices.shape, self.config.vocab_size), np.float32)
-        for row in range(rows):
-            self._prefill(
-                input_ids[row], int(write_indices[row]), logit_indices[row], first_row + row,
-                logits[row],
-            )  # fmt: skip
+        return self._all_logits(input_ids, write_indices, logit_indices, first_row, None)
+
+    def _all_logits(
+        self,
+        input_ids: Tokens,
+        write_indices: Tokens,
+        logit_indices: Tokens,
+        first_row: int,
+        pages: PageView | None,
+    ) -> Logits:
+        """Run a step, and copy the logits of all its positions."""
+        cold = np.full(len(input_ids), COLDEST, np.float32)
+        if input_ids.shape[1] == logit_indices.shape[1] == 1:
+            logits = self._logits_host[: len(input_ids)]
+            for run in self._decode(input_ids, write_indices, cold, first_row, pages):
+                address = self._outputs.logits_address(run.bound, run.offset)
+                self._device.download(logits[run.asked], address)
+            return logits
+        logits = np.zeros((*logit_indices.shape, self.config.vocab_size), np.float32)
+        rows = self._rows(input_ids, write_indices, first_row, pages)
+        for found, wanted, (tokens, start, row) in zip(logits, logit_indices, rows, strict=True):
+            for some in self._prefill(tokens, start, wanted, row, cold[:1]):
+                positions = self._positions_host[: len(some)]
+                self._device.download(positions, self._outputs.logits_address(0, 0))
+                found[some] = positions
         return logits
+
+    def _start(
+        self,
+        input_ids: Tokens,
+        write_indices: Tokens,
+        logit_indices: Tokens,
+        first_row: int,
+        temperatures: Logits | None,
+        pages: PageView | None,
+    ) -> Callable[[], StepResult]:
+        """Put a step on the stream. One that nobody samples from, or whose logits do not fit the
+        device at once, runs to its end here."""
+        rows, count = logit_indices.shape
+        fits = rows * count <= self._outputs.positions
+        if temperatures is None or not fits or (np.diff(logit_indices, axis=1) < 0).any():
+            return super()._start(
+                input_ids, write_indices, logit_indices, first_row, temperatures, pages
+            )
+        degrees = np.maximum(temperatures, np.float32(COLDEST))
+        outputs, addresses = self._outputs, [0] * (rows * count)
+        if input_ids.shape[1] == count == 1:
+            for run in self._decode(input_ids, write_indices, degrees, first_row, pages):
+                first, stop = run.asked.start, run.asked.stop
+                outputs.start_download(run.bound, run.offset, run.offset + stop - first, first)
+                addresses[run.asked] = [
+                    outputs.logits_address(run.bound, run.offset + at) for at in range(stop - first)
+                ]
+        else:
+            each = self._rows(input_ids, write_indices, first_row, pages)
+            for index, (tokens, start, row) in enumerate(each):
+                wanted, degree = logit_indices[index], degrees[[index]]
+                for some in self._prefill(tokens, start, wanted, row, degree, index * count):
+                    bound = index * count + int(some[0])
+                    outputs.start_download(bound, 0, len(some), bound)
+                    for at in range(len(some)):
+                        addresses[bound + at] = outputs.logits_address(bound, at)
+        self._device.record()
+
+        def wait() -> StepResult:
+            self._device.wait()
+            return DeviceResult(self._device, outputs, count, addresses)
+
+        return wait
 
     def step_cost(self, rows: int, new_tokens: int) -> float:
         """Rows of more than one token run one by one. See `Session.step_cost`."""
@@ -162,30 +220,21 @@ class TensorRtSession(BaseSession):
             "engine_id": self.record.engine_id,
             "target": self.record.options.target,
         }
-        if self._without_graph:
-            reasons = [f"{rows} rows: {why}" for rows, why in self._without_graph.items()]
-            found["without_graph"] = "; ".join(reasons)
+        if without := self._decoders.without_graph:
+            found["without_graph"] = "; ".join(
+                f"{rows} rows: {why}" for rows, why in without.items()
+            )
         return found
 
     def _write(self, layer: int, kind: str, row: int, start: int, block: CacheBlock) -> None:
         super()._write(layer, kind, row, start, block)
         self._ends[row] = max(self._ends[row], start + block.shape[1])
 
-    def _forget(self) -> None:
-        self._graphs.clear()
-        self._decoders.clear()
-
     def _allocate(self, open_plan: OpenPlan, folder: Path) -> None:
         """Load the plans, and allocate caches, inputs, outputs and scratch."""
         options, config = self.record.options, self.config
         positions = max(options.max_logits, self.max_batch)
-        sizes = {
-            contract.INPUT_IDS: 8 * max(options.prefill_chunk, self.max_batch),
-            contract.WRITE_INDICES: 8 * self.max_batch,
-            contract.LOGIT_INDICES: 8 * positions,
-            LENGTHS: 4 * self.max_batch,
-        }
-        logits_bytes = 4 * positions * config.vocab_size
+        sizes = input_bytes(options)
         self._windows = Windows(
             self.max_batch,
             weight_bytes=self.record.weight_bytes,
@@ -195,7 +244,7 @@ class TensorRtSession(BaseSession):
             self.record,
             config,
             self._dtype,
-            io_bytes=sum(sizes.values()) + logits_bytes,
+            io_bytes=sum(sizes.values()) + Outputs.num_bytes(positions, config.vocab_size),
             num_windows=len(list(self._decode_windows())),
         )
         require_free(needed, self._device.free_bytes(), self.record.name)
@@ -205,10 +254,10 @@ class TensorRtSession(BaseSession):
             self._closing.callback(plan.close)
             for index, profile in enumerate(file.profiles):
                 self._plans[profile] = plan, index
-        self._inputs = {name: self._memory(num_bytes) for name, num_bytes in sizes.items()}
-        self._logits = self._memory(logits_bytes)
-        # Logits are pinned: they are much of what is copied. Inputs are not: a copy of pinned
-        # memory may still run when the next chunk overwrites it.
+        self._inputs = Inputs(self._device, sizes)
+        self._closing.callback(self._inputs.close)
+        self._outputs = Outputs(self._device, positions, config.vocab_size)
+        self._closing.callback(self._outputs.close)
         self._logits_host = np.empty((self.max_batch, 1, config.vocab_size), np.float32)
         self._positions_host = np.empty((options.max_logits, config.vocab_size), np.float32)
         for array in (self._logits_host, self._positions_host):
@@ -218,7 +267,7 @@ class TensorRtSession(BaseSession):
         self._open_cache()
         self._closing.callback(self._cache.close)
         self._prefiller = self._context(PREFILL)
-        self._prefill_row = -1
+        self._prefill_row, self._prefill_bound = -1, 0
         self._prefill_shapes: Shapes = {}
 
     def _open_cache(self) -> None:
@@ -247,25 +296,9 @@ class TensorRtSession(BaseSession):
         plan, index = self._plans[profile]
         context = plan.context(index, self._device.stream, self._scratch, self._scratch_bytes)
         self._closing.callback(context.close)
-        for name, address in self._inputs.items():
-            context.set_address(name, address)
-        context.set_address(contract.LOGITS, self._logits)
+        self._inputs.bind(context)
+        self._outputs.bind(context, 0)
         return context
-
-    def _upload(
-        self,
-        input_ids: Tokens,
-        write_indices: Tokens,
-        logit_indices: Tokens,
-        lengths: NDArray[np.integer[Any]],
-    ) -> None:
-        for name, values in (
-            (contract.INPUT_IDS, input_ids),
-            (contract.WRITE_INDICES, write_indices),
-            (contract.LOGIT_INDICES, logit_indices),
-        ):
-            self._device.upload(self._inputs[name], np.ascontiguousarray(values, np.int64))
-        self._device.upload(self._inputs[LENGTHS], np.ascontiguousarray(lengths, np.int32))
 
     def _open_decoders(self) -> None:
         """Make a context for each window, run it once, and capture it."""
@@ -274,18 +307,23 @@ class TensorRtSession(BaseSession):
             for name, shape in step_inputs(window.rows, 1, 1).items():
                 context.set_shape(name, shape)
             self._bind(context, window)
-            self._decoders[window] = context
-            if self._use_graphs and window.rows not in self._without_graph:
-                nothing = np.zeros((window.rows, 1), np.int64)
-                lengths = np.full(window.rows, self._first_length)
-                self._upload(nothing, nothing[:, 0], nothing, lengths)
-                context.enqueue(self._device.stream)
-                self._capture(context, window)
+            self._outputs.bind(context, window.first)
+            nothing, ones = np.zeros((window.rows, 1), np.int64), np.ones(window.rows, np.float32)
+            lengths = np.full(window.rows, self._first_length)
+            prepare = partial(self._inputs.upload, nothing, nothing[:, 0], nothing, lengths, ones)
+            self._decoders.add(window, context, prepare)
 
-    def _decode(self, input_ids: Tokens, write_indices: Tokens, first_row: int) -> Logits:
-        """One token for each of some rows."""
+    def _decode(
+        self,
+        input_ids: Tokens,
+        write_indices: Tokens,
+        temperatures: Logits,
+        first_row: int,
+        pages: PageView | None,
+    ) -> Iterator[Run]:
+        """Run one token of each of some rows; give each run once it is on the stream."""
         stop = first_row + len(input_ids)
-        logits = self._logits_host[: len(input_ids)]
+        self._ends[first_row:stop] = write_indices + 1
         full = frozenset(np.flatnonzero(self._ends >= self.max_seq_len).tolist())
         for window in self._windows.cover(first_row, stop, full):
             # Rows of the window that were not asked for write behind what they hold.
@@ -296,48 +334,37 @@ class TensorRtSession(BaseSession):
             tokens[of_window] = input_ids[asked]
             starts = self._ends[window.first : window.stop].copy()
             starts[of_window] = write_indices[asked]
-            self._upload(tokens, starts, np.zeros((window.rows, 1), np.int64), starts + 1)
-            self._run(window)
-            offset = of_window.start * logits[0].nbytes
-            self._device.download(logits[asked], self._logits + offset)
-        return logits
-
-    def _run(self, window: Window) -> None:
-        """Put a decode step of what was uploaded on the stream."""
-        if graph := self._graphs.get(window):
-            self._device.launch(graph)
-        else:
-            self._decoders[window].enqueue(self._device.stream)
-
-    def _capture(self, context: Context, window: Window) -> None:
-        """Keep a window's decode step as a graph; if it is refused, log and `describe` say so."""
-        try:
-            graph = self._captured(context)
-        except MachineError as error:
-            self._without_graph[window.rows] = str(error)
-            _LOG.warning(
-                "decode steps of %d rows run without a CUDA graph, slower: %s", window.rows, error
+            degrees = np.ones(window.rows, np.float32)
+            degrees[of_window] = temperatures[asked]
+            self._inputs.upload(
+                tokens, starts, np.zeros((window.rows, 1), np.int64), starts + 1, degrees
             )
-            return
-        self._closing.callback(self._device.free_graph, graph)
-        self._graphs[window] = graph
+            self._decoders.run(window)
+            yield Run(window.first, of_window.start, asked)
 
-    def _captured(self, context: Context) -> object:
-        if not context.capturable(self._device.stream):
-            raise MachineError("TensorRT says that it cannot be captured.")
-        self._device.begin_capture()
-        try:
-            context.enqueue(self._device.stream)
-        except BaseException:
-            with suppress(MachineError):  # CUDA refuses the capture's end too: the reason stays
-                self._device.free_graph(self._device.end_capture())
-            raise
-        return self._device.end_capture()
+    def _rows(
+        self, input_ids: Tokens, write_indices: Tokens, first_row: int, pages: PageView | None
+    ) -> Iterator[tuple[Tokens, int, int]]:
+        """The tokens of each row of a prefill step, what it holds, and its cache row."""
+        for row, start in enumerate(write_indices.tolist()):
+            self._ends[first_row + row] = start + input_ids.shape[1]
+            yield input_ids[row], start, first_row + row
 
     def _prefill(
-        self, tokens: Tokens, start: int, wanted: Tokens, row: int, logits: Logits
-    ) -> None:
-        """Tokens of one row in chunks; fill (N, V) `logits` of the `wanted` positions."""
+        self,
+        tokens: Tokens,
+        start: int,
+        wanted: Tokens,
+        row: int,
+        temperature: Logits,
+        bound: int | None = None,
+    ) -> Iterator[NDArray[np.int64]]:
+        """Run tokens of one row in chunks; give the indices of the `wanted` positions that a run
+        has the outputs of, once it is on the stream.
+
+        Args:
+            bound: where the output of the first wanted one goes; by default each run's go to 0.
+        """
         options = self.record.options
         chunk = options.prefill_chunk
         if len(wanted) > options.max_logits:
@@ -351,18 +378,23 @@ class TensorRtSession(BaseSession):
             for some in np.split(here, range(options.max_logits, len(here), options.max_logits)):
                 # Repeated for a position that is wanted more often than logits fit: same result.
                 indices = wanted[some] - first if len(some) else np.zeros(1, np.int64)
-                self._run_prefill(piece, start + first, indices)
+                before = int(some[0]) if len(some) else 0  # without any, the next overwrites it
+                target = 0 if bound is None else bound + before
+                self._run_prefill(piece, start + first, indices, temperature, target)
                 if len(some):
-                    found = self._positions_host[: len(some)]
-                    self._device.download(found, self._logits)
-                    logits[some] = found
+                    yield some
 
-    def _run_prefill(self, piece: Tokens, start: int, indices: Tokens) -> None:
+    def _run_prefill(
+        self, piece: Tokens, start: int, indices: Tokens, temperature: Logits, bound: int
+    ) -> None:
         shapes = step_inputs(1, len(piece), len(indices))
         for name, shape in shapes.items():
             if self._prefill_shapes.get(name) != shape:
                 self._prefiller.set_shape(name, shape)
         self._prefill_shapes = shapes
+        if bound != self._prefill_bound:
+            self._outputs.bind(self._prefiller, bound)
+            self._prefill_bound = bound
         starts = np.array([start])
-        self._upload(piece[None], starts, indices[None], starts + len(piece))
+        self._inputs.upload(piece[None], starts, indices[None], starts + len(piece), temperature)
         self._prefiller.enqueue(self._device.stream)

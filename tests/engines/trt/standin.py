@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime as ort
 
 from nemo_trt import contract
+from nemo_trt.engines.stored_graph import read_graph
 from nemo_trt.engines.trt.attention.place import LENGTHS, PAGE_TABLE
 from nemo_trt.engines.trt.attention.record import PagedAttention
 from nemo_trt.engines.trt.attention.step import Heads
@@ -22,6 +23,8 @@ from nemo_trt.engines.trt.profiles import PREFILL, decode_names, profile_named
 from nemo_trt.engines.trt.record import BuildOptions, EngineRecord, PlanFile
 from nemo_trt.errors import MachineError
 from nemo_trt.manifest import GRAPH_FILE, read_manifest
+from nemo_trt.passes.add_candidates import OUTPUTS, TEMPERATURES
+from tests.engines.tail import with_candidates
 
 _BASE = 4096  # so that 0 is no address
 T, ROWS, CHUNK, LOGITS = 64, 3, 8, 4
@@ -54,6 +57,8 @@ class FakeDevice:
         self.closed = False
         self.calls: Counter[str] = Counter()
         self.recording: list[Any] | None = None
+        self.pending: list[tuple[np.ndarray, np.ndarray]] = []  # copies to the host
+        self.recorded_copies: list[tuple[np.ndarray, np.ndarray]] = []
         self.recorded: dict[int, list[Any]] = {}
 
     def allocate(self, num_bytes: int) -> int:
@@ -79,6 +84,24 @@ class FakeDevice:
         self.calls["bytes down"] += array.nbytes
         self.calls["pageable down"] += not any(np.shares_memory(array, one) for one in self.pinned)
         array.reshape(-1).view(np.uint8)[:] = self.memory[address : address + array.nbytes]
+
+    def start_download(self, array: np.ndarray, address: int) -> None:
+        """As late as a device may: what the host reads before it waits is wrong."""
+        assert self.recording is None, "copies do not belong into a graph"
+        assert any(np.shares_memory(array, one) for one in self.pinned)
+        self.calls["bytes down"] += array.nbytes
+        self.pending.append((array, self.memory[address : address + array.nbytes].copy()))
+        array.reshape(-1).view(np.uint8)[:] = 0xFF
+
+    def record(self) -> None:
+        self.calls["record"] += 1
+        self.recorded_copies, self.pending = [*self.recorded_copies, *self.pending], []
+
+    def wait(self) -> None:
+        self.calls["wait"] += 1
+        for array, data in self.recorded_copies:
+            array.reshape(-1).view(np.uint8)[:] = data
+        self.recorded_copies.clear()
 
     def copy(self, target: int, source: int, num_bytes: int, *, count: int, pitch: int) -> None:
         assert num_bytes <= pitch
@@ -137,7 +160,11 @@ class FakePlan:
         self.config = read_manifest(bundle).config
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        self.session = ort.InferenceSession(bundle / GRAPH_FILE, options)
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(bundle)
+        )
+        graph = with_candidates(read_graph(bundle, GRAPH_FILE)).SerializeToString()
+        self.session = ort.InferenceSession(graph, options)
 
     def context(self, profile: int, stream: int, scratch: int, scratch_bytes: int) -> "FakeContext":
         assert scratch in self.device.live and scratch_bytes >= self.scratch_bytes
@@ -245,16 +272,20 @@ class PagedFakeContext(FakeContext):
                 (contract.LOGIT_INDICES, np.int64), (LENGTHS, np.int32), (PAGE_TABLE, np.int32),
             )
         )  # fmt: skip
-        vocabulary = self.plan.config.vocab_size
-        address = self.addresses[contract.LOGITS]
-        logits = self.plan.device.at(address, (*wanted.shape, vocabulary), np.float32)
+        degrees = self.bound(TEMPERATURES, np.float32)
+        found: dict[str, list[np.ndarray]] = {name: [] for name in (contract.LOGITS, *OUTPUTS)}
         for row, length in enumerate(lengths):
-            if length == 0:
-                continue
-            assert length == starts[row] + ids.shape[1], "padding is not run"
-            logits[row] = self.row(
-                ids[[row]], starts[[row]], wanted[[row]], table[row], int(length)
-            )
+            idle = length == 0
+            assert idle or length == starts[row] + ids.shape[1], "padding is not run"
+            one = self.row(
+                ids[[row]], starts[[row]], wanted[[row]], table[row], int(length) or ids.shape[1],
+                degrees[[row]], idle=idle,
+            )  # fmt: skip
+            for name, rows in found.items():
+                rows.append(one[name])
+        for name, rows in found.items():
+            result = np.concatenate(rows)
+            self.plan.device.at(self.addresses[name], result.shape, result.dtype)[...] = result
 
     def bound(self, name: str, dtype: Any) -> np.ndarray:
         """What lies at an input's address."""
@@ -267,12 +298,20 @@ class PagedFakeContext(FakeContext):
         return scales[cache.endswith("value")] if scales else None
 
     def row(
-        self, ids: np.ndarray, start: np.ndarray, wanted: np.ndarray, pages: np.ndarray, length: int
-    ) -> np.ndarray:
-        """One row's logits; its new tokens are stored."""
+        self,
+        ids: np.ndarray,
+        start: np.ndarray,
+        wanted: np.ndarray,
+        pages: np.ndarray,
+        length: int,
+        degrees: np.ndarray,
+        *,
+        idle: bool,
+    ) -> dict[str, np.ndarray]:
+        """One row's outputs but its cache; its new tokens are stored. Of an idle row, NaN."""
         config, page = self.plan.config, self.plan.page
         feeds = {contract.INPUT_IDS: ids, contract.WRITE_INDICES: start,
-                 contract.LOGIT_INDICES: wanted}  # fmt: skip
+                 contract.LOGIT_INDICES: wanted, TEMPERATURES: degrees}  # fmt: skip
         names = list(contract.cache_names(config.num_layers))
         at = np.arange(length)
         spots = pages[at // page], slice(None), at % page
@@ -285,15 +324,18 @@ class PagedFakeContext(FakeContext):
             held = pools[present][spots].swapaxes(0, 1).astype(np.float32)
             feeds[past][0] = held * (scale or 1)
             feeds[past][0, :, int(start[0]) :] = 0
-        outputs = [contract.LOGITS, *pools]
+        outputs = [contract.LOGITS, *OUTPUTS, *pools]
         found = dict(zip(outputs, self.plan.session.run(outputs, feeds), strict=True))
+        kept = {name: found[name] for name in (contract.LOGITS, *OUTPUTS)}
+        if idle:  # what it computes means nothing, and goes nowhere
+            return {name: np.full_like(one, -1) for name, one in kept.items()}
         new = at >= start[0]
         for present, pool in pools.items():
             here = spots[0][new], slice(None), spots[2][new]
             made = found[present][0].swapaxes(0, 1)[new].astype(np.float32)
             scale = self.scale(present)
             pool[here] = (np.clip(made / scale, -448, 448) if scale else made).astype(pool.dtype)
-        return found[contract.LOGITS][0]
+        return kept
 
 
 def plan_of(bundle: Path, device: FakeDevice, attention: str) -> FakePlan:

@@ -53,9 +53,9 @@ def test_chunks_of_an_engine_are_judged(
 
     true = TensorRtSession._run_prefill
 
-    def early(self: TensorRtSession, piece: Any, start: int, indices: Any) -> None:
+    def early(self: TensorRtSession, piece: Any, start: int, *rest: Any) -> None:
         """The second chunk of a step stands a position early."""
-        true(self, piece, start - (start == CHUNK), indices)
+        true(self, piece, start - (start == CHUNK), *rest)
 
     monkeypatch.setattr(TensorRtSession, "_run_prefill", early)
     failed = {case.name for case in judge(tiny_checkpoint, bundle).cases if case.failures}

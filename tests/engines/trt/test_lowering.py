@@ -16,6 +16,7 @@ from nemo_trt.engines.trt.lowering import lower
 from nemo_trt.manifest import GRAPH_FILE, MANIFEST_FILE, WeightFile, read_manifest
 from nemo_trt.precision import DType
 from nemo_trt.safetensors import read_layout, write_stream
+from tests.engines.tail import without_candidates
 
 pytestmark = pytest.mark.model
 
@@ -25,7 +26,7 @@ T = 256  # what the session's cache grows to first
 def materialise(bundle: Path, target: Path) -> Path:
     """The lowered graph as a bundle of its own, its merged weights in a file."""
     lowered = lower(bundle, GRAPH_FILE, capacity=T)
-    model = onnx.ModelProto.FromString(lowered.model)
+    model = without_candidates(onnx.ModelProto.FromString(lowered.model))
     (target / "weights").mkdir(parents=True)
     file = target / "weights" / "model.safetensors"
     outside = [i for i in model.graph.initializer if i.name in lowered.weights]

@@ -8,11 +8,12 @@ from nemo_trt.contract import OPSET
 from nemo_trt.engines.trt.attention.place import DOMAIN
 from nemo_trt.engines.trt.attention.plugin import FIELDS, FP8, INPUTS, NAME, OUTPUTS
 from nemo_trt.engines.trt.lowering import LoweredGraph
+from tests.engines.tail import without_candidates
 
 
 def runnable(graph: LoweredGraph, head_dim: int, page: int) -> ort.InferenceSession:
     """A lowered graph with the plugin on ONNX Runtime, its weights inside."""
-    model = onnx.ModelProto.FromString(graph.model)
+    model = without_candidates(onnx.ModelProto.FromString(graph.model))
     for one in model.graph.initializer:
         if one.name in graph.weights:
             del one.external_data[:]
