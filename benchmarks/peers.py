@@ -138,20 +138,30 @@ def run_genai(folder: Path) -> dict[str, float]:
 RUN = {"nemo-trt": run_nemo_trt, "transformers": run_transformers, "onnxruntime-genai": run_genai}
 
 
+WATCH = """
+import resource, subprocess, sys, time
+start = time.perf_counter()
+code = subprocess.call(sys.argv[2:])
+elapsed = time.perf_counter() - start
+with open(sys.argv[1], "w") as file:
+    print(elapsed, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=file)
+sys.exit(code)
+"""
+"""Runs a command from a small process. Linux counts what a process held when it forked as the peak
+of what it forked, so a large one cannot measure a small one."""
+
+
 def measured(command: list[str]) -> tuple[str, float, int]:
     """Run a command: its standard output, seconds, and peak RSS of its process in bytes."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)
-        elapsed = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        for file in (output, errors):
-            file.seek(0)
-        if process.returncode:
-            raise SystemExit(f"{' '.join(command)} failed:\n{errors.read()[-2000:]}")
-        return output.read(), elapsed, usage.ru_maxrss * 1024
+    with tempfile.TemporaryDirectory() as folder:
+        figures = Path(folder) / "figures"
+        watched = [sys.executable, "-S", "-c", WATCH, str(figures), *command]
+        done = subprocess.run(watched, capture_output=True, text=True, env=environment, check=False)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+        elapsed, peak_kb = figures.read_text(encoding="utf-8").split()
+        return done.stdout, float(elapsed), int(peak_kb) * 1024
 
 
 def export_commands(folder: Path) -> dict[str, list[str]]:
