@@ -79,6 +79,9 @@ def command(
             f"decode at {one.tokens}{rows}",
             f"{one.tokens_per_s:,.1f} tokens/s, {1e3 * one.step_s:.1f} ms a step{share}",
         )
+    for what, lengths in (("prefill", found.skipped_prefill), ("decode", found.skipped_decode)):
+        if lengths:
+            table.add_row(f"{what}, not measured", f"{', '.join(map(str, lengths))}: too long")
     table.add_row("peak memory", num_bytes(found.peak_rss_bytes))
     table.add_row("weights read a step", num_bytes(found.weight_bytes_per_step))
     table.add_row("cache a token", num_bytes(found.kv_bytes_per_token))

@@ -21,7 +21,7 @@ from .planner import kv_bytes_per_token, step_bytes
 from .rates import Rate, batches_up_to, decode_rates, prefill_rates
 from .session import Session, SessionInfo
 from .targets import Target, target_named
-from .trt.record import read_record
+from .trt.record import EngineRecord, read_record
 
 _COPY_BYTES = 256 * 2**20
 
@@ -42,6 +42,7 @@ class Measurement:
         bandwidth_bytes_per_s: memory bandwidth; None if unknown.
         bandwidth_source: where the bandwidth figure comes from.
         peak_rss_bytes: peak resident memory of this process.
+        skipped_prefill, skipped_decode: lengths that would have exceeded the context.
     """
 
     runs_on: SessionInfo
@@ -55,6 +56,8 @@ class Measurement:
     bandwidth_bytes_per_s: float | None
     bandwidth_source: str
     peak_rss_bytes: int
+    skipped_prefill: tuple[int, ...] = ()
+    skipped_decode: tuple[int, ...] = ()
 
 
 def measure(
@@ -71,7 +74,7 @@ def measure(
 ) -> Measurement:
     """Measure a bundle with seeded random tokens.
 
-    A length that would exceed the context is skipped.
+    A length that would exceed the context is skipped, and said to be.
 
     Args:
         bundle: an open bundle, or its folder.
@@ -91,12 +94,12 @@ def measure(
     """
     progress = progress or Silent()
     bundle, where = Bundle.open(bundle), Where.of(where)
-    target = _target(bundle, where, gpu)
+    record = read_record(bundle, where.engine, verify=False) if where.kind == "engine" else None
+    target = _target(record, where, gpu)
     bandwidth, source = _bandwidth(target, where, threads, progress)
     limit = bundle.config.max_position_embeddings
-    if where.kind == "engine":
-        options = read_record(bundle, where.engine, verify=False).options
-        limit = min(limit, options.max_seq_len)
+    if record:
+        limit = min(limit, record.options.max_seq_len)
     lengths, cached = within(limit, prefill_lengths, decode_lengths, num_decode_steps)
     # CUDA allocates the cache whole: no more than is used.
     longest = max(*lengths, *(length + num_decode_steps for length in cached))
@@ -113,7 +116,7 @@ def measure(
         rows = min(max_batch or session.max_batch, session.max_batch)
         prefill = prefill_rates(session, lengths, progress)
         decode = decode_rates(session, batches_up_to(rows), cached, num_decode_steps, progress)
-        weights, token = _bytes_read(session)
+        weights, token = _bytes_read(session, record)
         return Measurement(
             runs_on=session.describe(),
             compute_precision=session.compute_precision,
@@ -131,6 +134,8 @@ def measure(
             bandwidth_bytes_per_s=bandwidth,
             bandwidth_source=source,
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            skipped_prefill=tuple(one for one in prefill_lengths if one not in lengths),
+            skipped_decode=tuple(one for one in decode_lengths if one not in cached),
         )
 
 
@@ -172,10 +177,10 @@ def copy_bandwidth(num_threads: int) -> float:
     return 2 * _COPY_BYTES * num_threads / min(times)
 
 
-def _target(bundle: Bundle, where: Where, gpu: str | None) -> Target | None:
+def _target(record: EngineRecord | None, where: Where, gpu: str | None) -> Target | None:
     """The GPU that runs it; None on the CPU, and for a GPU that is not in the table."""
-    if where.kind == "engine":
-        return target_named(read_record(bundle, where.engine, verify=False).options.target)
+    if record:
+        return target_named(record.options.target)
     if where.kind == "cpu":
         return None
     if gpu is not None:
@@ -201,10 +206,13 @@ def _bandwidth(
     return found, "measured here: copies, bytes read plus bytes written"
 
 
-def _bytes_read(session: Session) -> tuple[int, int]:
+def _bytes_read(session: Session, record: EngineRecord | None) -> tuple[int, int]:
     """Weights that a decode step reads, and a row's cached bytes a token, as they lie in memory."""
     bundle = session.bundle
-    if session.where.kind == "engine":
+    if record and record.paged:  # of its layers some may have FP8
+        by_layer = map(bundle.config.kv_bytes_per_token, record.paged.caches)
+        return step_bytes(bundle), sum(by_layer) // bundle.config.num_layers
+    if record:
         return step_bytes(bundle), kv_bytes_per_token(bundle)
     itemsize = bundle.precision.base.itemsize  # on CUDA, FP8 weights lie in the base dtype
     if session.where.kind == "cpu":

@@ -1,5 +1,6 @@
 """The `Session` on ONNX Runtime's CUDA provider: caches bound in place, decode steps as graphs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +13,9 @@ from nemo_trt.bundle import Bundle
 from nemo_trt.engines.base_session import BaseSession
 from nemo_trt.engines.device import CudaDevice, Device
 from nemo_trt.engines.device_cache import DeviceCache
-from nemo_trt.engines.session import Logits, SessionInfo, Tokens
+from nemo_trt.engines.session import Logits, PageView, SessionInfo, Tokens
+from nemo_trt.engines.step_result import StepResult, WholeLogits
+from nemo_trt.engines.step_thread import StepThread
 from nemo_trt.errors import BundleError, MachineError
 from nemo_trt.manifest import GRAPH_FILE
 from nemo_trt.passes.gather_logit_rows import LOGIT_ROWS
@@ -48,9 +51,12 @@ class CudaSession(BaseSession):
     this session is for their arithmetic, not for their speed. The cache is allocated whole, past
     and present are one memory. A decode shape (first row, rows) is captured as a CUDA graph by ONNX
     Runtime in its first run; a step of more tokens runs as it is, in pieces of `PREFILL_TOKENS`.
+    Every step runs in one thread of the session's own, because ONNX Runtime keeps graphs by thread
+    and waits for them.
     """
 
     where: Where = CUDA
+    overlaps = True
     _cache: DeviceCache
     tokens_per_read = 64  # well below a data-centre GPU's BF16 operations per byte, about 200
     longer = "Open the session with a larger max_seq_len."
@@ -79,6 +85,7 @@ class CudaSession(BaseSession):
         self._device, self._provider, self._use_graphs = device, provider, use_graphs
         self._runs: dict[tuple[int, int, int, int], _Run] = {}
         self._num_graphs = 0
+        self._thread = StepThread()
         self._session: Any = None
         try:
             self._closing.callback(device.close)
@@ -128,6 +135,25 @@ class CudaSession(BaseSession):
     def _step(
         self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int
     ) -> Logits:
+        return self._thread.start(
+            self._pieces, input_ids, write_indices, logit_indices, first_row
+        )()
+
+    def _start(
+        self,
+        input_ids: Tokens,
+        write_indices: Tokens,
+        logit_indices: Tokens,
+        first_row: int,
+        temperatures: Logits | None,
+        pages: PageView | None,
+    ) -> Callable[[], StepResult]:
+        wait = self._thread.start(self._pieces, input_ids, write_indices, logit_indices, first_row)
+        return lambda: WholeLogits(wait())
+
+    def _pieces(
+        self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int
+    ) -> Logits:
         rows, new_tokens = input_ids.shape
         if new_tokens == 1:
             return self._piece(input_ids, write_indices, logit_indices, first_row)
@@ -162,6 +188,7 @@ class CudaSession(BaseSession):
         in a forked process."""
         if not self._ownership.is_here:
             return
+        self._thread.close()
         self._runs.clear()
         self._session = None  # its graphs hold addresses of the memory, and it uses the stream
         super().close()

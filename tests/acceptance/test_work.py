@@ -1,13 +1,16 @@
 """What the stages do, each by itself: rates, FP8's foreseen bytes, what must be here."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from nemo_trt.acceptance.work import bench, export, here, plan
 from nemo_trt.acceptance.work.done import CannotHere, require_packages
 from nemo_trt.bundle import Bundle
+from nemo_trt.cli.bench import command as bench_command
 from nemo_trt.engines.measure import within
 from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.engines.rates import batches_up_to, decode_rates, prefill_rates
@@ -64,6 +67,18 @@ def test_lengths_past_the_context_are_left_out_and_none_left_is_refused() -> Non
     assert within(40, [8, 80], [16, 37], 4) == ([8], [16])
     with pytest.raises(RequestError, match="within the context of 40 tokens"):
         within(40, [8], [37], 4)
+
+
+def test_lengths_that_were_left_out_are_said(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nemo_trt.engines.measure.copy_bandwidth", lambda threads: 1e9)
+    command = [str(tiny.bundle), "--prefill", "8", "--prefill", "999999999"]
+    command += ["--decode", "16", "--decode", "888888888"]
+    done = CliRunner().invoke(bench_command, [*command, "--steps", "2", "--json"])
+    found = json.loads(done.stdout)
+    assert [one["tokens"] for one in found["prefill"]] == [8]
+    assert (found["skipped_prefill"], found["skipped_decode"]) == ([999999999], [888888888])
+    done = CliRunner().invoke(bench_command, [*command, "--steps", "2"])
+    assert "999999999: too long" in done.stdout and "888888888: too long" in done.stdout
 
 
 def test_the_bytes_of_an_fp8_bundle_are_foreseen(tiny_checkpoint: Path, tmp_path: Path) -> None:

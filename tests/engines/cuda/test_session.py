@@ -1,5 +1,6 @@
 """The CUDA session's logic: memory, rows, aliasing and graph ids, on the host (`standin.py`)."""
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -241,3 +242,23 @@ def test_this_machine_says_what_it_lacks(bundles: dict[str, Path]) -> None:
         CudaProvider()
     with pytest.raises(MachineError, match="pip"):
         CudaSession.open(bundles["bf16"])
+
+
+def test_every_step_runs_in_one_thread_that_is_not_the_callers(
+    opened: tuple[CudaSession, HostDevice, HostProvider], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime keeps a CUDA graph for the thread that captured it."""
+    session, _, _ = opened
+    found, piece = set(), session._piece
+
+    def noted(*arguments: Any) -> Any:
+        found.add(threading.get_ident())
+        return piece(*arguments)
+
+    monkeypatch.setattr(session, "_piece", noted)
+    ids, where, wanted = tokens(1, 1), np.zeros(1, np.int64), np.zeros((1, 1), np.int64)
+    expected = session.step(ids, where, wanted).copy()
+    session.launch(ids, where, wanted)
+    assert np.array_equal(session.collect().logits(0, 0, 1), expected[0])
+    assert len(found) == 1 and threading.get_ident() not in found
+    assert session.overlaps
