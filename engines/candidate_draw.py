@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .candidates import COLDEST, Candidates, Floats
+from .quick_draw import quick_draw
 from .sampling import Sampled, Sampler
 
 Mask = NDArray[np.bool_] | None
@@ -37,13 +38,42 @@ def sample_candidates(
     """
     adjusted, changed, decided = _adjust(candidates, samplers, masks)
     with np.errstate(all="ignore"):  # a row that is not finite is not decided
-        columns = _Draw(candidates, adjusted, changed, decided, samplers, uniforms).columns()
+        columns = _columns(candidates, adjusted, changed, decided, samplers, np.array(uniforms))
     rows = np.arange(len(samplers))
     tokens = candidates.ids[rows, columns].tolist()
     return [
         _sampled(candidates, row, columns[row], tokens[row], sampler) if sure else None
         for row, (sampler, sure) in enumerate(zip(samplers, decided.tolist(), strict=True))
     ]
+
+
+def _columns(
+    candidates: Candidates,
+    adjusted: Floats,
+    changed: NDArray[np.bool_],
+    decided: NDArray[np.bool_],
+    samplers: Sequence[Sampler],
+    uniforms: NDArray[np.float64],
+) -> NDArray[np.int64]:
+    """(P,) which candidate each row takes; `decided` is narrowed to those that are certain."""
+    if candidates.complete:
+        return _Draw(candidates, adjusted, changed, decided, samplers, uniforms).columns()
+    params = [sampler.params for sampler in samplers]
+    columns, sure = quick_draw(candidates, params, ~changed & decided, uniforms, _MASS_ERROR)
+    rest = np.flatnonzero(decided & ~sure)
+    if rest.size:
+        others = [samplers[row] for row in rest]
+        draw = _Draw(
+            candidates.of(rest),
+            adjusted[rest],
+            changed[rest],
+            decided[rest],
+            others,
+            uniforms[rest],
+        )
+        columns[rest] = draw.columns()
+        decided[rest] = draw.decided
+    return columns
 
 
 def _adjust(
@@ -77,11 +107,11 @@ class _Draw:
         changed: NDArray[np.bool_],
         decided: NDArray[np.bool_],
         samplers: Sequence[Sampler],
-        uniforms: Sequence[float],
+        uniforms: NDArray[np.float64],
     ) -> None:
         params = [sampler.params for sampler in samplers]
         self.candidates, self.adjusted, self.changed = candidates, adjusted, changed
-        self.decided, self.uniforms = decided, np.array(uniforms)
+        self.decided, self.uniforms = decided, uniforms
         self.temperature = np.array([max(one.temperature, COLDEST) for one in params], np.float32)
         self.greedy = np.array([one.temperature == 0 for one in params])
         self.top_p = np.array([one.top_p for one in params])

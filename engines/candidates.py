@@ -35,6 +35,16 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def of(self, positions: NDArray[np.int64]) -> "Candidates":
+        """Those of some positions."""
+        return Candidates(
+            ids=self.ids[positions],
+            logits=self.logits[positions],
+            mass=self.mass[positions],
+            mass_tempered=self.mass_tempered[positions],
+            vocab_size=self.vocab_size,
+        )
+
     @property
     def complete(self) -> bool:
         """Whether these are all tokens."""
