@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,19 @@ def ckpt(files: dict[str, bytes]) -> bytes:
     return data.getvalue()
 
 
+def order_of_3_gb() -> bytes:
+    """A file of torch.save whose byte order is a few MB that inflate to 3 GB of zeros."""
+    packer = zlib.compressobj(1, wbits=-15)
+    block = packer.compress(bytes(2**24)) + packer.flush(zlib.Z_FULL_FLUSH)
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr("x/data.pkl", pickle.dumps({}))
+        archive.writestr("x/byteorder", block * 190)
+        order = archive.getinfo("x/byteorder")
+        order.compress_type, order.file_size = zipfile.ZIP_DEFLATED, 190 * 2**24
+    return data.getvalue()
+
+
 def nemo(path: Path, weights: bytes) -> None:
     tar(path / "x.nemo", {"model_config.yaml": YAML, "model_weights.ckpt": weights})
 
@@ -111,6 +125,15 @@ def gguf(path: Path, body: bytes, size: int = 2**29, tensors: int = 0, fields: i
     sparse(path / "x.gguf", b"GGUF" + struct.pack("<IQQ", 3, tensors, fields) + body, size)
 
 
+def arrays(path: Path) -> None:
+    """A hundred arrays, each as long as all may be together."""
+    with (path / "x.gguf").open("wb") as file:
+        file.write(b"GGUF" + struct.pack("<IQQ", 3, 0, 100))
+        for number in range(100):
+            file.write(struct.pack("<Q2sIIQ", 2, b"%02d" % number, 9, 0, 2**21))
+            file.truncate(file.seek(2**21, os.SEEK_CUR))
+
+
 def field(kind: int, body: bytes) -> bytes:
     return struct.pack("<Q", 1) + b"k" + struct.pack("<I", kind) + body
 
@@ -138,7 +161,11 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         "must state dtype|more than the file holds",
     ),
     "safetensors: huge integers": (
-        lambda p: safetensors(p, entry("[" + ",".join(["9" * 4000] * 1500) + "]")),
+        lambda p: safetensors(p, entry("[" + ",".join(["9" * 4000] * 8) + "]")),
+        "must have a shape of counts",
+    ),
+    "safetensors: many axes": (
+        lambda p: safetensors(p, entry("[" + ",".join(["9" * 18] * 1500) + "]")),
         "must have a shape of counts",
     ),
     "safetensors: product of a huge number of digits": (
@@ -225,11 +252,15 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "pickle: bytes of a huge stated length": (
         lambda p: nemo(p, ckpt({"data.pkl": b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"."})),
-        "no intact pickle",
+        "no intact pickle: EOFError",
+    ),
+    "pickle: a bytearray of a huge stated length": (
+        lambda p: nemo(p, ckpt({"data.pkl": b"\x80\x05\x96" + struct.pack("<Q", 2**29) + b"."})),
+        "no intact pickle: KeyError",
     ),
     "pickle: an integer of a huge stated length": (
         lambda p: nemo(p, ckpt({"data.pkl": b"\x80\x04\x8b" + struct.pack("<i", 2**30) + b"."})),
-        "no intact pickle",
+        "no intact pickle: KeyError",
     ),
     "pickle: deep nesting": (
         lambda p: nemo(p, ckpt({"data.pkl": b"\x80\x02" + b"(" * 10**6 + b"l" * 10**6 + b"."})),
@@ -239,14 +270,15 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: nemo(p, ckpt({"data.pkl": bytes(300 * 2**20)})),
         "must have a pickle of at most",
     ),
-    "zip: a deflated byte order of 300 MB": (
-        lambda p: nemo(p, ckpt({"data.pkl": pickle.dumps({}), "byteorder": bytes(300 * 2**20)})),
+    "zip: a deflated byte order of 3 GB": (
+        lambda p: nemo(p, order_of_3_gb()),
         "must be little-endian",
     ),
     "GGUF: an array of a huge stated length": (
         lambda p: gguf(p, field(9, struct.pack("<IQ", 0, 400_000_000))),
         "a count of 400000000",
     ),
+    "GGUF: many arrays": (arrays, "a count of 2097152 in a file of .* where 0 are the most"),
     "GGUF: arrays of empty texts": (
         lambda p: gguf(p, field(9, struct.pack("<IQ", 8, 60_000_000))),
         "a count of 60000000",
