@@ -69,8 +69,12 @@ def test_prefixes_of_wrappers_are_understood(prefix: str, folder: Path) -> None:
     }
 
 
-def test_a_prefix_of_some_names_is_refused(folder: Path) -> None:
-    rewrite(folder, lambda t: {("module." if "norm" in n else "") + n: v for n, v in t.items()})
+@pytest.mark.parametrize("norms", [True, False])
+def test_a_prefix_of_some_names_is_refused(norms: bool, folder: Path) -> None:
+    def prefix(name: str) -> str:
+        return "module." if ("norm" in name) is norms else ""
+
+    rewrite(folder, lambda tensors: {prefix(n) + n: value for n, value in tensors.items()})
     with pytest.raises(CheckpointError, match="lacks tensors"):
         open_checkpoint(folder)
 
