@@ -73,12 +73,12 @@ test-all: install
 
 # Three times, in random orders, while two processes keep the machine busy: no test may mind.
 test-busy: install
-	@for run in 1 2 3; do \
-	  sh -c 'while :; do :; done' & one=$$!; sh -c 'while :; do :; done' & two=$$!; \
+	@sh -c 'while :; do :; done' & one=$$!; sh -c 'while :; do :; done' & two=$$!; \
+	trap "kill $$one $$two" EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; trap 'exit 129' HUP; \
+	for run in 1 2 3; do \
 	  seed=$$(date +%s); echo "run $$run: --random-order-seed=$$seed"; \
 	  $(PYTEST) -m unit --random-order --random-order-seed=$$seed \
-	  && $(PYTEST) -m "not unit" --random-order --random-order-seed=$$seed; code=$$?; \
-	  kill $$one $$two; [ $$code = 0 ] || exit $$code; \
+	  && $(PYTEST) -m "not unit" --random-order --random-order-seed=$$seed || exit $$?; \
 	done
 
 # The rooms side by side in one package, as they are imported.
