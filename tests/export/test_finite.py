@@ -88,6 +88,22 @@ def test_holes_are_skipped_and_what_stands_between_them_is_not(tmp_path: Path) -
         check(path)
 
 
+@pytest.mark.parametrize("left", [0.0, 0.5])
+@pytest.mark.parametrize("seen", ["by its size", "by a read"])
+def test_a_file_that_became_shorter_is_refused(
+    left: float, seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"x": torch.zeros(2**19)}, path)
+    refs = read_layout(path).values()
+    size = path.stat().st_size
+    os.truncate(path, size - 2**21 + int(left * 2**21))
+    if seen == "by a read":  # it is cut between the look at its size and the read
+        monkeypatch.setattr(finite, "_data_ranges", lambda _, start, stop, __: [(start, stop)])
+    with pytest.raises(CheckpointError, match="became shorter while it was read"):
+        require_finite(refs, Silent())
+
+
 @pytest.mark.parametrize("mode", ["copy", "in-place", "written anew"])
 def test_export_refuses_them_and_writes_nothing(
     mode: str, tiny_checkpoint: Path, tmp_path: Path

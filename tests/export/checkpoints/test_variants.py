@@ -152,6 +152,8 @@ INFINITE, HUGE = float("inf"), 10**400
         ({"rope_theta": HUGE}, "rope_theta .* must be a positive number"),
         ({"rms_norm_eps": INFINITE}, "rms_norm_eps .* must be a positive number"),
         ({"rms_norm_eps": HUGE}, "rms_norm_eps .* must be a positive number"),
+        ({"eos_token_id": -1}, "eos_token_id in .* must be a token id"),
+        ({"bos_token_id": [1, 2]}, "bos_token_id in .* must be a token id"),
         ({"eos_token_id": 512}, "eos_token_ids must be of the vocabulary, 0 to 511, got 512"),
         ({"eos_token_id": [2, HUGE]}, "eos_token_ids must be of the vocabulary"),
         ({"bos_token_id": 512}, "bos_token_id must be of the vocabulary"),
