@@ -38,8 +38,7 @@ class _Product:
                 scale = (self.matmul.name or "").encode()
             else:
                 scale = tensor.numpy().tobytes()
-        columns = self.weight.shape.numpy()[1]
-        return (source(self.matmul, 0), self.weight.dtype, columns, scale)
+        return (source(self.matmul, 0), self.weight.dtype, scale)
 
 
 class MergeProducts(GraphPass):

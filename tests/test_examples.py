@@ -61,9 +61,12 @@ def test_many_requests_without_http(sample_bundle: Any, tmp_path: Path) -> None:
     assert len(lines[3].split()) == len(["The", "sun", "rises", "in", "the"]) + 3
 
 
-def test_the_api_within_another_service(sample_bundle: Any, tmp_path: Path) -> None:
+def test_the_api_within_another_service(sample_bundle: Any, vouch: Any, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(sample_bundle.bundle, bundle, copy_function=os.link)
+    vouch(bundle)
     command = [sys.executable, "-m", "uvicorn", "--app-dir", str(EXAMPLES), "--port", "0"]
-    environment = {**os.environ, "BUNDLE": str(validated(sample_bundle.bundle, tmp_path))}
+    environment = {**os.environ, "BUNDLE": str(bundle)}
     with subprocess.Popen(
         [*command, "mount_app:app"], env=environment, stderr=subprocess.PIPE, text=True
     ) as server:
@@ -82,14 +85,6 @@ def test_the_api_within_another_service(sample_bundle: Any, tmp_path: Path) -> N
         finally:
             server.terminate()
     assert server.returncode == -signal.SIGTERM  # uvicorn raises it again after its shutdown
-
-
-def validated(bundle: Path, folder: Path) -> Path:
-    """The bundle, its weights linked, with the verdict that `nemo-trt validate` gives it."""
-    copy = folder / "bundle"
-    shutil.copytree(bundle, copy, copy_function=os.link)
-    run(["nemo-trt", "validate", str(copy)], folder)
-    return copy
 
 
 def listening(server: "subprocess.Popen[str]") -> str:

@@ -3,10 +3,14 @@
 A test file runs on one worker, so that its module's fixtures are made once. The files of a group
 run on one worker, too: one Ray cluster and one browser run at a time. Two TensorRT compilations,
 8 GB each, never do, not even in two runs of the suite.
+
+Workers share the cores: PyTorch and ONNX Runtime compute in one thread in each. Threads of several
+workers that wait for each other, spinning, would take most of the time.
 """
 
 import fcntl
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +33,27 @@ FIRST = (  # minutes each: begun late, one of them would end alone
     "tests/export/test_bundle.py",
     "browser",
 )
+
+
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if IS_WORKER:
+    os.environ["OMP_NUM_THREADS"] = "1"  # read as PyTorch is imported, and by processes of tests
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Sessions that are asked for no number of threads get one."""
+    runtime: Any = sys.modules.get("onnxruntime")
+    if not IS_WORKER or runtime is None or "_of_a_worker" in vars(runtime):
+        return
+    default = runtime.SessionOptions
+
+    def options() -> Any:
+        made = default()
+        made.intra_op_num_threads = 1
+        return made
+
+    runtime.SessionOptions, runtime._of_a_worker = options, True
 
 
 def group_of(nodeid: str) -> str:

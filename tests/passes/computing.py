@@ -27,14 +27,20 @@ def bf16(*shape: int) -> Any:
     return random(*shape).astype(ml_dtypes.bfloat16)
 
 
-def graph_of(text: str, **weights: Any) -> ir.Model:
-    """A model from `g (inputs) => (outputs) { nodes }`, whose weights are lazy. Nodes are named
-    by their output; a dot in a name is written as `__`."""
+def graph_of(text: str, constants: dict[str, Any] | None = None, **weights: Any) -> ir.Model:
+    """A model from `g (inputs) => (outputs) { nodes }`: weights are lazy, constants are not.
+
+    Nodes are named by their first output.
+    """
     stored = onnx.parser.parse_model(HEAD + text)
     for node in stored.graph.node:
         node.name = node.output[0]
     model = ir.from_proto(stored)
     free = {value.name: value for node in model.graph for value in node.inputs if value is not None}
+    for name, array in (constants or {}).items():
+        free[name].const_value = ir.Tensor(array, name=name)
+        free[name].type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+        model.graph.register_initializer(free[name])
     for name, array in weights.items():
         value = free[name]
         bits = array.view(_BITS.get(array.dtype, array.dtype))

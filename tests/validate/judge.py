@@ -24,7 +24,7 @@ class Judge:
     Args:
         checkpoint: what the reference is computed from.
         bundle: one of its bundles, for the shape.
-        prompts: six are enough to see a fault.
+        prompts: a few are enough to see a fault.
         adapters: merged into the checkpoint.
     """
 

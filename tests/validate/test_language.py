@@ -38,11 +38,11 @@ def test_a_fault_that_engine_and_reference_share_fails(
         reference_module, "open_weights", lambda checkpoint, model: OwnWeights(checkpoint)
     )
     export_bundle(faulty, tmp_path / "bundle")
-    judge = Judge(faulty, tmp_path / "bundle", prompts=HELD_OUT[:6])
+    judge = Judge(faulty, tmp_path / "bundle", prompts=HELD_OUT[:3])
     report = judge(tmp_path / "bundle")
     assert report.verdict == "fail" and not any(case.failures for case in report.cases)
     assert len(report.failures) == 2 and "no language model" in report.failures[0]
-    judge = Judge(sound, sample_bundle.bundle, prompts=HELD_OUT[:6])
+    judge = Judge(sound, sample_bundle.bundle, prompts=HELD_OUT[:3])
     assert judge(sample_bundle.bundle).verdict == "pass"
 
 

@@ -13,6 +13,7 @@ from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.errors import MachineError, RequestError
 from nemo_trt.export.checkpoints import open_checkpoint
 from nemo_trt.export.samples import write_seeded
+from nemo_trt.validate.texts import PROMPTS
 from nemo_trt.validate.validator import validate
 
 from . import faults
@@ -66,7 +67,7 @@ def judge_tiny(tiny: Any) -> Judge:
 
 @pytest.fixture(scope="module")
 def judge_sample(sample_bundle: Any) -> Judge:
-    return Judge(sample_bundle.checkpoint, sample_bundle.bundle)
+    return Judge(sample_bundle.checkpoint, sample_bundle.bundle, prompts=PROMPTS[:3])
 
 
 # The cases that must see a fault; faults of the cache alone are seen where the cache is read back.

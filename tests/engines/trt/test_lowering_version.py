@@ -25,7 +25,7 @@ CODE = {
     add_candidates: "8d1bf984a05fd8ec",
     lowering: "37ed8374e36c5a21",
     fix_capacity: "6d5d0d11ddf84d22",
-    merge_products: "cc5fab9b048c0b48",
+    merge_products: "a36869b0a2a86eb5",
     scale_queries: "8f09e67d3954c775",
     graph_pass: "47d51ab371a86185",
     weights: "a89ee2817e90b357",

@@ -162,7 +162,7 @@ def process(bundle: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`nemo-trt serve` on a free port; yields it and its address."""
     command = [sys.executable, "-m", "nemo_trt.cli.main", "serve", str(bundle), "--port", "0"]
     started = subprocess.Popen(
-        [*command, "--max-seq-len", "1024", "--drain-timeout", "600"],
+        [*command, "--max-seq-len", "1024", "--drain-timeout", "600", "--threads", "1"],
         stderr=subprocess.PIPE,
         text=True,
         # A shell's background ignores SIGINT, which a child would inherit.
