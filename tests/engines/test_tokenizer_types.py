@@ -212,13 +212,18 @@ def test_a_file_that_is_no_text_of_its_form_is_named(
         open_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("key", ["content", "pattern", HUGE], ids=["text", "pattern", "key"])
+@pytest.mark.parametrize("place", ["text", "pattern", "key", "model"])
 def test_a_text_that_would_be_put_in_for_every_character_is_bounded(
-    key: str, tmp_path: Path
+    place: str, tmp_path: Path
 ) -> None:
     layout = json.loads(byte_fallback().to_str())
-    value = {"String": HUGE} if key == "pattern" else HUGE if key == "content" else 1
-    layout["normalizer"]["normalizers"][1][key] = value
+    replaces = layout["normalizer"]["normalizers"][1]
+    if place == "model":
+        layout["model"]["unk_token"] = HUGE
+    elif place == "key":
+        replaces[HUGE] = 1
+    else:
+        replaces |= {"content": HUGE} if place == "text" else {"pattern": {"String": HUGE}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(layout))
     with pytest.raises(BundleError, match=r"Texts in .* must have at most 8192 characters"):
         open_tokenizer(tmp_path)

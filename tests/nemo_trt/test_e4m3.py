@@ -13,6 +13,7 @@ def test_every_code_means_what_ml_dtypes_says() -> None:
     codes = np.arange(256, dtype=np.uint8)
     expected = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
     assert np.array_equal(e4m3.to_float32(codes), expected, equal_nan=True)
+    assert float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).max) == e4m3.E4M3_MAX
 
 
 def test_a_scale_multiplies_once_per_tensor_or_per_row() -> None:

@@ -56,11 +56,13 @@ def test_a_number_of_the_calibration_out_of_its_range_is_refused(options: Any) -
     (name,) = options
     with pytest.raises(RequestError, match=f"{name} must be at least [01], got"):
         Fp8Options(**options)
+    Fp8Options(samples=1, max_kl=0.0)
 
 
 def test_an_optimisation_level_out_of_its_range_is_refused() -> None:
     with pytest.raises(RequestError, match="opt_level must be from 0 to 5, got 6"):
         BuildOptions(**BUILD, opt_level=6)
+    assert [BuildOptions(**BUILD, opt_level=one).opt_level for one in (0, 5, None)] == [0, 5, None]
 
 
 @pytest.mark.parametrize("device", ["unknown", "meta", "cuda:99"])
