@@ -9,7 +9,7 @@ import pytest
 
 from nemo_trt.errors import RequestError
 from nemo_trt.tolerances import TOLERANCES, case_failures, tolerance_of
-from nemo_trt.validate.metrics import compare, negative_log_likelihood
+from nemo_trt.validate.metrics import compare, likeliest, negative_log_likelihood
 
 pytestmark = pytest.mark.unit
 
@@ -63,6 +63,15 @@ def test_likelihood_is_the_logarithm_of_the_softmax() -> None:
     for index, row in enumerate(REFERENCE):
         probability = math.exp(row[index]) / sum(math.exp(float(x)) for x in row)
         assert found[index] == pytest.approx(-math.log(probability), rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_the_likeliest_have_their_probabilities_and_are_none_of_broken_logits(bad: float) -> None:
+    logits = np.log(np.array([0.1, 0.6, 0.3], np.float32))
+    (first, second) = likeliest(logits, 2)
+    assert (first[0], second[0]) == (1, 2)
+    assert (first[1], second[1]) == (pytest.approx(0.6), pytest.approx(0.3))
+    assert likeliest(np.append(logits, np.float32(bad)), 2) == ()
 
 
 def test_nothing_is_judged_by_a_guess() -> None:
