@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nemo_trt.engines.trt.record import BuildOptions
-from nemo_trt.errors import MachineError, RequestError
+from nemo_trt.errors import CheckpointError, MachineError, RequestError
 from nemo_trt.export.checkpoints import open_checkpoint
 from nemo_trt.export.quantization.calibrate import calibrate
 from nemo_trt.progress import Silent
@@ -78,3 +78,9 @@ def test_a_device_on_which_pytorch_cannot_compute_is_named(
             device=device,
             progress=Silent(),
         )
+
+
+def test_a_bundle_has_its_own_precision(tiny: Any) -> None:
+    assert planned(tiny.bundle).precision == "fp32"
+    with pytest.raises(CheckpointError):
+        planned(tiny.bundle, "fp8")
