@@ -36,7 +36,9 @@ class Letters:
 
 
 def engine(limit: int) -> Any:
-    return SimpleNamespace(tokenizer=Letters(), max_seq_len=limit, longest_token=20)
+    return SimpleNamespace(
+        tokenizer=Letters(), max_seq_len=limit, longest_token=20, draft_source=DraftSource
+    )
 
 
 def test_more_than_any_context_holds_is_refused_untokenized() -> None:
