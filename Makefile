@@ -26,7 +26,7 @@ help:
 	@echo "make test-all  end-to-end tests, too; make test-busy: three times, on a busy machine"
 	@echo "make check   ruff, mypy --strict, architecture test, dead links in the docs"
 	@echo "make clients thirteen clients and tools against a served model, nightly: minutes to install"
-	@echo "make docs    rewrite docs/cli.md, then build the site into build/site"
+	@echo "make docs    rewrite docs/cli.md and the evidence in docs/hardware.md, then build the site into build/site"
 	@echo "make bench   figures of this machine; make peers compares with transformers and onnxruntime-genai"
 
 install: $(VENV)/.installed
@@ -95,6 +95,7 @@ check: build/typed
 
 docs: build/typed
 	$(BIN)/python -m nemo_trt.cli.reference docs/cli.md
+	$(BIN)/python tools/evidence.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open build/site/index.html"
 
