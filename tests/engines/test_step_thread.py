@@ -61,7 +61,7 @@ def test_closing_waits_for_the_call_that_runs(thread: StepThread) -> None:
 def test_a_caller_who_is_interrupted_waits_for_the_call_that_runs(
     thread: StepThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, waiting, ended = threading.Event(), threading.Event(), threading.Event()
+    asked, waiting, ended, interrupted = (threading.Event() for _ in range(4))
     wait, result = module.wait, module.Future.result
 
     def seen(calls: Any) -> Any:
@@ -72,20 +72,27 @@ def test_a_caller_who_is_interrupted_waits_for_the_call_that_runs(
         asked.set()
         return result(self)
 
+    def interrupt_once(*_: object) -> None:
+        if not interrupted.is_set():
+            interrupted.set()
+            raise KeyboardInterrupt
+
     def call() -> None:
         assert asked.wait(LIMIT_S)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        waiting.wait(LIMIT_S)
+        while not waiting.wait(0.05):  # a signal just before the main thread waits is not seen
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         ended.set()
 
     monkeypatch.setattr(module, "wait", seen)
     monkeypatch.setattr(module.Future, "result", seen_result)
+    before = signal.signal(signal.SIGINT, interrupt_once)
     try:
         with pytest.raises(KeyboardInterrupt):
             thread.start(call)()
         assert ended.is_set()
     finally:
         waiting.set()
+        signal.signal(signal.SIGINT, before)
 
 
 class Slow(BaseSession):
