@@ -76,14 +76,7 @@ class _Prepared:
     def candidates(self, at: Sequence[At]) -> Candidates:
         """See `StepResult.candidates`."""
         rows = [(self._start + row) % len(self._logits) for row, _ in at]
-        found = self._candidates
-        return Candidates(
-            ids=found.ids[rows],
-            logits=found.logits[rows],
-            mass=found.mass[rows],
-            mass_tempered=found.mass_tempered[rows],
-            vocab_size=found.vocab_size,
-        )
+        return self._candidates.of(np.array(rows))
 
 
 class PacedSession(BaseSession):

@@ -10,7 +10,7 @@ from nemo_trt.errors import CapacityError, MachineError, NemoTrtError, RequestEr
 from nemo_trt.where import Where
 
 from .ownership import Ownership
-from .session import CacheBlock, Logits, PageView, Tokens
+from .session import CacheBlock, Logits, PageView, StepInputs, Tokens
 from .step_result import StepResult, WholeLogits
 
 
@@ -118,7 +118,7 @@ class BaseSession:
             self._require_pages(input_ids, write_indices, pages)
         with self._ownership, _memory_errors():
             self._wait = self._start(
-                input_ids, write_indices, logit_indices, first_row, temperatures, pages
+                StepInputs(input_ids, write_indices, logit_indices, first_row, temperatures, pages)
             )
 
     def collect(self) -> StepResult:
@@ -228,31 +228,17 @@ class BaseSession:
         """`_step` over pages, in a session that has them."""
         raise NotImplementedError
 
-    def _start(
-        self,
-        input_ids: Tokens,
-        write_indices: Tokens,
-        logit_indices: Tokens,
-        first_row: int,
-        temperatures: Logits | None,
-        pages: PageView | None,
-    ) -> Callable[[], StepResult]:
+    def _start(self, step: StepInputs) -> Callable[[], StepResult]:
         """Start a step; return what waits for it. Here it has run when this returns."""
-        result = self._whole(input_ids, write_indices, logit_indices, first_row, pages)
+        result = self._whole(step)
         return lambda: result
 
-    def _whole(
-        self,
-        input_ids: Tokens,
-        write_indices: Tokens,
-        logit_indices: Tokens,
-        first_row: int,
-        pages: PageView | None,
-    ) -> StepResult:
+    def _whole(self, step: StepInputs) -> StepResult:
         """Run a step, to all of its logits."""
-        if pages is None:
-            return WholeLogits(self._step(input_ids, write_indices, logit_indices, first_row))
-        return WholeLogits(self._over(input_ids, write_indices, logit_indices, pages))
+        tokens = (step.input_ids, step.write_indices, step.logit_indices)
+        if step.pages is None:
+            return WholeLogits(self._step(*tokens, step.first_row))
+        return WholeLogits(self._over(*tokens, step.pages))
 
     def _read(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
         return self._cache.read(layer, kind, row, start, stop)

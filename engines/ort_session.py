@@ -21,7 +21,7 @@ from nemo_trt.where import CPU, Where
 from .base_session import BaseSession
 from .ort_graph import Weight, session_options
 from .ort_lowering import lower, lower_model
-from .session import CacheBlock, Logits, PageView, SessionInfo, Tokens
+from .session import CacheBlock, Logits, SessionInfo, StepInputs, Tokens
 from .step_result import StepResult
 from .step_thread import StepThread
 
@@ -144,18 +144,8 @@ class OrtSession(BaseSession):
             raise MachineError(f"ONNX Runtime failed in a step: {error}") from error
         return logits
 
-    def _start(
-        self,
-        input_ids: Tokens,
-        write_indices: Tokens,
-        logit_indices: Tokens,
-        first_row: int,
-        temperatures: Logits | None,
-        pages: PageView | None,
-    ) -> Callable[[], StepResult]:
-        return self._thread.start(
-            self._whole, input_ids, write_indices, logit_indices, first_row, pages
-        )
+    def _start(self, step: StepInputs) -> Callable[[], StepResult]:
+        return self._thread.start(self._whole, step)
 
     def _read(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
         cache = self._caches[contract.past_name(layer, kind)]

@@ -51,6 +51,18 @@ class PageView:
     lengths: NDArray[np.int32]
 
 
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """What a step is launched with: see `Session.launch`."""
+
+    input_ids: Tokens
+    write_indices: Tokens
+    logit_indices: Tokens
+    first_row: int
+    temperatures: Logits | None
+    pages: PageView | None
+
+
 class Session(Protocol):
     """Runs a bundle's graph over a KV cache that it owns.
 

@@ -6,8 +6,7 @@ from onnx_ir.passes import PreconditionError
 
 from nemo_trt import contract
 
-from .graph_pass import GraphPass, constant, make, nodes_of, source, substitute
-from .take_positions import integers
+from .graph_pass import GraphPass, constant, integers, make, nodes_of, source, substitute
 
 LOGIT_ROWS = "logit_rows"
 """Input int64 (B, N), in place of logit_indices: row * S + index, of all tokens in one line."""

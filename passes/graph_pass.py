@@ -77,6 +77,11 @@ def constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     return value
 
 
+def integers(name: str, *shape: str) -> ir.Value:
+    """A graph input in int64."""
+    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.INT64))
+
+
 def make(
     op_type: str, inputs: Sequence[ir.Value | None], name: str, **attributes: float | Sequence[int]
 ) -> ir.Node:

@@ -3,8 +3,7 @@
 import onnx_ir as ir
 from onnx_ir.passes import PreconditionError
 
-from .graph_pass import GraphPass, nodes_of
-from .take_positions import integers
+from .graph_pass import GraphPass, integers, nodes_of
 
 LENGTHS = "lengths"
 """Input int64 (B,): keys of a row that are valid after the update, write_indices + S."""

@@ -3,7 +3,7 @@
 import onnx_ir as ir
 from onnx_ir.passes import PreconditionError
 
-from .graph_pass import GraphPass, nodes_of, source
+from .graph_pass import GraphPass, integers, nodes_of, source
 
 POSITIONS = "positions"
 """Input int64 (B, S): the position of every token, write_indices + 0 .. S - 1."""
@@ -35,8 +35,3 @@ class TakePositions(GraphPass):
                 return node
             node = before
         raise PreconditionError("rotary angles of write_indices plus a range")
-
-
-def integers(name: str, *shape: str) -> ir.Value:
-    """A graph input in int64."""
-    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.INT64))

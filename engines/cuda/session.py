@@ -13,7 +13,7 @@ from nemo_trt.bundle import Bundle
 from nemo_trt.engines.base_session import BaseSession
 from nemo_trt.engines.device import CudaDevice, Device
 from nemo_trt.engines.device_cache import DeviceCache
-from nemo_trt.engines.session import Logits, PageView, SessionInfo, Tokens
+from nemo_trt.engines.session import Logits, SessionInfo, StepInputs, Tokens
 from nemo_trt.engines.step_result import StepResult, WholeLogits
 from nemo_trt.engines.step_thread import StepThread
 from nemo_trt.errors import BundleError, MachineError
@@ -139,17 +139,12 @@ class CudaSession(BaseSession):
             self._pieces, input_ids, write_indices, logit_indices, first_row
         )()
 
-    def _start(
-        self,
-        input_ids: Tokens,
-        write_indices: Tokens,
-        logit_indices: Tokens,
-        first_row: int,
-        temperatures: Logits | None,
-        pages: PageView | None,
-    ) -> Callable[[], StepResult]:
-        wait = self._thread.start(self._pieces, input_ids, write_indices, logit_indices, first_row)
-        return lambda: WholeLogits(wait())
+    def _start(self, step: StepInputs) -> Callable[[], StepResult]:
+        return self._thread.start(self._whole_pieces, step)
+
+    def _whole_pieces(self, step: StepInputs) -> StepResult:
+        tokens = (step.input_ids, step.write_indices, step.logit_indices)
+        return WholeLogits(self._pieces(*tokens, step.first_row))
 
     def _pieces(
         self, input_ids: Tokens, write_indices: Tokens, logit_indices: Tokens, first_row: int

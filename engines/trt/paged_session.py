@@ -1,11 +1,12 @@
 """The `Session` on an engine with pages: its caller says which pages the rows of a step have."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from nemo_trt.engines.paged_session import PagedSession
-from nemo_trt.engines.session import CacheBlock, Logits, PageView, Tokens
+from nemo_trt.engines.session import CacheBlock, Logits, PageView, StepInputs, Tokens
 from nemo_trt.engines.step_result import StepResult
 from nemo_trt.errors import MachineError
 
@@ -70,19 +71,11 @@ class PagedTensorRtSession(PagedSession, TensorRtSession):
     ) -> Logits:
         return self._all_logits(input_ids, write_indices, logit_indices, 0, pages)
 
-    def _start(
-        self,
-        input_ids: Tokens,
-        write_indices: Tokens,
-        logit_indices: Tokens,
-        first_row: int,
-        temperatures: Logits | None,
-        pages: PageView | None,
-    ) -> Callable[[], StepResult]:
-        pages = pages or self._own_pages(input_ids, write_indices, first_row)
-        return super()._start(
-            input_ids, write_indices, logit_indices, first_row, temperatures, pages
-        )
+    def _start(self, step: StepInputs) -> Callable[[], StepResult]:
+        if step.pages is None:
+            pages = self._own_pages(step.input_ids, step.write_indices, step.first_row)
+            step = replace(step, pages=pages)
+        return super()._start(step)
 
     def _rows(
         self, input_ids: Tokens, write_indices: Tokens, first_row: int, pages: PageView | None

@@ -11,7 +11,7 @@ from nemo_trt.bundle import Bundle
 from nemo_trt.engines.base_session import BaseSession
 from nemo_trt.engines.candidates import COLDEST
 from nemo_trt.engines.device import CudaDevice, Device
-from nemo_trt.engines.session import CacheBlock, Logits, PageView, SessionInfo, Tokens
+from nemo_trt.engines.session import CacheBlock, Logits, PageView, SessionInfo, StepInputs, Tokens
 from nemo_trt.engines.step_result import StepResult
 from nemo_trt.errors import BuildError, MachineError
 from nemo_trt.where import Where
@@ -162,34 +162,27 @@ class TensorRtSession(BaseSession):
                 found[some] = positions
         return logits
 
-    def _start(
-        self,
-        input_ids: Tokens,
-        write_indices: Tokens,
-        logit_indices: Tokens,
-        first_row: int,
-        temperatures: Logits | None,
-        pages: PageView | None,
-    ) -> Callable[[], StepResult]:
+    def _start(self, step: StepInputs) -> Callable[[], StepResult]:
         """Put a step on the stream. One that nobody samples from, or whose logits do not fit the
         device at once, runs to its end here."""
+        input_ids, write_indices, logit_indices = (
+            step.input_ids, step.write_indices, step.logit_indices,
+        )  # fmt: skip
         rows, count = logit_indices.shape
         fits = rows * count <= self._outputs.positions
-        if temperatures is None or not fits or (np.diff(logit_indices, axis=1) < 0).any():
-            return super()._start(
-                input_ids, write_indices, logit_indices, first_row, temperatures, pages
-            )
-        degrees = np.maximum(temperatures, np.float32(COLDEST))
+        if step.temperatures is None or not fits or (np.diff(logit_indices, axis=1) < 0).any():
+            return super()._start(step)
+        degrees = np.maximum(step.temperatures, np.float32(COLDEST))
         outputs, addresses = self._outputs, [0] * (rows * count)
         if input_ids.shape[1] == count == 1:
-            for run in self._decode(input_ids, write_indices, degrees, first_row, pages):
+            for run in self._decode(input_ids, write_indices, degrees, step.first_row, step.pages):
                 first, stop = run.asked.start, run.asked.stop
                 outputs.start_download(run.bound, run.offset, run.offset + stop - first, first)
                 addresses[run.asked] = [
                     outputs.logits_address(run.bound, run.offset + at) for at in range(stop - first)
                 ]
         else:
-            each = self._rows(input_ids, write_indices, first_row, pages)
+            each = self._rows(input_ids, write_indices, step.first_row, step.pages)
             for index, (tokens, start, row) in enumerate(each):
                 wanted, degree = logit_indices[index], degrees[[index]]
                 for some in self._prefill(tokens, start, wanted, row, degree, index * count):

@@ -10,7 +10,7 @@ import pytest
 
 from nemo_trt.engines import step_thread as module
 from nemo_trt.engines.base_session import BaseSession
-from nemo_trt.engines.session import Logits, Tokens
+from nemo_trt.engines.session import Logits, StepInputs
 from nemo_trt.engines.step_thread import StepThread
 from nemo_trt.errors import MachineError, StateError
 from tests.waiting import LIMIT_S
@@ -116,8 +116,8 @@ class Slow(BaseSession):
         assert self.go.wait(LIMIT_S) and not self.freed
         return np.zeros((1, 1, 4), np.float32)
 
-    def _start(self, ids: Tokens, where: Tokens, wanted: Tokens, first: int, *_: Any) -> Any:
-        return self._thread.start(self._whole, ids, where, wanted, first, None)
+    def _start(self, step: StepInputs) -> Any:
+        return self._thread.start(self._whole, step)
 
     def _free(self) -> None:
         assert not self.inside.is_set() or self.go.is_set(), "a step still runs"

@@ -27,7 +27,7 @@ CODE = {
     fix_capacity: "6d5d0d11ddf84d22",
     merge_products: "a36869b0a2a86eb5",
     scale_queries: "8f09e67d3954c775",
-    graph_pass: "47d51ab371a86185",
+    graph_pass: "0a3ca7131c0c8040",
     weights: "a89ee2817e90b357",
     network: "d3d5454347bf4e07",
     place: "2eda4c4aa839431c",
