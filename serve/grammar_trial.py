@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from typing import Any
 
 from nemo_trt.errors import MachineError, NemoTrtError, RequestError, StateError
@@ -65,6 +66,8 @@ class GrammarTrial:
         with self._lock:
             self._require_open()
             current().require_wanted()
+            if self._child is not None and self._child.poll() is not None:
+                _ended(self.__dict__)  # the machine needed memory while nobody asked
             if self._child is None:
                 limits = map(str, (self._cpu_s, self._memory_bytes))
                 self._child = subprocess.Popen(
@@ -132,7 +135,8 @@ def _ended(state: dict[str, Any]) -> None:
         child.kill()
         child.wait()
         for pipe in (child.stdin, child.stdout):
-            pipe.close()
+            with suppress(OSError):  # what the process no longer reads is flushed once more
+                pipe.close()
 
 
 def _main(cpu_s: int, memory_bytes: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -59,10 +60,20 @@ def test_a_grammar_that_takes_much_memory_is_refused_and_the_next_one_served() -
         assert trial.error_of(grammar({"type": "string"})) is None
 
 
+class Ended(subprocess.Popen[str]):
+    """A process that is over before it can be asked."""
+
+    def __init__(self, *command: Any, **options: Any) -> None:
+        super().__init__(*command, **options)
+        self.wait()
+
+
+@pytest.mark.parametrize("process", [subprocess.Popen, Ended])
 def test_a_process_that_does_not_run_here_is_no_fault_of_the_grammar(
-    trial: GrammarTrial, monkeypatch: pytest.MonkeyPatch
+    process: type[subprocess.Popen[str]], trial: GrammarTrial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
+    monkeypatch.setattr("subprocess.Popen", process)
     with pytest.raises(MachineError, match="ended with code 1"):
         trial.error_of(grammar({"type": "integer"}))
 
@@ -97,6 +108,15 @@ def test_leaving_after_a_grammar_was_compiled_ends_no_process(trial: GrammarTria
     cancellation.cancel()  # the process may be compiling another request's
     assert trial.error_of(grammar({"type": "string"})) is None
     assert trial._child is first
+
+
+def test_a_process_that_was_killed_between_two_grammars_starts_anew(trial: GrammarTrial) -> None:
+    assert trial.error_of(grammar({"type": "integer"})) is None
+    first = trial._child
+    assert first is not None
+    first.kill()
+    first.wait()
+    assert trial.error_of(grammar({"type": "string"})) is None
 
 
 def test_a_wrong_grammar_is_an_error_and_no_end(trial: GrammarTrial) -> None:
