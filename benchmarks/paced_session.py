@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nemo_trt.bundle import Bundle
 from nemo_trt.engines.base_session import BaseSession
 from nemo_trt.engines.candidates import Candidates, top_candidates
-from nemo_trt.engines.planner import kv_bytes_per_token, step_bytes
+from nemo_trt.engines.planned import kv_bytes_per_token, step_bytes
 from nemo_trt.engines.session import CacheBlock, Logits, PageView, SessionInfo, Tokens
 from nemo_trt.engines.step_result import At
 from nemo_trt.engines.targets import Target
@@ -56,6 +56,7 @@ class PlannedNemo:
     def __init__(self, target: Target) -> None:
         self.config = SHAPES["nemo-12b"]
         self.precision = DType.FP8 if target.has_fp8 else DType.BF16
+        self.kept_cache_layers = frozenset[int]()
         head_and_embedding = 2 * self.config.vocab_size * self.config.hidden_size
         others = self.config.num_parameters - head_and_embedding
         itemsize = self.precision.itemsize

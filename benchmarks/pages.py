@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from paced_session import PREFILL_TOKENS, PlannedNemo
 
-from nemo_trt.engines.planner import engine_budget, kv_bytes_per_token, step_bytes
+from nemo_trt.engines.planned import CacheKind, step_bytes
+from nemo_trt.engines.planner import engine_budget
 from nemo_trt.engines.sampling import SamplingParams
 from nemo_trt.engines.session import Logits, PageView, Tokens
 from nemo_trt.engines.step_result import WholeLogits
@@ -35,14 +36,13 @@ class Counted:
     prefill_chunk, overlaps = None, False
     config: Any = SimpleNamespace(vocab_size=VOCAB, eos_token_ids=())
 
-    def __init__(self, target: Target, length: int, *, paged: bool, fp8_cache: bool) -> None:
+    def __init__(self, target: Target, length: int, *, paged: bool, kv_cache: CacheKind) -> None:
         nemo = PlannedNemo(target)
         self.max_seq_len, self._paged = length, paged
-        share = 0.5 if fp8_cache else 1.0
         self._bandwidth = target.bandwidth_gb_s * 1e9
-        self._weights, self._token = step_bytes(nemo), share * kv_bytes_per_token(nemo)
-        budget = engine_budget(nemo, target, max_seq_len=length, paged=paged)
-        tokens = int(budget.cache_tokens / share)
+        budget = engine_budget(nemo, target, max_seq_len=length, paged=paged, kv_cache=kv_cache)
+        self._weights, self._token = step_bytes(nemo), budget.kv_token_bytes
+        tokens = budget.cache_tokens
         self.max_batch = ROWS if paged else tokens // length
         self.page_tokens = PAGE if paged else None
         self.num_pages = tokens // PAGE if paged else 0
@@ -114,9 +114,9 @@ def main() -> None:
     print("|---|---|---:|---:|---:|---:|")
     for name in arguments.gpu:
         for label, kinds in (
-            ("rows, BF16", {"paged": False, "fp8_cache": False}),
-            ("pages, BF16", {"paged": True, "fp8_cache": False}),
-            ("pages, FP8", {"paged": True, "fp8_cache": True}),
+            ("rows, BF16", {"paged": False, "kv_cache": "base"}),
+            ("pages, BF16", {"paged": True, "kv_cache": "base"}),
+            ("pages, FP8", {"paged": True, "kv_cache": "fp8"}),
         ):
             session = Counted(target_named(name), arguments.max_seq_len, **kinds)
             rate, running, preempted = served(session, arguments.requests)

@@ -2,13 +2,15 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from nemo_trt.engines.planner import Budget, Planned
+    from nemo_trt.engines.planned import CacheKind, Planned
+    from nemo_trt.engines.planner import Budget
 
 
 @click.command(epilog="Example: nemo-trt plan ./nemo-fp8 --gpu l40s --max-batch 4")
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 @click.option(
     "--precision",
     type=click.Choice(["bf16", "fp16", "fp8"]),
-    help="For a checkpoint: precision to export it in; by default that of its stored weights.",
+    help="Precision to plan for; by default that of the bundle, or of the checkpoint's weights.",
 )
 @click.option(
     "--attention",
@@ -31,6 +33,13 @@ if TYPE_CHECKING:
     default="native",
     show_default=True,
     help="Attention of the engine; see `build`.",
+)
+@click.option(
+    "--kv-cache",
+    type=click.Choice(["base", "fp8"]),
+    default="base",
+    show_default=True,
+    help="Cache of the engine; see `build`.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -40,6 +49,7 @@ def command(
     max_batch: int,
     precision: str | None,
     attention: str,
+    kv_cache: "CacheKind",
     as_json: bool,
 ) -> None:
     """Show whether an engine of SOURCE fits a GPU, its longest contexts, and its decode floor.
@@ -53,14 +63,18 @@ def command(
     from nemo_trt.stages.plan import plan_engine, planned
 
     model, paged = planned(source, precision), attention == "paged"
+    budget_on = partial(
+        plan_engine,
+        model,
+        max_seq_len=max_seq_len,
+        max_batch=max_batch,
+        paged=paged,
+        kv_cache=kv_cache,
+    )
     if gpu is None:
-        rows = [
-            plan_engine(model, name, max_seq_len=max_seq_len, max_batch=max_batch, paged=paged)
-            for name in TARGETS
-        ]
-        _show_every(rows, as_json, model)
+        _show_every([budget_on(name) for name in TARGETS], as_json, model)
         return
-    budget = plan_engine(model, gpu, max_seq_len=max_seq_len, max_batch=max_batch, paged=paged)
+    budget = budget_on(gpu)
     if as_json:
         from .console import OUT
 

@@ -17,7 +17,7 @@ from nemo_trt.where import CPU, Where
 
 from .machine import gpus
 from .open import open_session
-from .planner import kv_bytes_per_token, step_bytes
+from .planned import step_bytes
 from .rates import Rate, batches_up_to, decode_rates, prefill_rates
 from .session import Session, SessionInfo
 from .targets import Target, target_named
@@ -209,11 +209,8 @@ def _bandwidth(
 def _bytes_read(session: Session, record: EngineRecord | None) -> tuple[int, int]:
     """Weights that a decode step reads, and a row's cached bytes a token, as they lie in memory."""
     bundle = session.bundle
-    if record and record.paged:  # of its layers some may have FP8
-        by_layer = map(bundle.config.kv_bytes_per_token, record.paged.caches)
-        return step_bytes(bundle), sum(by_layer) // bundle.config.num_layers
     if record:
-        return step_bytes(bundle), kv_bytes_per_token(bundle)
+        return step_bytes(bundle), record.kv_bytes_per_token(bundle.config)
     itemsize = bundle.precision.base.itemsize  # on CUDA, FP8 weights lie in the base dtype
     if session.where.kind == "cpu":
         itemsize = 2 if session.compute_precision == "fp16" else 4

@@ -1,12 +1,12 @@
 """Plans an engine: its memory on a GPU and the lower bound of its decode step, before a build."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from nemo_trt.config import ModelConfig
 from nemo_trt.errors import BuildError, RequestError
 from nemo_trt.precision import DType
 
+from .planned import CacheKind, Planned, kv_bytes_per_token, step_bytes
 from .targets import TARGETS, Target
 
 DEFAULT_CHUNK = 1024
@@ -23,22 +23,6 @@ _FUSED_SCORES = 24_576
 _LEAST_CHOICE = 1024  # tokens; capacities are proposed from here on, each twice the one before
 _SLOTS = (1, 2, 4, 8, 16, 32, 64)
 _STEP = 256  # contexts are told in multiples of it
-
-
-class Planned(Protocol):
-    """What is planned for: a bundle's `Manifest`, or what a bundle will be."""
-
-    @property
-    def config(self) -> ModelConfig:
-        """The model's shape."""
-
-    @property
-    def precision(self) -> DType:
-        """The compute precision."""
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +106,7 @@ def engine_budget(
     prefill_chunk: int = DEFAULT_CHUNK,
     num_plans: int = 1,
     paged: bool = False,
+    kv_cache: CacheKind = "base",
 ) -> Budget:
     """Compute an engine's memory; `require_fit` checks whether it fits.
 
@@ -133,8 +118,10 @@ def engine_budget(
         prefill_chunk: tokens of one row that one prefill step takes.
         num_plans: 1 holds the weights once; 2 hold them twice.
         paged: with paged attention, which copies no keys and values.
+        kv_cache: see `cache_dtypes`.
 
     Raises:
+        BuildError: see `cache_dtypes`.
         RequestError: a number is out of range, or longer than the model's context.
     """
     config = manifest.config
@@ -146,9 +133,15 @@ def engine_budget(
             f"max_seq_len must be 1 to {config.max_position_embeddings}, the model's context, got "
             f"{max_seq_len}."
         )
+    token_bytes = kv_bytes_per_token(manifest, kv_cache, paged=paged)
     fits = {
         slots: _longest(
-            manifest, target, 1 if paged else slots, prefill_chunk, num_plans, paged=paged
+            manifest,
+            target,
+            (1 if paged else slots) * token_bytes,
+            prefill_chunk,
+            num_plans,
+            paged=paged,
         )
         for slots in sorted({*_SLOTS, max_batch})
     }
@@ -158,7 +151,7 @@ def engine_budget(
     per_step = step_bytes(manifest)
     plan_bytes = manifest.weight_bytes * num_plans
     scratch_bytes = _scratch_bytes(manifest, 0 if paged else capacity, chunk)
-    row_bytes = capacity * kv_bytes_per_token(manifest)
+    row_bytes = capacity * token_bytes
     kv_bytes = max_batch * row_bytes
     if paged:
         left = target.memory_bytes - RESERVE_BYTES - plan_bytes - scratch_bytes
@@ -171,7 +164,7 @@ def engine_budget(
         num_plans=num_plans,
         weight_bytes=plan_bytes,
         kv_bytes=kv_bytes,
-        kv_token_bytes=kv_bytes_per_token(manifest),
+        kv_token_bytes=token_bytes,
         scratch_bytes=scratch_bytes,
         weights_ms=per_step / target.bytes_per_ms,
         floor_ms=(per_step + kv_bytes) / target.bytes_per_ms,
@@ -231,18 +224,6 @@ def fused_tokens(target: Target, config: ModelConfig) -> int | None:
     return _FUSED_SCORES - config.head_dim if target.sm in FUSED_SMS else None
 
 
-def kv_bytes_per_token(manifest: Planned) -> int:
-    """Bytes of a row's keys and values of one token."""
-    return manifest.config.kv_bytes_per_token(manifest.precision.base)
-
-
-def step_bytes(manifest: Planned) -> int:
-    """Weights that a decode step reads: all but the embedding, unless the head is tied to it."""
-    config = manifest.config
-    embedding = config.vocab_size * config.hidden_size * manifest.precision.base.itemsize
-    return manifest.weight_bytes - (0 if config.tied_head else embedding)
-
-
 def _scratch_bytes(manifest: Planned, capacity: int, chunk: int) -> int:
     """What the prefill profile needs, of one row: a copy of a layer's keys and values, the MLP's
     three activations, logits. An upper bound of what was measured (docs/performance.md)."""
@@ -255,11 +236,14 @@ def _scratch_bytes(manifest: Planned, capacity: int, chunk: int) -> int:
 
 
 def _longest(
-    manifest: Planned, target: Target, slots: int, chunk: int, num_plans: int, *, paged: bool
+    manifest: Planned, target: Target, per_token: int, chunk: int, num_plans: int, *, paged: bool
 ) -> int:
-    """The longest context of `slots` rows that fits, a multiple of 256, at most the model's."""
+    """The longest context that fits, a multiple of 256, at most the model's.
+
+    Args:
+        per_token: bytes of one token of every row in the cache.
+    """
     free = target.memory_bytes - RESERVE_BYTES - num_plans * manifest.weight_bytes
-    per_token = slots * kv_bytes_per_token(manifest)
     if not paged:
         config = manifest.config
         per_token += 2 * config.num_kv_heads * config.head_dim * manifest.precision.base.itemsize

@@ -58,6 +58,11 @@ class Bundle:
         return self.manifest.weight_bytes
 
     @property
+    def kept_cache_layers(self) -> frozenset[int] | None:
+        """See `Manifest.kept_cache_layers`."""
+        return self.manifest.kept_cache_layers
+
+    @property
     def graph_path(self) -> Path:
         """The ONNX graph."""
         return self.path / GRAPH_FILE

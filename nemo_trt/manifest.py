@@ -81,6 +81,12 @@ class Manifest:
         """Bytes of all weight files."""
         return sum(weight.num_bytes for weight in self.weights)
 
+    @property
+    def kept_cache_layers(self) -> frozenset[int] | None:
+        """Layers that keep the base dtype in an FP8 cache; None where none was calibrated."""
+        scales = self.quantization.cache if self.quantization else None
+        return frozenset(map(int, scales.kept)) if scales else None
+
     def tokenizer_folder(self, bundle: Path) -> Path | None:
         """The folder of the tokenizer's files, or None when the bundle has no tokenizer."""
         return (bundle / self.tokenizer_files[0]).parent if self.tokenizer_files else None

@@ -5,12 +5,13 @@ from typing import Literal
 
 from nemo_trt.bundle import Bundle
 from nemo_trt.defaults import ENGINE_SEQ_LEN
+from nemo_trt.engines.planned import CacheKind
 from nemo_trt.engines.planner import DEFAULT_CHUNK, MAX_LOGITS, engine_budget, require_fit
 from nemo_trt.engines.targets import target_named
 from nemo_trt.progress import Progress
 
 from .builder import build_plans
-from .record import PAGE, AttentionKind, BuildOptions, CacheKind, EngineRecord
+from .record import PAGE, AttentionKind, BuildOptions, EngineRecord
 from .toolkit import ToolkitName, toolkit_for
 
 
@@ -71,6 +72,7 @@ def build_engine(
         prefill_chunk=prefill_chunk,
         num_plans=1 if single_plan else 2,
         paged=attention == "paged",
+        kv_cache=kv_cache,
     )
     require_fit(budget, bundle)
     asked = f"nemo-trt build {bundle} --gpu {target.name}"

@@ -79,6 +79,7 @@ def build_plans(
         prefill_chunk=options.prefill_chunk,
         num_plans=1 if options.single_plan else 2,
         paged=options.attention == "paged",
+        kv_cache=options.kv_cache,
     )
     require_fit(budget, bundle)
     require_fused(options, budget.fused_tokens)
@@ -130,25 +131,12 @@ def build_plans(
 
 
 def _placement(bundle: Bundle, options: BuildOptions) -> Placement | None:
-    """How an engine with pages stores keys and values; None for one without.
-
-    Raises:
-        BuildError: an FP8 cache has no pages, or the bundle has no scales for it.
-    """
+    """How an engine with pages stores keys and values; None for one without."""
     if options.attention != "paged":
-        if options.kv_cache == "fp8":
-            raise BuildError("An FP8 cache needs --attention paged: TensorRT's own takes none.")
         return None
-    base = bundle.precision.base
-    if options.kv_cache == "base":
-        return Placement(page=options.page, base=base)
     found = bundle.manifest.quantization
-    if found is None or found.cache is None:
-        raise BuildError(
-            f"An FP8 cache needs the scales of a calibration, and {bundle} holds none. Export the "
-            "checkpoint again, with --precision fp8, from weights that are not FP8 yet."
-        )
-    return Placement(page=options.page, base=base, fp8=found.cache)
+    scales = found.cache if found and options.kv_cache == "fp8" else None
+    return Placement(page=options.page, base=bundle.precision.base, fp8=scales)
 
 
 def _attention(

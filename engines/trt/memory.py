@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from nemo_trt.config import ModelConfig
 from nemo_trt.errors import MachineError
-from nemo_trt.precision import DType
 
 from .record import EngineRecord
 
@@ -37,12 +36,11 @@ class DeviceMemory:
 
 
 def device_memory(
-    record: EngineRecord, config: ModelConfig, dtype: DType, *, io_bytes: int, num_windows: int
+    record: EngineRecord, config: ModelConfig, *, io_bytes: int, num_windows: int
 ) -> DeviceMemory:
     """What an engine takes, by its record.
 
     Args:
-        dtype: of the cache.
         io_bytes: of inputs and logits.
         num_windows: decode contexts.
     """
@@ -53,7 +51,7 @@ def device_memory(
     )  # fmt: skip
     return DeviceMemory(
         plans=sum(plan.num_bytes for plan in record.plans),
-        cache=tokens * config.kv_bytes_per_token(dtype),
+        cache=tokens * record.kv_bytes_per_token(config),
         scratch=max(max(plan.scratch_bytes.values(), default=0) for plan in record.plans),
         io=io_bytes,
         graphs=num_windows * GRAPH_BYTES,

@@ -42,8 +42,7 @@ class PagedTensorRtSession(PagedSession, TensorRtSession):
         options, config = self.record.options, self.config
         paged = self.record.paged
         assert paged is not None, "the record is of an engine with pages"
-        per_token = sum(map(config.kv_bytes_per_token, paged.caches)) // config.num_layers
-        size = options.page * per_token
+        size = options.page * self.record.kv_bytes_per_token(config)
         row = -(-options.max_seq_len // options.page)
         graphs = GRAPH_BYTES * len(buckets(self.max_batch))  # which are made later
         fitting = int(_SHARE * (self._device.free_bytes() - graphs)) // size

@@ -9,15 +9,17 @@ from typing import Any, Literal, Self, get_args
 
 from nemo_trt.bundle import Bundle
 from nemo_trt.choices import require_choice, require_range
+from nemo_trt.config import ModelConfig
 from nemo_trt.digest import file_digest
+from nemo_trt.engines.planned import CACHE_KINDS, CacheKind
 from nemo_trt.errors import DAMAGED_JSON, BuildError, RequestError
 from nemo_trt.manifest import ENGINE_FILE
+from nemo_trt.precision import DType
 from nemo_trt.utf8 import json_text
 
 from .attention.record import PagedAttention
 
 AttentionKind = Literal["native", "paged"]
-CacheKind = Literal["base", "fp8"]
 SCHEMA_VERSION = 4
 PAGE = 64  # tokens
 LOWERING_VERSION = 6
@@ -59,7 +61,7 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         require_choice("attention", self.attention, get_args(AttentionKind))
-        require_choice("kv_cache", self.kv_cache, get_args(CacheKind))
+        require_choice("kv_cache", self.kv_cache, CACHE_KINDS)
         require_range("opt_level", self.opt_level, 0, 5)
 
     @property
@@ -142,6 +144,11 @@ class EngineRecord:
         digests = [plan.digest for plan in self.plans]
         digests += [kernel.digest for kernel in self.paged.kernels] if self.paged else []
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+    def kv_bytes_per_token(self, config: ModelConfig) -> int:
+        """Bytes of a row's keys and values of one token, as they lie in the engine's cache."""
+        caches = self.paged.caches if self.paged else (DType(self.precision).base,)
+        return sum(map(config.kv_bytes_per_token, caches)) // len(caches)
 
     def rebuild_command(self, bundle: Bundle) -> str:
         """The command that builds this engine again."""

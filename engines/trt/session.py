@@ -231,12 +231,11 @@ class TensorRtSession(BaseSession):
         self._windows = Windows(
             self.max_batch,
             weight_bytes=self.record.weight_bytes,
-            row_bytes=self.max_seq_len * config.kv_bytes_per_token(self._dtype),
+            row_bytes=self.max_seq_len * self.record.kv_bytes_per_token(config),
         )
         needed = device_memory(
             self.record,
             config,
-            self._dtype,
             io_bytes=sum(sizes.values()) + Outputs.num_bytes(positions, config.vocab_size),
             num_windows=len(list(self._decode_windows())),
         )

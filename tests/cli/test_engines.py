@@ -75,6 +75,11 @@ def test_plan_shows_every_gpu_then_one(bundle: str, capsys: Output) -> None:
     assert run(["plan", bundle, "--gpu", "l40s", "--attention", "paged"]) == 0
     shown = words(capsys.readouterr().out)
     pages, tokens = re.findall(r"memory for ([\d,]+) pages of 64 tokens, ([\d,]+) tokens", shown)[0]
+    asked = ["plan", bundle, "--gpu", "l40s", "--attention", "paged", "--kv-cache", "fp8"]
+    assert run(asked) == 2  # this bundle has no scales; one of its checkpoint in FP8 would
+    assert "needs the scales of a calibration" in capsys.readouterr().err
+    assert run([*asked, "--precision", "fp8", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kv_token_bytes"] == 2 * 2 * 2 * 128
     whole = [int(number.replace(",", "")) for number in (pages, tokens)]
     assert whole[0] == whole[1] // 64 and whole[1] >= facts["free_bytes"] // (2 * 2 * 2 * 128 * 2)
 
@@ -86,6 +91,7 @@ def test_plan_shows_every_gpu_then_one(bundle: str, capsys: Output) -> None:
         (["plan", "nowhere"], 2, "nowhere must exist"),
         (["plan", "{}", "--gpu", "l4", "--max-batch", "100000"], 2, "but it has 24 GB. Use"),
         (["build", "{}", "--gpu", "l4", "--max-batch", "100000"], 2, "but it has 24 GB. Use"),
+        (["plan", "{}", "--gpu", "l4", "--kv-cache", "fp8"], 2, "needs --attention paged"),
         (["build", "{}"], 2, "--gpu"),
         (["build", "{}", "--gpu", "h100"], 3, "an sm_90 GPU (here: none)"),
         (["build", "{}", "--gpu", "h100", "--toolchain", "tensorrt-rtx"], 3, "does not serve h100"),

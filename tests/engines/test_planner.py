@@ -6,12 +6,16 @@ from typing import Any
 
 import pytest
 
+from nemo_trt.cache_scales import CacheScales
+from nemo_trt.engines.planned import CACHE_KINDS
 from nemo_trt.engines.planner import Budget, engine_budget, require_fit
 from nemo_trt.engines.targets import TARGETS, target_named
 from nemo_trt.errors import BuildError, RequestError
 from nemo_trt.export.samples import SHAPES
 from nemo_trt.manifest import Manifest, WeightFile, read_manifest
 from nemo_trt.precision import DType
+from nemo_trt.quantization import Quantization
+from nemo_trt.stages.plan import FutureBundle
 
 pytestmark = pytest.mark.unit
 
@@ -112,6 +116,36 @@ def test_a_pool_need_not_hold_every_row_in_full(nemo: dict[DType, Manifest]) -> 
     native = engine_budget(manifest, h100, max_seq_len=24_000, max_batch=64)
     with pytest.raises(BuildError, match="h100 must hold"):
         require_fit(native, manifest)
+
+
+def test_an_fp8_cache_takes_half_in_the_layers_that_take_it(nemo: dict[DType, Manifest]) -> None:
+    plain, l40s = nemo[DType.FP8], target_named("l40s")
+    assert plain.quantization is None
+    with pytest.raises(BuildError, match="needs the scales of a calibration"):
+        engine_budget(plain, l40s, paged=True, kv_cache="fp8")
+    scales = CacheScales(layers=(), kl=1.0, max_kl=0.5, kept={"0": "costly", "39": "costly"})
+    found = Quantization(
+        weight_scales="per-tensor", method="amax", calibration={}, activations={}, weight_amax={},
+        kl=0.0, max_kl=1.0, kept={}, cache=scales,
+    )  # fmt: skip
+    manifest = replace(plain, quantization=found)
+    with pytest.raises(BuildError, match="needs --attention paged"):
+        engine_budget(manifest, l40s, kv_cache="fp8")
+    base, half = (
+        engine_budget(manifest, l40s, max_seq_len=8192, paged=True, kv_cache=kind)
+        for kind in CACHE_KINDS
+    )
+    layer = 2 * 8 * 128  # keys and values of a token
+    assert base.kv_token_bytes == 40 * 2 * layer and half.kv_token_bytes == (2 * 2 + 38) * layer
+    assert half.kv_bytes == 8192 * half.kv_token_bytes and half.floor_ms < base.floor_ms
+    assert base.free_bytes + base.kv_bytes == half.free_bytes + half.kv_bytes
+    # What a checkpoint becomes is not known yet: every layer may take it, or none is calibrated.
+    future = FutureBundle(config=manifest.config, precision=DType.FP8)
+    every = engine_budget(future, l40s, paged=True, kv_cache="fp8")
+    assert every.kv_token_bytes == 40 * layer
+    for other in (replace(future, calibrated=False), replace(future, precision=DType.BF16)):
+        with pytest.raises(BuildError, match="needs the scales of a calibration"):
+            engine_budget(other, l40s, paged=True, kv_cache="fp8")
 
 
 def test_two_plans_hold_the_weights_twice(nemo: dict[DType, Manifest]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nemo_trt.engines.trt.record import BuildOptions
-from nemo_trt.errors import CheckpointError, MachineError, RequestError
+from nemo_trt.errors import MachineError, RequestError
 from nemo_trt.export.checkpoints import open_checkpoint
 from nemo_trt.export.quantization.calibrate import calibrate
 from nemo_trt.progress import Silent
@@ -80,7 +80,9 @@ def test_a_device_on_which_pytorch_cannot_compute_is_named(
         )
 
 
-def test_a_bundle_has_its_own_precision(tiny: Any) -> None:
-    assert planned(tiny.bundle).precision == "fp32"
-    with pytest.raises(CheckpointError):
-        planned(tiny.bundle, "fp8")
+def test_a_bundle_is_planned_in_its_own_precision_or_as_if_exported_again(tiny: Any) -> None:
+    own = planned(tiny.bundle)
+    assert own.precision == "fp32" and planned(tiny.bundle, "fp32") == own
+    half = planned(tiny.bundle, "bf16")
+    assert (half.precision, half.config) == ("bf16", own.config)
+    assert half.weight_bytes == 2 * own.config.num_parameters

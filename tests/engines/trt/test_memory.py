@@ -13,7 +13,7 @@ from nemo_trt.errors import MachineError
 from nemo_trt.precision import DType
 
 from .properties import tokens
-from .standin import CHUNK, LOGITS, ROWS, FakeDevice, FakePlan, T, record_of
+from .standin import CHUNK, LOGITS, ROWS, FakeDevice, FakePlan, T, paged_of, record_of
 from .test_session import bundle
 
 pytestmark = pytest.mark.model
@@ -56,9 +56,13 @@ def test_pages_need_room_for_a_row_at_least(bundle: Path) -> None:
     record = record_of(bundle)
     config = FakePlan(bundle, FakeDevice()).config
     paged = replace(record, options=replace(record.options, attention="paged", page=48))
-    memory = device_memory(paged, config, DType.FP16, io_bytes=0, num_windows=0)
+    memory = device_memory(paged, config, io_bytes=0, num_windows=0)
     assert memory.cache == 96 * config.kv_bytes_per_token(DType.FP16)  # two pages of 48 for 64
     assert memory.total == memory.cache
+    (first, *rest) = [(1.0, 1.0)] + [None] * (config.num_layers - 1)  # FP8 in the first alone
+    fp8 = replace(paged, paged=paged_of(bundle, {0: first}))
+    half = device_memory(fp8, config, io_bytes=0, num_windows=0).cache
+    assert half == 96 * 2 * config.kv_size * (1 + 2 * len(rest))
 
 
 def test_logits_are_copied_to_pinned_memory(bundle: Path) -> None:
