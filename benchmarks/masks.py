@@ -18,7 +18,7 @@ import numpy as np
 
 from nemo_trt.engines.tokenizers import Tokenizer, open_tokenizer
 from nemo_trt.export.checkpoints.tokenizer_files import tekken_of_mistral_common
-from nemo_trt.serve.grammars import Grammars
+from nemo_trt.serve.grammars import VocabularyGrammars
 from nemo_trt.serve.tools import calls_schema
 
 PERSON = {
@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def _llguidance(tokenizer: Tokenizer) -> Callable[[dict[str, Any]], Step]:
-    grammars = Grammars(tokenizer, tokenizer.vocab_size, tokenizer.eos_ids)
+    grammars = VocabularyGrammars(tokenizer, tokenizer.vocab_size, tokenizer.eos_ids)
 
     def make(schema: dict[str, Any]) -> Step:
         constraint = grammars.json_schema(schema)

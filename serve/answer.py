@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol, Self
 
 from nemo_trt.engines.generation import TokenEvent
-from nemo_trt.errors import DeadlineError
+from nemo_trt.errors import DeadlineError, NemoTrtError
 
 from .request import Ended, Output, Request
 
@@ -15,14 +15,9 @@ from .request import Ended, Output, Request
 class Answers(Protocol):
     """Takes requests and ends them: an engine, as an answer sees it."""
 
-    def submit(
-        self,
-        answer: "Answer",
-        request: Request,
-        loop: asyncio.AbstractEventLoop,
-        accepted: "asyncio.Future[int]",
-    ) -> None:
-        """Queue a request; `accepted` tells whether it was taken, `answer.take` what came of it."""
+    def submit(self, answer: "Answer", request: Request, loop: asyncio.AbstractEventLoop) -> None:
+        """Queue a request: `answer.settle` is told whether it was accepted, `answer.take` what
+        comes of it, both in `loop`."""
 
     def cancel(self, answer: "Answer") -> None:
         """End an answer's request, which may have ended already."""
@@ -45,7 +40,7 @@ class Answer:
         self._loop = asyncio.get_running_loop()
         self._news: deque[Output] = deque()
         self._waiter: asyncio.Future[None] | None = None
-        self._accepted: asyncio.Future[int] | None = None
+        self._accepted: asyncio.Future[None] | None = None
 
     @property
     def prompt(self) -> Sequence[int]:
@@ -62,7 +57,7 @@ class Answer:
         if self._accepted is None:
             self._accepted = self._loop.create_future()
             self._accepted.add_done_callback(_look_at)
-            self._engine.submit(self, self._request, self._loop, self._accepted)
+            self._engine.submit(self, self._request, self._loop)
         await asyncio.shield(self._accepted)
         return self
 
@@ -70,6 +65,15 @@ class Answer:
         """End the request and free its slot within one step. Does nothing once it has ended."""
         if self._accepted is not None and self.ended is None:
             self._engine.cancel(self)
+
+    def settle(self, error: NemoTrtError | None) -> None:
+        """The engine accepted the request, or refused it; called in the answer's event loop."""
+        if self._accepted is None or self._accepted.done():  # its loop is closing
+            return
+        if error:
+            self._accepted.set_exception(error)
+        else:
+            self._accepted.set_result(None)
 
     def take(self, output: Output) -> None:
         """The engine has news of the request; called in the answer's event loop."""
@@ -113,7 +117,7 @@ class Answer:
         self.cancel()
 
 
-def _look_at(accepted: "asyncio.Future[int]") -> None:
+def _look_at(accepted: "asyncio.Future[None]") -> None:
     """Asyncio complains of exceptions that nobody looked at; who asked may have gone."""
     if not accepted.cancelled():
         accepted.exception()

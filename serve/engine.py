@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from nemo_trt.bundle import Bundle
 from nemo_trt.config import ModelConfig
@@ -23,6 +23,7 @@ from nemo_trt.where import CPU, Where
 
 from .answer import Answer
 from .interface import Engine, EngineFacts
+from .listener import Asked, Listener, LoopListener
 from .metrics import Metrics
 from .opening import Opening
 from .request import Ended, Output, Request, Usage
@@ -70,7 +71,7 @@ class AsyncEngine(Engine):
                 max_queue=max_queue,
             )
             self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-            self._answers: dict[int, tuple[Answer, asyncio.AbstractEventLoop]] = {}
+            self._asked: dict[int, tuple[Asked, Listener, Request]] = {}
             self._open, self._draining, self._stopped = True, False, False
             self._failure: BaseException | None = None
             self.metrics.watch(self._scheduler, self.session)
@@ -142,9 +143,9 @@ class AsyncEngine(Engine):
         self._ownership.require_here()
         self._draining = True
         end = time.monotonic() + timeout_s
-        while self._answers and time.monotonic() < end and self._failure is None:
+        while self._asked and time.monotonic() < end and self._failure is None:
             await asyncio.sleep(0.01)
-        return not self._answers
+        return not self._asked
 
     def wait_stopped(self) -> None:
         """Block until the engine's thread has ended: after `close`, or with `failure` set."""
@@ -159,11 +160,10 @@ class AsyncEngine(Engine):
         if self._ownership.is_here and self._open:
             self._open = False
             reason = self._refusal() or StateError("The engine has been closed.")
-            for number, (answer, loop) in list(self._answers.items()):
-                usage = Usage(prompt_tokens=len(answer.prompt))
+            for number, (asked, listener, request) in list(self._asked.items()):
+                usage = Usage(prompt_tokens=len(request.prompt))
                 ended = Ended(reason="error", usage=usage, error=reason)
-                output = Output(request_id=number, event=None, ended=ended)
-                _call(loop, _hand_over, [(answer, output)])
+                listener.tell([(asked, Output(request_id=number, event=None, ended=ended))])
             self._inbox.put(lambda: None)
             self._thread.join()
             self._runner.close()
@@ -174,35 +174,25 @@ class AsyncEngine(Engine):
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.close)
 
-    def submit(
-        self,
-        answer: Answer,
-        request: Request,
-        loop: asyncio.AbstractEventLoop,
-        accepted: "asyncio.Future[int]",
-    ) -> None:
+    def submit(self, answer: Answer, request: Request, loop: asyncio.AbstractEventLoop) -> None:
         """See `Answers`; callable from any thread."""
+        self.enqueue(request, answer, LoopListener(loop))
 
-        def settle(number: int | None, error: NemoTrtError | None) -> None:
-            if accepted.done():  # its loop is closing
-                return
-            if error:
-                accepted.set_exception(error)
-            elif number is not None:
-                accepted.set_result(number)
+    def enqueue(self, request: Request, asked: Asked, listener: Listener) -> None:
+        """Queue a request; `listener` is told of it as `asked`. Callable from any thread."""
 
         def submit() -> None:
-            number, error = None, self._refusal()
+            error = self._refusal()
             if error is None:
                 try:
                     number = self._scheduler.submit(request)
-                    self._answers[number] = answer, loop
+                    self._asked[number] = asked, listener, request
                 except NemoTrtError as refused:
                     error = refused
-            _call(loop, settle, number, error)
+            listener.settle(asked, error)
 
         if (refusal := self._refusal()) is not None:
-            settle(None, refusal)
+            listener.settle(asked, refusal)
             return
         self._put(submit)
 
@@ -224,11 +214,11 @@ class AsyncEngine(Engine):
             return StateError("The engine is shutting down and takes no more requests.")
         return None
 
-    def cancel(self, answer: Answer) -> None:
-        """See `Answers`; callable from any thread."""
+    def cancel(self, answer: Asked) -> None:
+        """End a request, by what it was asked as. Callable from any thread."""
 
-        def cancel() -> None:  # runs behind the answer's own submission
-            for number, (found, _) in self._answers.items():
+        def cancel() -> None:  # runs behind the request's own submission
+            for number, (found, *_) in self._asked.items():
                 if found is answer:
                     output = self._scheduler.cancel(number)
                     self._deliver([output] if output else [])
@@ -248,7 +238,7 @@ class AsyncEngine(Engine):
             self._failure = error
         self._take_commands(block=False)  # came in the last step: they are refused
         reason = self._refusal() or StateError("The engine has stopped.")
-        for number in list(self._answers):
+        for number in list(self._asked):
             output = self._scheduler.cancel(number) if self._failure is None else None
             usage = output.ended.usage if output and output.ended else None
             ended = Ended(reason="error", usage=usage or Usage(prompt_tokens=0), error=reason)
@@ -264,26 +254,14 @@ class AsyncEngine(Engine):
                 self._inbox.get_nowait()()
 
     def _deliver(self, outputs: list[Output]) -> None:
-        """Hand news to the loops that wait for it, one call a loop."""
+        """Hand news to those who asked, one call for all of each."""
         now = time.perf_counter()
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Answer, Output]]] = defaultdict(list)
+        by_listener: dict[Listener, list[tuple[Asked, Output]]] = defaultdict(list)
         for output in outputs:
-            answer, loop = self._answers[output.request_id]
+            asked, listener, _ = self._asked[output.request_id]
             if output.ended:
-                del self._answers[output.request_id]
-            self.metrics.count(output, answer, now)
-            by_loop[loop].append((answer, output))
-        for loop, news in by_loop.items():
-            _call(loop, _hand_over, news)
-
-
-def _hand_over(news: list[tuple[Answer, Output]]) -> None:
-    for answer, output in news:
-        answer.take(output)
-
-
-def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
-    try:
-        loop.call_soon_threadsafe(function, *arguments)
-    except RuntimeError:  # the loop has been closed: nobody waits
-        return
+                del self._asked[output.request_id]
+            self.metrics.count(output, asked, now)
+            by_listener[listener].append((asked, output))
+        for listener, news in by_listener.items():
+            listener.tell(news)

@@ -1,18 +1,20 @@
 """Structured output: grammars over a tokenizer's vocabulary, by llguidance."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nemo_trt.engines.generation import Constraint
 from nemo_trt.engines.tokenizers import Tokenizer
 from nemo_trt.errors import RequestError
 from nemo_trt.utf8 import require_utf8
 
-from .grammar_trial import LIMITS, GrammarTrial
+from .grammar_trial import LIMITS, GrammarTooLargeError, GrammarTrial
 
 # A space, or a new line with its indentation: with white space unbounded, a model can fall into
 # writing nothing else. What a schema asks for and the library cannot enforce is an error.
@@ -21,6 +23,13 @@ _LONGEST_MESSAGE = 500
 _MAX_BYTES = 2**18
 """Of a grammar or schema."""
 _CACHED = 32
+
+
+class Grammar(Constraint, Protocol):
+    """A grammar that was compiled, as the state of one answer."""
+
+    def fresh(self) -> Self:
+        """The state of another answer, from here on; what was compiled is shared."""
 
 
 class GrammarConstraint:
@@ -60,45 +69,38 @@ class GrammarConstraint:
         return str(self._matcher.get_error()).strip().splitlines()[0]
 
 
-class Grammars:
-    """Makes constraints for one model's vocabulary. The vocabulary is read once, here.
+class Grammars(ABC):
+    """Makes constraints of what a request says.
 
     Args:
-        tokenizer: of the model.
-        vocab_size: V, of the model's logits; tokens that the tokenizer lacks are never allowed.
-        end_ids: tokens that end an answer where the grammar lets it end; there may be none.
         trial: compiles each grammar first, in bounded time; None: grammars are trusted.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        vocab_size: int,
-        end_ids: Collection[int],
-        trial: GrammarTrial | None = None,
-    ) -> None:
+    def __init__(self, trial: GrammarTrial | None = None) -> None:
         import llguidance
 
         self._trial = trial
-        self._vocab_size = vocab_size
         self._matcher: Any = llguidance.LLMatcher
-        self._limits: Any = llguidance.LLParserLimits(**LIMITS)
-        self._compile = lru_cache(maxsize=_CACHED)(self._compiled)
-        self._tokenizer: Any = llguidance.LLTokenizer(
-            llguidance.TokenizerWrapper(_Vocabulary(tokenizer, vocab_size)),
-            eos_token=[*sorted(end_ids), vocab_size],
-        )
+        self._compile = lru_cache(maxsize=_CACHED)(self._tried)
+
+    @abstractmethod
+    def compiled(self, grammar: str) -> Grammar:
+        """A grammar in llguidance's own form, over the model's vocabulary.
+
+        Raises:
+            RequestError: what llguidance says of it.
+        """
 
     @property
     def spent_s(self) -> float:
         """Processor time that the trial of all grammars has taken."""
         return self._trial.spent_s if self._trial else 0.0
 
-    def json_object(self) -> GrammarConstraint:
+    def json_object(self) -> Grammar:
         """Any JSON object."""
         return self.json_schema({"type": "object"})
 
-    def json_schema(self, schema: Mapping[str, Any], *, lenient: bool = False) -> GrammarConstraint:
+    def json_schema(self, schema: Mapping[str, Any], *, lenient: bool = False) -> Grammar:
         """JSON that a schema allows.
 
         Args:
@@ -117,7 +119,7 @@ class Grammars:
         _require_short(text, "JSON schema")
         return self._start(grammar, "JSON schema")
 
-    def regex(self, pattern: str) -> GrammarConstraint:
+    def regex(self, pattern: str) -> Grammar:
         """Text that a regular expression matches whole (Rust's syntax).
 
         Raises:
@@ -126,7 +128,7 @@ class Grammars:
         require_utf8(pattern, "regex")
         return self._start(self._matcher.grammar_from_regex(pattern), "regular expression")
 
-    def lark(self, grammar: str) -> GrammarConstraint:
+    def lark(self, grammar: str) -> Grammar:
         """Text of a context-free grammar in Lark's form, from its rule `start` on.
 
         Raises:
@@ -135,20 +137,55 @@ class Grammars:
         require_utf8(grammar, "grammar")
         return self._start(self._matcher.grammar_from_lark(grammar), "grammar")
 
-    def _start(self, grammar: str, kind: str) -> GrammarConstraint:
+    def _start(self, grammar: str, kind: str) -> Grammar:
         _require_short(grammar, kind, factor=8)  # as llguidance writes it
         return self._compile(grammar, kind).fresh()
 
-    def _compiled(self, grammar: str, kind: str) -> GrammarConstraint:
-        error = self._trial.error_of(grammar) if self._trial else None
-        if error is None:
-            matcher = self._matcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
-            error = str(matcher.get_error()) if matcher.is_error() else None
-        if error is not None:
-            message = " ".join(error.split())
-            raise RequestError(
-                f"The {kind} must be one that can be enforced: {message[:_LONGEST_MESSAGE]}"
-            )
+    def _tried(self, grammar: str, kind: str) -> Grammar:
+        try:
+            error = self._trial.error_of(grammar) if self._trial else None
+            if error is not None:
+                raise RequestError(error)
+            return self.compiled(grammar)
+        except GrammarTooLargeError:
+            raise
+        except RequestError as wrong:
+            message = " ".join(str(wrong).split())[:_LONGEST_MESSAGE]
+            raise RequestError(f"The {kind} must be one that can be enforced: {message}") from None
+
+
+class VocabularyGrammars(Grammars):
+    """Compiles grammars for one model's vocabulary, which is read once, here.
+
+    Args:
+        tokenizer: of the model.
+        vocab_size: V, of the model's logits; tokens that the tokenizer lacks are never allowed.
+        end_ids: tokens that end an answer where the grammar lets it end; there may be none.
+        trial: see `Grammars`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        end_ids: Collection[int],
+        trial: GrammarTrial | None = None,
+    ) -> None:
+        import llguidance
+
+        super().__init__(trial)
+        self._vocab_size = vocab_size
+        self._limits: Any = llguidance.LLParserLimits(**LIMITS)
+        self._tokenizer: Any = llguidance.LLTokenizer(
+            llguidance.TokenizerWrapper(_Vocabulary(tokenizer, vocab_size)),
+            eos_token=[*sorted(end_ids), vocab_size],
+        )
+
+    def compiled(self, grammar: str) -> GrammarConstraint:
+        """See `Grammars`."""
+        matcher = self._matcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+        if matcher.is_error():
+            raise RequestError(str(matcher.get_error()))
         return GrammarConstraint(matcher, self._vocab_size)
 
 

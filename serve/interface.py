@@ -4,7 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from nemo_trt.config import ModelConfig
 from nemo_trt.engines.generation import Constraint
@@ -15,6 +15,9 @@ from .answer import Answer, Answers
 from .drafts import DraftSource
 from .request import Request
 from .scoring import PromptScores
+
+State = Literal["starting", "ready", "draining", "failed"]
+"""Where a server's life stands."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,25 +1,19 @@
 """What Prometheus is told: times, tokens, queue and cache of one engine."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from nemo_trt.engines.session import Session
 
+from .listener import Asked
 from .request import Output
 from .scheduler import Scheduler
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 _LONG = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-
-
-class Timed(Protocol):
-    """What `Metrics.count` keeps of an answer, in seconds of `time.perf_counter`."""
-
-    arrival: float
-    last_token: float | None
 
 
 class Metrics:
@@ -87,19 +81,19 @@ class Metrics:
             self._held_pages.set_function(lambda: pool.num_held)
             self._kept_pages.set_function(lambda: pool.num_kept)
 
-    def count(self, output: Output, answer: Timed, now: float) -> None:
+    def count(self, output: Output, asked: Asked, now: float) -> None:
         """Take in news of a request; `now` in seconds of `time.perf_counter`."""
         if output.event:
             self._generated.inc()
-            if answer.last_token is None:
-                self._first.observe(now - answer.arrival)
+            if asked.last_token is None:
+                self._first.observe(now - asked.arrival)
             else:
-                self._between.observe(now - answer.last_token)
-            answer.last_token = now
+                self._between.observe(now - asked.last_token)
+            asked.last_token = now
         if output.ended:
             usage = output.ended.usage
             self._requests.labels(output.ended.reason).inc()
-            self._whole.observe(now - answer.arrival)
+            self._whole.observe(now - asked.arrival)
             if usage.queue_s is not None:
                 self._queued.observe(usage.queue_s)
                 self._prompt.inc(usage.prompt_tokens)

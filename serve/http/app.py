@@ -1,28 +1,17 @@
-"""The ASGI application: routes around one engine."""
+"""The ASGI application that serves a bundle from its own process."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
 
-from nemo_trt import __version__
 from nemo_trt.bundle import Bundle
-from nemo_trt.defaults import SLOTS
-from nemo_trt.engines.ort_session import affordable_seq_len
 from nemo_trt.engines.runner import Runner
-from nemo_trt.serve.approval import require_verdict
+from nemo_trt.serve.lifetime import Lifetime
 from nemo_trt.serve.options import ServeOptions
 from nemo_trt.where import CPU, Where
 
-from . import anthropic, chat, completions, errors, responses, routes
-from .cors import allow_origins
-from .head import HeadAsGet
+from .application import application
 from .local_service import LocalService
-from .middleware import RequestMiddleware
-from .page import mount_page
-
-CACHE_SHARE = 0.25  # of this machine's memory, for the slots of a bundle that runs on its CPU
 
 
 def create_app(
@@ -63,48 +52,7 @@ def create_app(
         BuildError: the bundle has no such engine.
     """
     options = options or ServeOptions()
-    if isinstance(source, Runner):
-        session = source.session
-        bundle, where = session.bundle, session.where
-        max_batch, max_seq_len = session.max_batch, session.max_seq_len
-    else:
-        bundle, where = Bundle.open(source), Where.of(where)
-    verdict = require_verdict(bundle, where, options, max_batch=max_batch, max_seq_len=max_seq_len)
-    judged = verdict.coverage if verdict.passed else None
-
-    def opener() -> Runner:
-        if isinstance(source, Runner):
-            return source
-        rows, length = max_batch, max_seq_len
-        if where.kind != "engine":
-            rows = rows or (min(SLOTS, judged.max_batch) if judged else SLOTS)
-            length = length or (judged.max_seq_len if judged else None)
-        if where.kind == "cpu":
-            affordable = affordable_seq_len(bundle.config, rows or 1, share=CACHE_SHARE)
-            length = max_seq_len or min(affordable, length or affordable)
-        return Runner.open(bundle, where, max_batch=rows, max_seq_len=length, threads=threads)
-
-    service = LocalService(bundle, verdict, opener, options)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        service.close()
-
-    app = FastAPI(
-        title="nemo-trt",
-        version=__version__,
-        description="OpenAI's and Anthropic's APIs over one model.",
-        docs_url=None,  # its page loads scripts from elsewhere
-        redoc_url=None,
-        lifespan=lifespan,
+    lifetime = Lifetime.begin(
+        source, where, options, max_batch=max_batch, max_seq_len=max_seq_len, threads=threads
     )
-    app.state.service = service
-    for part in (chat, completions, responses, anthropic, routes):
-        app.include_router(part.router)
-    mount_page(app)
-    errors.install(app)
-    app.add_middleware(HeadAsGet)
-    app.add_middleware(RequestMiddleware, options=options, metrics=service.metrics)
-    allow_origins(app, options)
-    return app
+    return application(LocalService(lifetime))

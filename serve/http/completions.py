@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from nemo_trt.engines.generation import TokenEvent
 from nemo_trt.engines.tokenizers import Tokenizer
 from nemo_trt.serve.answer import Answer
-from nemo_trt.serve.grammars import GrammarConstraint
+from nemo_trt.serve.grammars import Grammar
 from nemo_trt.serve.interface import Engine
 from nemo_trt.serve.scoring import PromptScores
 
@@ -141,7 +141,7 @@ async def _start(body: CompletionRequest, service: Service, engine: Engine) -> _
 
 def _prepare(
     body: CompletionRequest, service: Service, engine: Engine
-) -> tuple[list["_Prompt"], GrammarConstraint | None]:
+) -> tuple[list["_Prompt"], Grammar | None]:
     """Tokenize, and compile the grammar, once for all continuations; in a worker."""
     prompts, are_tokens = _prompts(engine, body.prompt, bos=body.add_special_tokens)
     for tokens in prompts:

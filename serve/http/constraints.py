@@ -1,6 +1,6 @@
 """`response_format`, or vLLM's names for it, as a constraint on the answer."""
 
-from nemo_trt.serve.grammars import GrammarConstraint, Grammars
+from nemo_trt.serve.grammars import Grammar, Grammars
 
 from .errors import naming
 from .format_schema import (
@@ -14,7 +14,7 @@ from .format_schema import (
 
 def format_constraint(
     wanted: tuple[str, ResponseFormat] | None, grammars: Grammars
-) -> GrammarConstraint | None:
+) -> Grammar | None:
     """The constraint of all answers, each of which takes a fresh one; None: the text is free.
 
     Args:

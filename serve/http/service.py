@@ -2,17 +2,15 @@
 
 import time
 from abc import ABC, abstractmethod
-from typing import Literal, Protocol
+from typing import Protocol
 
 from nemo_trt.bundle import Bundle
 from nemo_trt.serve.grammars import Grammars
-from nemo_trt.serve.interface import Engine
+from nemo_trt.serve.interface import Engine, State
 from nemo_trt.serve.options import ServeOptions
 
 from .errors import ApiError
 from .workers import Workers
-
-State = Literal["starting", "ready", "draining", "failed"]
 
 
 class ErrorCount(Protocol):
@@ -29,26 +27,34 @@ class Service(ABC):
         bundle: what is served.
 
     Attributes:
-        engine: None before it is ready.
-        metrics: counts errors; there from the beginning.
-        startup_s: seconds that opening took; None before.
         parsers: parse and validate large bodies.
         preparers: tokenize.
         compilers: prepare requests with grammars, so that others need not wait for these.
     """
-
-    engine: Engine | None
-    metrics: ErrorCount
 
     def __init__(self, bundle: Bundle, options: ServeOptions) -> None:
         self.options = options
         self.bundle = bundle
         self.model_name = options.model_name or bundle.source_name
         self.created = int(time.time())
-        self.startup_s: float | None = None
         self.parsers = Workers("parse", threads=1, max_waiting=options.max_queue)
         self.preparers = Workers("prepare", threads=2, max_waiting=options.max_queue)
         self.compilers = Workers("compile", threads=1, max_waiting=options.max_queue)
+
+    @property
+    @abstractmethod
+    def engine(self) -> Engine | None:
+        """None before it is ready."""
+
+    @property
+    @abstractmethod
+    def metrics(self) -> ErrorCount:
+        """Counts errors; there from the beginning."""
+
+    @property
+    @abstractmethod
+    def startup_s(self) -> float | None:
+        """Seconds that opening took; None before."""
 
     @property
     @abstractmethod
@@ -117,6 +123,10 @@ class Service(ABC):
             "startup_s": self.startup_s,
             "failure": self.failure,
         }
+
+    @abstractmethod
+    async def begin(self) -> None:
+        """Called in the event loop of the application's requests, before the first of them."""
 
     @abstractmethod
     def wait(self) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from nemo_trt.errors import RequestError
 from nemo_trt.serve.grammar_trial import GrammarTooLargeError
-from nemo_trt.serve.grammars import GrammarConstraint, Grammars
+from nemo_trt.serve.grammars import Grammar, Grammars
 from nemo_trt.serve.tools import calls_schema
 
 from .errors import ApiError, naming
@@ -19,7 +19,7 @@ _VALUES = ("const", "enum", "default", "examples")  # hold no schemas
 
 def calls_grammar(
     tools: Sequence[Tool], chosen: str | None, grammars: Grammars, *, several: bool
-) -> tuple[GrammarConstraint, list[str]]:
+) -> tuple[Grammar, list[str]]:
     """What calls of these tools may be, and the fields whose schemas are enforced in part only.
 
     A schema may use what no grammar can enforce ("uniqueItems"). Of a tool that is not strict, the

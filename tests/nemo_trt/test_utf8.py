@@ -8,7 +8,7 @@ import pytest
 from nemo_trt.engines.sampling import SamplingParams
 from nemo_trt.engines.tokenizers import open_tokenizer
 from nemo_trt.errors import RequestError
-from nemo_trt.serve.grammars import Grammars
+from nemo_trt.serve.grammars import VocabularyGrammars
 from nemo_trt.utf8 import require_utf8
 
 pytestmark = pytest.mark.unit
@@ -52,11 +52,11 @@ def test_the_message_names_where_it_stands() -> None:
         (r"messages\[0\].content\[0\].text", lambda t: t.chat(user([{"text": HALF}]))),
         (r"tools\[0\].function", lambda t: t.chat(user("x"), [{"function": {HALF: 1}}])),
         (r"stop\[0\]", lambda t: SamplingParams(stop=(HALF,))),
-        ("regex", lambda t: Grammars(t, t.vocab_size, ()).regex(HALF)),
-        ("grammar", lambda t: Grammars(t, t.vocab_size, ()).lark(HALF)),
+        ("regex", lambda t: VocabularyGrammars(t, t.vocab_size, ()).regex(HALF)),
+        ("grammar", lambda t: VocabularyGrammars(t, t.vocab_size, ()).lark(HALF)),
         (
             r"schema.enum\[0\]",
-            lambda t: Grammars(t, t.vocab_size, ()).json_schema({"enum": [HALF]}),
+            lambda t: VocabularyGrammars(t, t.vocab_size, ()).json_schema({"enum": [HALF]}),
         ),
     ],
 )

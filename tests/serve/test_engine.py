@@ -96,7 +96,7 @@ def test_a_cancelled_task_frees_its_slot_even_before_it_was_accepted(engine: Asy
             with pytest.raises(asyncio.CancelledError):
                 await task
         await text(engine.generate("Hello", PARAMS))
-        await until_async(lambda: not engine._answers)
+        await until_async(lambda: not engine._asked)
 
     cancelled = 'requests_total{end="cancelled"}'
     before = figure(engine, cancelled)

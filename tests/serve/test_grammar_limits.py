@@ -7,7 +7,7 @@ import pytest
 
 from nemo_trt.engines.tokenizers import open_tokenizer
 from nemo_trt.errors import RequestError
-from nemo_trt.serve.grammars import Grammars
+from nemo_trt.serve.grammars import Grammars, VocabularyGrammars
 
 pytestmark = pytest.mark.unit
 
@@ -26,7 +26,7 @@ TYPES: tuple[dict[str, Any], ...] = (
 @pytest.fixture(scope="module")
 def grammars(sample_tokenizer: Path) -> Grammars:
     tokenizer = open_tokenizer(sample_tokenizer)
-    return Grammars(tokenizer, tokenizer.vocab_size, [2])
+    return VocabularyGrammars(tokenizer, tokenizer.vocab_size, [2])
 
 
 def schema(count: int, *, optional: bool, depth: int = 0) -> dict[str, Any]:

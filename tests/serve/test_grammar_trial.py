@@ -16,7 +16,7 @@ from nemo_trt.errors import MachineError, RequestError, StateError
 from nemo_trt.serve import grammar_trial
 from nemo_trt.serve.cancellation import Cancellation
 from nemo_trt.serve.grammar_trial import GrammarTooLargeError, GrammarTrial
-from nemo_trt.serve.grammars import GrammarConstraint, Grammars
+from nemo_trt.serve.grammars import GrammarConstraint, VocabularyGrammars
 from nemo_trt.serve.http.errors import ApiError
 from nemo_trt.serve.http.message_schema import Tool
 from nemo_trt.serve.http.tool_grammar import calls_grammar
@@ -150,7 +150,7 @@ def test_closing_ends_a_grammar_that_is_being_compiled() -> None:
 
 
 def test_tools_that_each_take_long_are_refused_together() -> None:
-    class Slow(Grammars):
+    class Slow(VocabularyGrammars):
         """Every schema is wrong, and takes half a second to say so."""
 
         def __init__(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 from nemo_trt.engines.tokenizers import Tokenizer, open_tokenizer
 from nemo_trt.errors import RequestError
 from nemo_trt.export.checkpoints.tokenizer_files import tekken_of_mistral_common
-from nemo_trt.serve.grammars import GrammarConstraint, Grammars
+from nemo_trt.serve.grammars import GrammarConstraint, Grammars, VocabularyGrammars
 
 pytestmark = pytest.mark.unit
 
@@ -39,7 +39,7 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="module")
 def grammars(tokenizer: Tokenizer) -> Grammars:
     # Logits may be wider than the vocabulary.
-    return Grammars(tokenizer, tokenizer.vocab_size + 64, tokenizer.eos_ids)
+    return VocabularyGrammars(tokenizer, tokenizer.vocab_size + 64, tokenizer.eos_ids)
 
 
 def follows(constraint: GrammarConstraint, tokenizer: Tokenizer, text: str) -> bool:
@@ -130,7 +130,7 @@ def test_a_grammar_ends_with_each_end_token_of_the_model_and_without_any(
     tokenizer: Tokenizer, ends: tuple[int, ...]
 ) -> None:
     size = tokenizer.vocab_size
-    grammars = Grammars(tokenizer, size, ends)
+    grammars = VocabularyGrammars(tokenizer, size, ends)
     digits = grammars.regex("[0-9]+")
     for token in tokenizer.encode("12", bos=False):
         digits.accept(token)

@@ -15,7 +15,7 @@ from pydantic import AnyUrl, BaseModel, ConfigDict, Field, SecretStr, create_mod
 from typing_extensions import TypedDict
 
 from nemo_trt.engines.tokenizers import Tokenizer, open_tokenizer
-from nemo_trt.serve.grammars import Grammars
+from nemo_trt.serve.grammars import Grammars, VocabularyGrammars
 from nemo_trt.serve.http.errors import ApiError
 from nemo_trt.serve.http.message_schema import Tool
 from nemo_trt.serve.http.tool_grammar import calls_grammar
@@ -250,7 +250,7 @@ def tokenizer(sample_tokenizer: Path) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def grammars(tokenizer: Tokenizer) -> Grammars:
-    return Grammars(tokenizer, tokenizer.vocab_size, [2])
+    return VocabularyGrammars(tokenizer, tokenizer.vocab_size, [2])
 
 
 def tool(name: str, *, strict: bool = False) -> Tool:
