@@ -4,97 +4,87 @@ What candidates leave open, the weight of the tokens outside, is known within bo
 token is the same at both bounds has its token; any other needs its whole logits.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
-from .candidates import COLDEST, Candidates, Floats
+from .candidates import Candidates, Floats
+from .draws import Draws, Settings
 from .quick_draw import quick_draw
-from .sampling import Sampled, Sampler
+from .sampling import Sampled
 
-Mask = NDArray[np.bool_] | None
 _MASS_ERROR = 1e-4
 """Relative error that a device's sum over the vocabulary in fp32 may have."""
 _ROUNDING = 1e-12
 """Relative difference of sums in float64 that is not told from none."""
 
 
-def sample_candidates(
-    candidates: Candidates,
-    samplers: Sequence[Sampler],
-    masks: Sequence[Mask],
-    uniforms: Sequence[float],
-) -> list[Sampled | None]:
-    """Choose a token for each position, and tell its sampler.
+class Drawn:
+    """What the candidates of P positions decided.
 
-    Args:
-        samplers: one for each of P positions; no two are the same.
-        masks: (V,) what is allowed at each position; None where all is.
-        uniforms: the next number of each sampler's stream.
-
-    Returns:
-        What was chosen; None where the candidates do not decide, and nothing was told then.
+    Attributes:
+        tokens: one for each position; of no meaning where it is not decided.
+        undecided: positions whose whole logits are needed.
     """
-    adjusted, changed, decided = _adjust(candidates, samplers, masks)
+
+    def __init__(
+        self,
+        candidates: Candidates,
+        draws: Draws,
+        columns: NDArray[np.int64],
+        decided: NDArray[np.bool_],
+    ) -> None:
+        self._samplers = draws.samplers
+        self._reports: dict[int, Sampled] = {}
+        width, vocab_size = candidates.ids.shape[1], candidates.vocab_size
+        for row in draws.reporting:
+            count = self._samplers[row].params.logprobs or 0
+            if min(count, vocab_size) > width:
+                decided[row] = False
+            elif decided[row]:
+                self._reports[row] = _report(candidates, row, int(columns[row]), count)
+        self.tokens: list[int] = candidates.ids[np.arange(len(columns)), columns].tolist()
+        self.undecided: list[int] = np.flatnonzero(~decided).tolist()
+
+    def take(self, row: int) -> Sampled:
+        """The token of a position that is decided; its sampler remembers it. Once for each."""
+        token = self.tokens[row]
+        self._samplers[row].remember(token)
+        return self._reports.get(row) or Sampled(token_id=token, logprob=None, top_logprobs=())
+
+
+def draw_candidates(candidates: Candidates, draws: Draws) -> Drawn:
+    """Choose a token for each position, where the candidates decide; no sampler is told."""
     with np.errstate(all="ignore"):  # a row that is not finite is not decided
-        columns = _columns(candidates, adjusted, changed, decided, samplers, np.array(uniforms))
-    rows = np.arange(len(samplers))
-    tokens = candidates.ids[rows, columns].tolist()
-    return [
-        _sampled(candidates, row, columns[row], tokens[row], sampler) if sure else None
-        for row, (sampler, sure) in enumerate(zip(samplers, decided.tolist(), strict=True))
-    ]
-
-
-def _columns(
-    candidates: Candidates,
-    adjusted: Floats,
-    changed: NDArray[np.bool_],
-    decided: NDArray[np.bool_],
-    samplers: Sequence[Sampler],
-    uniforms: NDArray[np.float64],
-) -> NDArray[np.int64]:
-    """(P,) which candidate each row takes; `decided` is narrowed to those that are certain."""
-    if candidates.complete:
-        return _Draw(candidates, adjusted, changed, decided, samplers, uniforms).columns()
-    params = [sampler.params for sampler in samplers]
-    columns, sure = quick_draw(candidates, params, ~changed & decided, uniforms, _MASS_ERROR)
-    rest = np.flatnonzero(decided & ~sure)
-    if rest.size:
-        others = [samplers[row] for row in rest]
-        draw = _Draw(
-            candidates.of(rest),
-            adjusted[rest],
-            changed[rest],
-            decided[rest],
-            others,
-            uniforms[rest],
-        )
-        columns[rest] = draw.columns()
-        decided[rest] = draw.decided
-    return columns
-
-
-def _adjust(
-    candidates: Candidates, samplers: Sequence[Sampler], masks: Sequence[Mask]
-) -> tuple[Floats, NDArray[np.bool_], NDArray[np.bool_]]:
-    """(P, K) logits after penalties, biases and masks; which rows they changed; which are sound."""
-    adjusted, count = candidates.logits, len(samplers)
-    changed, decided = np.zeros(count, np.bool_), np.isfinite(candidates.logits[:, 0])
-    decided &= np.isfinite(candidates.mass) & np.isfinite(candidates.mass_tempered)
-    for row, (sampler, mask) in enumerate(zip(samplers, masks, strict=True)):
-        if mask is None and not sampler.adjusts:
-            continue
-        if adjusted is candidates.logits:
-            adjusted = adjusted.copy()
-        found = sampler.adjusted_some(candidates.ids[row], candidates.logits[row], mask)
-        changed[row] = True
-        if found is None:
-            decided[row] = False
+        if candidates.complete:
+            columns, decided = _slow_draw(candidates, draws, np.arange(len(candidates)))
         else:
-            adjusted[row] = found
-    return adjusted, changed, decided
+            columns, decided = quick_draw(candidates, draws.settings, draws.uniforms, _MASS_ERROR)
+            decided[draws.adjusted] = False
+            if not decided.all():
+                rest = np.flatnonzero(~decided)
+                columns[rest], decided[rest] = _slow_draw(candidates.of(rest), draws, rest)
+    return Drawn(candidates, draws, columns, decided)
+
+
+def _slow_draw(
+    candidates: Candidates, draws: Draws, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The columns of some rows, whose candidates these are, and which are certain."""
+    adjusted, decided = candidates.logits, np.isfinite(candidates.logits[:, 0])
+    decided &= np.isfinite(candidates.mass) & np.isfinite(candidates.mass_tempered)
+    changed = np.isin(rows, draws.adjusted)
+    if changed.any():
+        adjusted = adjusted.copy()
+    for at in np.flatnonzero(changed).tolist():
+        sampler, mask = draws.samplers[rows[at]], draws.masks[rows[at]]
+        found = sampler.adjusted_some(candidates.ids[at], candidates.logits[at], mask)
+        if found is None:
+            decided[at] = False
+        else:
+            adjusted[at] = found
+    settings = draws.settings.of(rows)
+    draw = _Draw(candidates, adjusted, changed, decided, settings, draws.uniforms[rows])
+    return draw.columns(), draw.decided
 
 
 class _Draw:
@@ -106,18 +96,13 @@ class _Draw:
         adjusted: Floats,
         changed: NDArray[np.bool_],
         decided: NDArray[np.bool_],
-        samplers: Sequence[Sampler],
+        settings: Settings,
         uniforms: NDArray[np.float64],
     ) -> None:
-        params = [sampler.params for sampler in samplers]
         self.candidates, self.adjusted, self.changed = candidates, adjusted, changed
         self.decided, self.uniforms = decided, uniforms
-        self.temperature = np.array([max(one.temperature, COLDEST) for one in params], np.float32)
-        self.greedy = np.array([one.temperature == 0 for one in params])
-        self.top_p = np.array([one.top_p for one in params])
-        self.min_p = np.array([one.min_p for one in params])
-        self.top_k = np.array([min(one.top_k, candidates.vocab_size) for one in params])
-        self.top_k[self.top_k == candidates.vocab_size] = 0
+        self.temperature, self.greedy = settings.temperature, settings.greedy
+        self.top_p, self.min_p, self.top_k = settings.top_p, settings.min_p, settings.top_k
         self.peak = adjusted.max(axis=1)
         # No token outside the candidates has a larger logit.
         bound = candidates.logits[:, -1]
@@ -256,19 +241,13 @@ def _count(condition: NDArray[np.bool_]) -> NDArray[np.int64]:
     return counts
 
 
-def _sampled(
-    candidates: Candidates, row: int, column: int, token: int, sampler: Sampler
-) -> Sampled | None:
-    count = sampler.params.logprobs
-    if count is not None and min(count, candidates.vocab_size) > candidates.ids.shape[1]:
-        return None
-    sampler.remember(token)
-    if count is None:
-        return Sampled(token_id=token, logprob=None, top_logprobs=())
+def _report(candidates: Candidates, row: int, column: int, count: int) -> Sampled:
+    """A position's token with its log-probability, and those of the `count` likeliest."""
     logits = candidates.logits[row]
     normaliser = float(logits[0]) + float(np.log(np.float64(candidates.mass[row])))
     top = tuple(
         (int(candidates.ids[row, at]), float(logits[at]) - normaliser)
         for at in range(min(count, len(logits)))
     )
+    token = int(candidates.ids[row, column])
     return Sampled(token_id=token, logprob=float(logits[column]) - normaliser, top_logprobs=top)

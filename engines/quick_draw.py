@@ -1,15 +1,10 @@
 """The draws that most rows need, from few of their candidates: greedy, and nucleus alone."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
-from .candidates import COLDEST, Candidates
-
-if TYPE_CHECKING:
-    from .sampling import SamplingParams
+from .candidates import Candidates, Floats
+from .draws import Settings
 
 WIDTH = 32
 """Candidates that are looked at: a nucleus is seldom larger."""
@@ -17,12 +12,11 @@ WIDTH = 32
 
 def quick_draw(
     candidates: Candidates,
-    params: Sequence["SamplingParams"],
-    unchanged: NDArray[np.bool_],
+    settings: Settings,
     uniforms: NDArray[np.float64],
     mass_error: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The columns of rows whose logits nothing changed, and which are certain.
+    """The columns of rows whose logits nothing changes, and which are certain.
 
     What is certain is what `candidate_draw` would say; of the other rows nothing is said.
 
@@ -30,51 +24,55 @@ def quick_draw(
         candidates: not of the whole vocabulary.
         mass_error: relative error that the masses may have.
     """
-    columns = np.zeros(len(params), np.int64)  # greedy: of equals, the lowest id stands first
-    sure = unchanged & (candidates.logits[:, 0] > candidates.logits[:, -1])
-    nucleus, simple = np.zeros((2, len(params)), np.bool_)
-    for row, one in enumerate(params):
-        if one.temperature == 0:
-            simple[row] = True
-        elif (
-            one.top_p < 1
-            and one.min_p == 0
-            and (one.top_k == 0 or one.top_k >= candidates.vocab_size)
-        ):
-            nucleus[row] = simple[row] = True
-    sure &= simple
-    rows = np.flatnonzero(sure & nucleus)
-    if rows.size:
-        columns[rows], sure[rows] = _nuclei(candidates, params, rows, uniforms[rows], mass_error)
+    logits, mass = candidates.logits, candidates.mass_tempered
+    sure = logits[:, 0] > logits[:, -1]
+    sure &= np.isfinite(logits[:, 0] + (candidates.mass + mass))
+    if not settings.nucleus.any():
+        sure &= settings.greedy
+        return np.zeros(len(sure), np.int64), sure  # of equals, the lowest id stands first
+    columns, sure_nuclei = _nuclei(candidates, settings, uniforms, mass_error)
+    columns[~settings.nucleus] = 0
+    sure &= settings.greedy | (settings.nucleus & sure_nuclei)
     return columns, sure
 
 
 def _nuclei(
     candidates: Candidates,
-    params: Sequence["SamplingParams"],
-    rows: NDArray[np.int64],
+    settings: Settings,
     uniforms: NDArray[np.float64],
     mass_error: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    degrees = np.array([max(params[row].temperature, COLDEST) for row in rows], np.float32)
-    top_p = np.array([params[row].top_p for row in rows])
-    logits, at = candidates.logits[rows, :WIDTH], np.arange(len(rows))
-    weights = np.exp((logits - logits[:, :1]) / degrees[:, None])
+    logits, at = candidates.logits[:, :WIDTH], np.arange(len(uniforms))
+    weights = np.exp((logits - logits[:, :1]) / settings.temperature[:, None])
     cumulative = np.cumsum(weights, axis=1, dtype=np.float64)
-    wanted = top_p * candidates.mass_tempered[rows]
-    least = (cumulative < (wanted * (1 - mass_error))[:, None]).sum(axis=1)
-    most = (cumulative < (wanted * (1 + mass_error))[:, None]).sum(axis=1)
+    wanted = settings.top_p * candidates.mass_tempered
     last = weights.shape[1] - 1
-    floor = weights[at, np.minimum(least, last)]
-    # The least weight of the nucleus is the same at both bounds, and another one stands below it.
-    sure = weights[at, np.minimum(most, last)] == floor
+    least = np.minimum((cumulative < (wanted * (1 - mass_error))[:, None]).sum(axis=1), last)
+    most = np.minimum((cumulative < (wanted * (1 + mass_error))[:, None]).sum(axis=1), last)
+    floor, other = weights[at, least], weights[at, most]
+    columns, sure = _draw(candidates.ids, weights, floor, uniforms)
+    apart = np.flatnonzero(floor != other)
+    if apart.size:  # whichever of two the nucleus is, the token may be the same
+        size = (weights[apart] >= floor[apart, None]).sum(axis=1)
+        beside = weights[apart, np.minimum(size, last)] == other[apart]  # there is no third
+        also, also_sure = _draw(
+            candidates.ids[apart], weights[apart], other[apart], uniforms[apart]
+        )
+        sure[apart] &= beside & also_sure & (also == columns[apart])
+    return columns, sure
+
+
+def _draw(
+    ids: NDArray[np.int64], weights: Floats, floor: Floats, uniforms: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The columns that nuclei down to a least weight give, and where all of them is seen."""
     kept = weights >= floor[:, None]
-    sure &= ~kept[:, last]
+    sure = ~kept[:, -1]
     widest = max(int(kept[sure].sum(axis=1).max(initial=1)), 1)
-    ids = np.where(kept, candidates.ids[rows, :WIDTH], candidates.vocab_size)[:, :widest]
-    order = np.argsort(ids, axis=1)
-    ordered = np.where(kept, weights, np.float32(0))[:, :widest][at[:, None], order]
+    kept, at = kept[:, :widest], np.arange(len(weights))
+    order = np.argsort(np.where(kept, ids[:, :widest], np.iinfo(np.int64).max), axis=1)
+    ordered = np.where(kept, weights[:, :widest], np.float32(0))[at[:, None], order]
     reached = np.cumsum(ordered, axis=1, dtype=np.float64)
     index = (reached <= (uniforms * reached[:, -1])[:, None]).sum(axis=1)
-    end = np.maximum((reached < reached[:, -1:]).sum(axis=1), 0)  # the last one of any weight
+    end = (reached < reached[:, -1:]).sum(axis=1)  # the last one of any weight
     return order[at, np.minimum(index, end)], sure

@@ -121,7 +121,8 @@ class Sampler:
             raise RequestError(f"logit_bias must name tokens below {vocab_size}, got {outside[0]}.")
         self.params = params
         self._random = np.random.Generator(np.random.PCG64(params.seed))
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
+        self._uniform: float | None = None
         self._scratch: Floats | None = None
         self._bias_ids = np.fromiter(params.logit_bias, np.int64)
         self._bias = np.fromiter(params.logit_bias.values(), np.float32)
@@ -143,8 +144,10 @@ class Sampler:
         return self.choose(logits, allowed, self.uniform())
 
     def uniform(self) -> float:
-        """The next number of the row's stream, in [0, 1); greedy rows take none and get 0."""
-        return self._random.random() if self.params.temperature else 0.0
+        """The number of the row's stream for its next token, in [0, 1); 0 for greedy rows."""
+        if self._uniform is None:
+            self._uniform = self._random.random() if self.params.temperature else 0.0
+        return self._uniform
 
     def choose(self, logits: Floats, allowed: NDArray[np.bool_] | None, uniform: float) -> Sampled:
         """`sample`, by a number that was drawn already."""
@@ -155,7 +158,7 @@ class Sampler:
                 "Run nemo-trt validate."
             )
         if self._scratch is None:
-            self._scratch = np.empty(self._vocab_size, np.float32)
+            self._scratch = np.empty(self.vocab_size, np.float32)
         adjusted = logits
         if self.adjusts or allowed is not None:
             adjusted = self._adjusted(logits, allowed)
@@ -170,6 +173,7 @@ class Sampler:
 
     def remember(self, token: int) -> None:
         """The answer goes on with a token."""
+        self._uniform = None
         self._seen[token] = None
         self._counts[token] = self._counts.get(token, 0) + 1
 

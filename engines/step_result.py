@@ -5,8 +5,9 @@ from typing import Protocol
 
 import numpy as np
 
-from .candidate_draw import Mask, sample_candidates
+from .candidate_draw import draw_candidates
 from .candidates import Candidates, Floats
+from .draws import Draws
 from .sampling import Sampled, Sampler
 
 At = tuple[int, int]
@@ -38,31 +39,39 @@ class WholeLogits:
         return None
 
 
-def sample_rows(
-    result: StepResult, at: Sequence[At], samplers: Sequence[Sampler], masks: Sequence[Mask]
-) -> list[Sampled | Exception]:
-    """Sample one token at each of some positions, all at once where there are candidates.
+class Samples:
+    """Tokens that were chosen at some positions of a step, or what went wrong there.
 
-    Args:
-        samplers, masks: one for each position; see `sample_candidates`.
-
-    Returns:
-        A token each, or the error that `Sampler.sample` would raise there.
+    Attributes:
+        tokens: one for each position; of no meaning where there is an error.
+        errors: by position, what `Sampler.sample` would raise there.
     """
-    found: list[Sampled | Exception | None] = [None] * len(at)
-    uniforms = [sampler.uniform() for sampler in samplers]
-    candidates = result.candidates(at)
-    if candidates is not None:
-        found[:] = sample_candidates(candidates, samplers, masks, uniforms)
-    for index, sampled in enumerate(found):
-        if sampled is None:
+
+    def __init__(self, result: StepResult, at: Sequence[At], draws: Draws) -> None:
+        self.errors: dict[int, Exception] = {}
+        self._whole: dict[int, Sampled] = {}
+        candidates = result.candidates(at) if at else None
+        self._drawn = draw_candidates(candidates, draws) if candidates is not None else None
+        self.tokens = self._drawn.tokens if self._drawn else [0] * len(at)
+        for index in self._drawn.undecided if self._drawn else range(len(at)):
             row, position = at[index]
             logits = result.logits(row, position, position + 1)[0]
             try:
-                found[index] = samplers[index].choose(logits, masks[index], uniforms[index])
+                sampled = draws.samplers[index].choose(
+                    logits, draws.masks[index], float(draws.uniforms[index])
+                )
+                self._whole[index], self.tokens[index] = sampled, sampled.token_id
             except Exception as error:  # one row's: the others have their tokens
-                found[index] = error
-    return [one for one in found if one is not None]
+                self.errors[index] = error
+
+    def take(self, index: int) -> Sampled:
+        """The token of a position, which its sampler remembers. Once for each; raises its error."""
+        if index in self.errors:
+            raise self.errors[index]
+        if index in self._whole:
+            return self._whole[index]
+        assert self._drawn is not None
+        return self._drawn.take(index)
 
 
 def temperatures_of(samplers: Sequence[Sampler | None]) -> Floats:

@@ -4,12 +4,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 
+from nemo_trt.engines.draws import Draws
 from nemo_trt.engines.page_pool import PagePool
 from nemo_trt.engines.paged_rows import PagedRows, rows_of
 from nemo_trt.engines.rows import Step
 from nemo_trt.engines.sampling import Sampled
 from nemo_trt.engines.session import Session
-from nemo_trt.engines.step_result import sample_rows
+from nemo_trt.engines.step_result import Samples
 from nemo_trt.engines.tokenizers import Tokenizer
 from nemo_trt.errors import CapacityError, FaultError, MachineError, NemoTrtError, RequestError
 
@@ -285,12 +286,15 @@ class Scheduler:
                     self._fail(one, error)
             at = [step.at(one.live.row, last[one.live.row] + position) for one in asked]
             samplers = [one.live.generation.sampler for one in asked]
-            found = sample_rows(step.result, at, samplers, masks) if asked else []
+            samples = Samples(step.result, at, Draws(samplers, masks))
             due = []
-            for one, sampled in zip(asked, found, strict=True):
-                if isinstance(sampled, Exception):
-                    self._fail(one, sampled)
-                elif self._goes_on(one, sampled, position):
+            for index, one in enumerate(asked):
+                try:
+                    sampled = samples.take(index)
+                except Exception as error:
+                    self._fail(one, error)
+                    continue
+                if self._goes_on(one, sampled, position):
                     due.append(one)
             position += 1
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_trt.engines.candidate_draw import sample_candidates
+from nemo_trt.engines.candidate_draw import draw_candidates
 from nemo_trt.engines.candidates import NUM_CANDIDATES, Candidates, top_candidates
-from nemo_trt.engines.sampling import Sampler, SamplingParams
+from nemo_trt.engines.draws import Draws
+from nemo_trt.engines.sampling import Sampled, Sampler, SamplingParams
 
 from .plain_sampling import plain_token
 
@@ -45,6 +46,15 @@ def logits_of(shape: str, seed: int) -> np.ndarray:
         logits[:] = -1
         logits[rng.permutation(VOCAB)[:NUM_CANDIDATES]] = 1
     return logits
+
+
+def sample_candidates(
+    candidates: Candidates, samplers: list[Sampler], masks: list[Any], uniforms: list[float]
+) -> list[Sampled | None]:
+    """What was chosen at each position; None where the candidates do not decide."""
+    drawn = draw_candidates(candidates, Draws(samplers, masks, uniforms))
+    undecided = set(drawn.undecided)
+    return [None if row in undecided else drawn.take(row) for row in range(len(candidates))]
 
 
 def rounded(candidates: Candidates, seed: int) -> Candidates:

@@ -9,14 +9,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from nemo_trt import contract
-from nemo_trt.engines.candidate_draw import sample_candidates
 from nemo_trt.engines.candidates import COLDEST, Candidates, in_order, top_candidates
 from nemo_trt.engines.sampling import Sampler, SamplingParams
 from nemo_trt.passes.add_candidates import OUTPUTS, TEMPERATURES
 
 from .plain_sampling import plain_token
 from .tail import with_candidates
-from .test_candidates import GRID, SHAPES, VOCAB, logits_of, sampler_of
+from .test_candidates import GRID, SHAPES, VOCAB, logits_of, sample_candidates, sampler_of
 
 pytestmark = pytest.mark.unit
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from nemo_trt.engines.candidates import NUM_CANDIDATES, top_candidates
+from nemo_trt.engines.draws import Settings
 from nemo_trt.engines.quick_draw import WIDTH, quick_draw
 from nemo_trt.engines.sampling import Sampler, SamplingParams
 
@@ -41,9 +42,8 @@ def test_a_row_that_is_sure_has_the_token_of_the_whole_row(params: SamplingParam
     count = len(logits)
     uniforms = np.random.default_rng(1).random(count)
     candidates = top_candidates(logits, np.full(count, params.temperature, np.float32))
-    everywhere = np.ones(count, np.bool_)
     with np.errstate(all="ignore"):
-        columns, sure = quick_draw(candidates, [params] * count, everywhere, uniforms, 1e-4)
+        columns, sure = quick_draw(candidates, Settings([params] * count, VOCAB), uniforms, 1e-4)
     for row in np.flatnonzero(sure):
         whole = Sampler(params, VOCAB).choose(logits[row], None, float(uniforms[row]))
         assert candidates.ids[row, columns[row]] == whole.token_id, row
@@ -55,14 +55,14 @@ def test_what_needs_more_is_left_to_others() -> None:
     logits = random.normal(0, 2, (3, VOCAB)).astype(np.float32)
     logits[:, 7] += 30
     candidates = top_candidates(logits, np.full(3, 0.7, np.float32))
-    everywhere, uniforms = np.ones(3, np.bool_), np.full(3, 0.5)
+    uniforms = np.full(3, 0.5)
     for params in OTHERS:
-        _, sure = quick_draw(candidates, [params] * 3, everywhere, uniforms, 1e-4)
+        _, sure = quick_draw(candidates, Settings([params] * 3, VOCAB), uniforms, 1e-4)
         assert not sure.any()
-    _, sure = quick_draw(candidates, [QUICK[1]] * 3, ~everywhere, uniforms, 1e-4)
-    assert not sure.any()
-    _, sure = quick_draw(candidates, [QUICK[1]] * 3, everywhere, uniforms, 1e-4)
-    assert sure.all()
+    mixed = Settings([QUICK[0], OTHERS[0], QUICK[1]], VOCAB)
+    columns, sure = quick_draw(candidates, mixed, uniforms, 1e-4)
+    assert sure.tolist() == [True, False, True]
+    assert candidates.ids[[0, 2], columns[[0, 2]]].tolist() == [7, 7]
 
 
 def test_a_nucleus_that_ends_where_the_looking_ends_is_not_sure() -> None:
@@ -71,17 +71,28 @@ def test_a_nucleus_that_ends_where_the_looking_ends_is_not_sure() -> None:
         logits[row, :equals] = 1
     params = SamplingParams(temperature=1.0, top_p=0.9)
     candidates = top_candidates(logits, np.ones(3, np.float32))
-    _, sure = quick_draw(candidates, [params] * 3, np.ones(3, np.bool_), np.full(3, 0.5), 1e-4)
+    _, sure = quick_draw(candidates, Settings([params] * 3, VOCAB), np.full(3, 0.5), 1e-4)
     assert sure.tolist() == [True, False, False]
 
 
-def test_a_mass_that_may_be_wrong_at_the_edge_decides_nothing() -> None:
+def test_a_mass_that_may_be_wrong_at_the_edge_decides_what_is_the_same_either_way() -> None:
     logits = np.full((1, VOCAB), -50, np.float32)
     logits[0, :2] = [1, 0]
     share = 1 / (1 + np.exp(-1))
     candidates = top_candidates(logits, np.ones(1, np.float32))
-    for top_p, expected in ((share * 0.99, True), (share * (1 - 5e-5), False),
-                            (share * (1 + 5e-5), False), (share * 1.01, True)):  # fmt: skip
-        params = SamplingParams(temperature=1.0, top_p=float(top_p))
-        found = quick_draw(candidates, [params], np.ones(1, np.bool_), np.full(1, 0.999), 1e-4)
+    for uniform, near in ((0.999, False), (0.3, True)):  # the second token, the first
+        for top_p, expected in ((share * 0.99, True), (share * (1 - 5e-5), near),
+                                (share * (1 + 5e-5), near), (share * 1.01, True)):  # fmt: skip
+            settings = Settings([SamplingParams(temperature=1.0, top_p=float(top_p))], VOCAB)
+            _, sure = quick_draw(candidates, settings, np.full(1, uniform), 1e-4)
+            assert sure.tolist() == [expected]
+
+
+def test_of_three_nuclei_none_is_told_from_the_first_and_the_last() -> None:
+    logits = np.full((1, VOCAB), -50, np.float32)
+    logits[0, :3] = [0, -9.9, -9.92]  # what follows the first token weighs less than the error
+    candidates = top_candidates(logits, np.ones(1, np.float32))
+    for wanted, expected in ((0.99992, True), (0.99997, False)):  # two nuclei, three
+        params = SamplingParams(temperature=1.0, top_p=wanted / float(candidates.mass[0]))
+        found = quick_draw(candidates, Settings([params], VOCAB), np.full(1, 0.3), 1e-4)
         assert found[1].tolist() == [expected]
