@@ -133,7 +133,7 @@ def _rates(axes: Any, decode: Sequence[dict[str, Any]]) -> None:
         rates = [one["tokens_per_s"] for one in of]
         label = f"{tokens:,} tokens cached"
         axes.plot(rows, rates, "o-", color=colour, label=label, markersize=4)
-        floors = [one["rows"] / one["floor_s"] for one in of]
+        floors = [one["rows"] / (one["floor_s"] or float("nan")) for one in of]
         axes.plot(rows, floors, "--", color=colour, linewidth=1, alpha=0.8)
         above = tokens == lengths[0]
         if not above and tokens != lengths[-1]:

@@ -69,7 +69,6 @@ def measure(
     num_decode_steps: int = 32,
     max_batch: int | None = None,
     threads: int | None = None,
-    gpu: str | None = None,
     progress: Progress | None = None,
 ) -> Measurement:
     """Measure a bundle with seeded random tokens.
@@ -85,7 +84,6 @@ def measure(
         max_batch: decode with 1, 2, 4, ... rows, up to this many; by default 1, or for an engine
             all the rows it was built for.
         threads: compute threads; CPU only.
-        gpu: on CUDA: the GPU to take the bandwidth of; by default the one in this machine.
         progress: receives progress updates; silent by default.
 
     Raises:
@@ -95,8 +93,7 @@ def measure(
     progress = progress or Silent()
     bundle, where = Bundle.open(bundle), Where.of(where)
     record = read_record(bundle, where.engine, verify=False) if where.kind == "engine" else None
-    target = _target(record, where, gpu)
-    bandwidth, source = _bandwidth(target, where, threads, progress)
+    bandwidth, source = _bandwidth(where, threads, progress)
     limit = bundle.config.max_position_embeddings
     if record:
         limit = min(limit, record.options.max_seq_len)
@@ -177,14 +174,8 @@ def copy_bandwidth(num_threads: int) -> float:
     return 2 * _COPY_BYTES * num_threads / min(times)
 
 
-def _target(record: EngineRecord | None, where: Where, gpu: str | None) -> Target | None:
-    """The GPU that runs it; None on the CPU, and for a GPU that is not in the table."""
-    if record:
-        return target_named(record.options.target)
-    if where.kind == "cpu":
-        return None
-    if gpu is not None:
-        return target_named(gpu)
+def gpu_here() -> Target | None:
+    """This machine's first GPU, by its own name; None without one, and if the table lacks it."""
     if not (present := gpus()):
         return None
     try:
@@ -193,14 +184,12 @@ def _target(record: EngineRecord | None, where: Where, gpu: str | None) -> Targe
         return None
 
 
-def _bandwidth(
-    target: Target | None, where: Where, threads: int | None, progress: Progress
-) -> tuple[float | None, str]:
+def _bandwidth(where: Where, threads: int | None, progress: Progress) -> tuple[float | None, str]:
     """Bytes a second of the memory that weights and cache lie in, and where that comes from."""
-    if target is not None:
-        return target.bandwidth_gb_s * 1e9, f"data sheet of {target.name}: {target.source}"
     if where.kind != "cpu":
-        return None, "unknown: this GPU is not in the table of GPUs"
+        if target := gpu_here():
+            return target.bandwidth_gb_s * 1e9, f"data sheet of {target.name}: {target.source}"
+        return None, "unknown: nvidia-smi names no GPU that is in the table"
     progress.phase("measure copy bandwidth")
     found = copy_bandwidth(threads or os.cpu_count() or 1)
     return found, "measured here: copies, bytes read plus bytes written"

@@ -39,7 +39,6 @@ def run(
         num_decode_steps=decode_steps,
         max_batch=None if engine else ONNXRUNTIME_ROWS,
         threads=threads if where.kind == "cpu" else None,
-        gpu=cuda_gpu,
         progress=progress,
     )
     return Done(

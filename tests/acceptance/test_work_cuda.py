@@ -4,13 +4,16 @@ No GPU is needed: ONNX Runtime's CPU session stands behind the seam.
 """
 
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from nemo_trt.acceptance.markdown import _benches
 from nemo_trt.acceptance.work import bench, here, validate
 from nemo_trt.acceptance.work.done import CannotHere
 from nemo_trt.bundle import Bundle
@@ -33,6 +36,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that says that it has an H100 and all that it needs."""
     monkeypatch.setattr(provider.ort, "get_available_providers", lambda: [provider.CUDA])
     monkeypatch.setattr(here, "gpus", lambda: (H100,))
+    monkeypatch.setattr(measuring, "gpus", lambda: (H100,))
     monkeypatch.setattr(here, "require_packages", lambda extra, *names: None)
 
 
@@ -80,22 +84,28 @@ def opened(cuda: None, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return asked
 
 
-def test_speed_is_measured_on_cuda_beside_the_data_sheets_floor(
-    tiny: Any, opened: list[dict[str, Any]]
-) -> None:
+def benched(tiny: Any, gpu: str) -> dict[str, Any]:
+    """The facts of an acceptance for a target."""
     done = bench.run(
         bundle=str(tiny.bundle),
         engine=None,
-        cuda_gpu="h100",
+        cuda_gpu=gpu,
         prefill=[8, 10**6],
         decode=[16],
         decode_steps=4,
         threads=None,
         progress=Silent(),
     )
+    return dict(done.facts)
+
+
+def test_speed_is_measured_on_cuda_beside_the_data_sheets_floor(
+    tiny: Any, opened: list[dict[str, Any]]
+) -> None:
+    facts = benched(tiny, "h100")
     size = {"max_batch": 4, "max_seq_len": 20, "threads": None}  # no more than used
     assert opened == [{"where": "cuda", **size}]
-    facts, target = done.facts, target_named("h100")
+    target = target_named("h100")
     assert facts["gpu"] == H100.name and "data sheet of h100" in facts["bandwidth_source"]
     assert facts["bandwidth_bytes_per_s"] == target.bandwidth_gb_s * 10**9
     assert [one["tokens"] for one in facts["prefill"]] == [8]
@@ -105,6 +115,24 @@ def test_speed_is_measured_on_cuda_beside_the_data_sheets_floor(
         token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 4
         read = 4 * config.num_parameters_per_step + one["rows"] * 16 * token
         assert one["floor_s"] == pytest.approx(read / facts["bandwidth_bytes_per_s"])
+
+
+def test_the_bandwidth_is_that_of_the_gpu_that_is_here_and_not_of_the_target(
+    tiny: Any, opened: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = benched(tiny, "h200")  # of the same compute capability, with other memory
+    assert "data sheet of h100" in facts["bandwidth_source"]
+    assert facts["bandwidth_bytes_per_s"] == target_named("h100").bandwidth_gb_s * 10**9
+    other = replace(H100, name="NVIDIA H100 PCIe")  # has slower memory, and is not in the table
+    monkeypatch.setattr(measuring, "gpus", lambda: (other,))
+    facts = benched(tiny, "h100")
+    assert facts["bandwidth_bytes_per_s"] is None and "unknown" in facts["bandwidth_source"]
+    (row, *_) = [one for one in facts["decode"] if one["rows"] == 1]
+    assert row["floor_s"] is None
+    step = {"stage": "bench", "verdict": "pass", "subject": "cuda", "machine": "it", "facts": facts}
+    text = "\n".join(_benches([step]))
+    assert "over the memory's bandwidth (unknown: " in text
+    assert re.search(r"^\| decode \| 16 \| 1 \| [\d.,]+ ms \| [\d.,]+ \|  \|  \|$", text, re.M)
 
 
 def test_validation_is_of_cuda_and_leaves_the_cpus_verdict_alone(
