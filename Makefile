@@ -21,12 +21,13 @@ help:
 	@echo "make engine GPU=l40s [MODEL=folder PRECISION=fp8 BUILD='--max-seq-len 8192']"
 	@echo "             export where needed -> TensorRT engine -> validate where it can run"
 	@echo "make acceptance GPU=h100 [MODEL=folder PRECISION='bf16 fp8' ACCEPT='--max-batch 4']"
-	@echo "             doctor -> plan -> export -> build -> validate -> bench -> one report"
+	@echo "             doctor -> smoke -> plan -> export -> build -> validate -> bench -> one report;"
+	@echo "             ACCEPT=--smoke: a small engine alone, in minutes"
 	@echo "make test    unit and model tests, in minutes (no GPU, no network)"
 	@echo "make test-all  end-to-end tests, too; make test-busy: three times, on a busy machine"
 	@echo "make check   ruff, mypy --strict, architecture test, dead links in the docs"
 	@echo "make clients thirteen clients and tools against a served model, nightly: minutes to install"
-	@echo "make docs    rewrite docs/cli.md and the evidence in docs/hardware.md, then build the site into build/site"
+	@echo "make docs    rewrite docs/cli.md and the tables of facts and evidence, then build the site into build/site"
 	@echo "make bench   figures of this machine; make peers compares with transformers and onnxruntime-genai"
 
 install: $(VENV)/.installed
@@ -96,6 +97,7 @@ check: build/typed
 docs: build/typed
 	$(BIN)/python -m nemo_trt.cli.reference docs/cli.md
 	$(BIN)/python tools/evidence.py
+	$(BIN)/python tools/facts.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open build/site/index.html"
 

@@ -13,8 +13,9 @@ from .identity import code_words, machine_words
 from .options import AcceptanceOptions
 from .process import run_stage
 from .record import STAGES, Record, Scalar, differences, read_record, write_record
-from .report import write_report
-from .steps import Step, steps_of
+from .report import write_report, write_smoke
+from .step import Step
+from .steps import steps_of
 from .verdict import Line, Summary
 
 
@@ -26,6 +27,9 @@ class Watcher(Progress, Protocol):
 
     def end(self, line: Line) -> None:
         """A step was done, kept, skipped or not come to."""
+
+    def smoke(self, page: str) -> None:
+        """The smoke was done, and this is its page, as Markdown."""
 
 
 def accept(options: AcceptanceOptions, watcher: Watcher, again: Sequence[str] = ()) -> Summary:
@@ -49,9 +53,12 @@ def accept(options: AcceptanceOptions, watcher: Watcher, again: Sequence[str] = 
     chain = _Chain(options, watcher, min(map(STAGES.index, again), default=len(STAGES)))
     steps = steps_of(options)
     try:
+        smoke = [step for step in steps if step.stage == "smoke"]
         for step in steps:
             chain.one(step)
             chain.report(finished=step is steps[-1])
+            if step in smoke[-1:]:
+                chain.smoke()
     except BaseException:
         chain.report(finished=False)
         raise
@@ -68,11 +75,20 @@ class _Chain:
 
     def summary(self, *, finished: bool) -> Summary:
         """What was found so far."""
-        return Summary(lines=tuple(self._lines.values()), finished=finished)
+        return Summary(
+            lines=tuple(self._lines.values()),
+            finished=finished,
+            proof="smoke" if self._options.smoke == "only" else "validate",
+        )
 
     def report(self, *, finished: bool) -> None:
-        """Write it."""
-        write_report(self._options, self.summary(finished=finished))
+        """Write it. A smoke alone leaves the report of the whole as it is."""
+        if self._options.smoke != "only":
+            write_report(self._options, self.summary(finished=finished))
+
+    def smoke(self) -> None:
+        """Write the smoke's page, and show it."""
+        self._watcher.smoke(write_smoke(self._options, self.summary(finished=False)))
 
     def one(self, step: Step) -> None:
         """Keep, do, skip or leave one step."""
@@ -89,6 +105,12 @@ class _Chain:
                 record = self._blank(step)
                 record = replace(record, verdict="skip" if skipped else "not run", reason=words)
                 return self._written(step, record)
+        for name in step.unless_failed:
+            if name in self._lines and self._lines[name].record.verdict == "fail":
+                words = f"smoke {self._lines[name].record.subject} failed"
+                return self._written(
+                    step, replace(self._blank(step), verdict="not run", reason=words)
+                )
         inputs = self._inputs(step)
         before, why = self._before(step, inputs)
         if before and not why:

@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
+from nemo_trt.choices import require_choice
 from nemo_trt.defaults import MAX_KL
 from nemo_trt.engines.targets import Target, target_named
 from nemo_trt.errors import RequestError
 from nemo_trt.precision import DType
 
 PRECISIONS = (DType.BF16, DType.FP8)
+Smoke = Literal["first", "only", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +32,7 @@ class AcceptanceOptions:
         prefill, decode: lengths to measure, in tokens; those past a context are left out.
         decode_steps: steps at each decode length.
         threads: compute threads of ONNX Runtime.
+        smoke: a small engine "first", before the checkpoint's; "only" that; or "none".
 
     Raises:
         RequestError: the GPU is unknown, or a value is out of range.
@@ -49,9 +53,11 @@ class AcceptanceOptions:
     decode: tuple[int, ...] = (128, 1920)
     decode_steps: int = 32
     threads: int | None = None
+    smoke: Smoke = "first"
 
     def __post_init__(self) -> None:
         target_named(self.gpu)
+        require_choice("smoke", self.smoke, get_args(Smoke))
         if not self.precisions or not set(self.precisions) <= set(PRECISIONS):
             asked = ", ".join(self.precisions) or "none"
             raise RequestError(f"precisions must be of {', '.join(PRECISIONS)}, got {asked}.")
@@ -75,6 +81,11 @@ class AcceptanceOptions:
     def report_folder(self) -> Path:
         """What is handed on: the report, its plots, and every step's record and log."""
         return self.folder / "report"
+
+    @property
+    def smoke_folder(self) -> Path:
+        """Where the smoke's small model lies."""
+        return self.folder / "smoke"
 
     def bundle(self, precision: DType) -> Path:
         """The bundle of a precision."""

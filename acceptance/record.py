@@ -12,7 +12,7 @@ from nemo_trt.errors import DAMAGED_JSON, StateError
 from nemo_trt.utf8 import json_text
 
 SCHEMA_VERSION = 1
-STAGES = ("doctor", "plan", "export", "build", "validate", "bench", "report")
+STAGES = ("doctor", "smoke", "plan", "export", "build", "validate", "bench", "report")
 """In the order in which they run."""
 Verdict = Literal["pass", "fail", "skip", "not run"]
 Scalar = str | int | float | bool | None

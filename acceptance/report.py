@@ -8,10 +8,11 @@ from nemo_trt.utf8 import json_text
 
 from .markdown import markdown
 from .options import AcceptanceOptions
+from .smoke.page import smoke_page
 from .verdict import Line, Summary
 
 SCHEMA_VERSION = 1
-REPORT_JSON, REPORT_MARKDOWN = "report.json", "report.md"
+REPORT_JSON, REPORT_MARKDOWN, SMOKE_MARKDOWN = "report.json", "report.md", "smoke.md"
 
 
 def write_report(options: AcceptanceOptions, summary: Summary) -> None:
@@ -21,6 +22,13 @@ def write_report(options: AcceptanceOptions, summary: Summary) -> None:
     text = json_text(data, allow_nan=False)
     atomic.write_text(folder / REPORT_JSON, text)
     atomic.write_text(folder / REPORT_MARKDOWN, markdown(data))
+
+
+def write_smoke(options: AcceptanceOptions, summary: Summary) -> str:
+    """Write the smoke's page in one step; return it."""
+    text = smoke_page(report_data(options, summary))
+    atomic.write_text(options.report_folder / SMOKE_MARKDOWN, text)
+    return text
 
 
 def report_data(options: AcceptanceOptions, summary: Summary) -> dict[str, Any]:

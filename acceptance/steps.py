@@ -1,63 +1,30 @@
-"""The steps of an acceptance, in order: what each needs, what it depends on, what it is given."""
+"""The steps of an acceptance, in order."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from nemo_trt.bundle import Bundle
-from nemo_trt.engines.trt.record import read_record
-from nemo_trt.errors import NemoTrtError
 from nemo_trt.precision import DType
 
-from .identity import (
-    ONNXRUNTIME,
-    checkpoint_digest,
-    code_digest,
-    machine_words,
-    package_versions,
-)
+from .identity import ONNXRUNTIME, checkpoint_digest, machine_words, package_versions
 from .options import AcceptanceOptions
-from .record import STAGES, Record, Scalar
-
-_EXPORT_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript")
-_ENGINE_PACKAGES = ("tensorrt", "tensorrt-rtx")
-
-
-def _nothing_gone(_: Record) -> str:
-    return ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One thing to do.
-
-    Attributes:
-        name: unique, and its record's file.
-        stage: whose work it is.
-        subject: what of it, in words.
-        arguments: of the work, JSON-ready.
-        needs: steps that must have passed; what they made is an input of this one.
-        inputs, environment: what else the outcome depends on, see `Record`.
-        gone: why what an earlier run made is no longer there, "" when it is.
-        essential: whether the whole cannot pass without it.
-        keep: whether an earlier outcome counts.
-    """
-
-    name: str
-    stage: str
-    subject: str
-    arguments: Mapping[str, Any]
-    needs: tuple[str, ...] = ()
-    inputs: Mapping[str, Scalar] = field(default_factory=dict)
-    environment: Mapping[str, Scalar] = field(default_factory=dict)
-    gone: Callable[[Record], str] = _nothing_gone
-    essential: bool = True
-    keep: bool = True
+from .record import STAGES, Scalar
+from .smoke_steps import smoke_names, smoke_steps
+from .step import ENGINE_PACKAGES, EXPORT_PACKAGES, Step, bundle_gone, code_of, engine_gone
 
 
 def steps_of(options: AcceptanceOptions) -> list[Step]:
     """Every step, those of a stage together."""
+    every = [Step(name="doctor", stage="doctor", subject="this machine", arguments={}, keep=False)]
+    if options.smoke != "none":
+        for precision in dict.fromkeys(options.precisions):
+            every += smoke_steps(options, precision)
+    if options.smoke != "only":
+        every += _steps_of_the_checkpoint(options)
+    return sorted(every, key=lambda step: STAGES.index(step.stage))
+
+
+def _steps_of_the_checkpoint(options: AcceptanceOptions) -> Iterator[Step]:
     checkpoint = {"checkpoint": checkpoint_digest(options.checkpoint)}
     reference = {
         "reference": checkpoint_digest(options.reference)
@@ -65,21 +32,17 @@ def steps_of(options: AcceptanceOptions) -> list[Step]:
         else checkpoint["checkpoint"]
     }
     machine = {"machine": machine_words()}
-    every = [Step(name="doctor", stage="doctor", subject="this machine", arguments={}, keep=False)]
-    every.append(
-        Step(
-            name="plots",
-            stage="report",
-            subject="plots",
-            arguments={"report_folder": str(options.report_folder)},
-            essential=False,
-            keep=False,
-        )
+    yield Step(
+        name="plots",
+        stage="report",
+        subject="plots",
+        arguments={"report_folder": str(options.report_folder)},
+        essential=False,
+        keep=False,
     )
     for precision in dict.fromkeys(options.precisions):
-        every += _made(options, precision, checkpoint)
-        every += _judged(options, precision, reference, machine)
-    return sorted(every, key=lambda step: STAGES.index(step.stage))
+        yield from _made(options, precision, checkpoint)
+        yield from _judged(options, precision, reference, machine)
 
 
 def _made(
@@ -111,7 +74,7 @@ def _made(
                 **checkpoint,
                 "precision": precision,
                 **shape,
-                **_code("engines", "export", "passes", "stages"),
+                **code_of("engines", "export", "passes", "stages"),
             },
         ),
         Step(
@@ -129,20 +92,21 @@ def _made(
                 **checkpoint,
                 "precision": precision,
                 **fp8_inputs,
-                **_code("engines", "export", "passes", "stages"),
+                **code_of("engines", "export", "passes", "stages"),
             },
-            environment=package_versions(_EXPORT_PACKAGES),
-            gone=lambda record: _bundle_gone(bundle, record),
+            environment=package_versions(EXPORT_PACKAGES),
+            gone=lambda record: bundle_gone(bundle, record),
         ),
         Step(
             name=f"build-{precision}",
             stage="build",
             subject=engine,
             needs=(f"plan-{precision}", f"export-{precision}"),
+            unless_failed=smoke_names(precision),
             arguments={"bundle": str(bundle), **shape},
-            inputs={**shape, **_code("engines", "passes")},
-            environment=package_versions(_ENGINE_PACKAGES),
-            gone=lambda record: _engine_gone(bundle, engine, record),
+            inputs={**shape, **code_of("engines", "passes")},
+            environment=package_versions(ENGINE_PACKAGES),
+            gone=lambda record: engine_gone(bundle, engine, record),
         ),
     ]
 
@@ -204,7 +168,7 @@ def _backends(options: AcceptanceOptions, precision: DType) -> tuple[_Backend, .
             engine=engine,
             seq_len=None,
             threads=None,
-            packages=_ENGINE_PACKAGES,
+            packages=ENGINE_PACKAGES,
         ),
     )
 
@@ -241,7 +205,7 @@ def _judged(
                 **gpu,
                 "max_seq_len": backend.seq_len,
                 "threads": backend.threads,
-                **_code("engines", "export", "passes", "validate"),
+                **code_of("engines", "export", "passes", "validate"),
             },
             environment={**versions, **package_versions(("torch", "transformers"))},
             gone=lambda _, copy=copy: "" if copy.is_file() else f"{copy.name} is gone.",  # type: ignore[misc]
@@ -267,30 +231,8 @@ def _judged(
                 "decode": " ".join(map(str, options.decode)),
                 "decode_steps": options.decode_steps,
                 "threads": backend.threads,
-                **_code("engines", "acceptance.work"),
+                **code_of("engines", "acceptance.work"),
             },
             environment={**machine, **versions},
             essential=backend.essential,
         )
-
-
-def _code(*rooms: str) -> dict[str, Scalar]:
-    """Digests of the code that an outcome depends on."""
-    every = ("nemo_trt", *(f"nemo_trt.{room}" for room in rooms))
-    return {f"code of {room}": code_digest(room) for room in every}
-
-
-def _bundle_gone(bundle: Path, record: Record) -> str:
-    try:
-        found = Bundle.open(bundle).bundle_id
-    except NemoTrtError as error:
-        return str(error)
-    return "" if found == record.product["bundle_id"] else f"{bundle.name} is another bundle now."
-
-
-def _engine_gone(bundle: Path, engine: str, record: Record) -> str:
-    try:
-        found = read_record(Bundle.open(bundle), engine, verify=False).engine_id
-    except NemoTrtError as error:
-        return str(error)
-    return "" if found == record.product["engine_id"] else f"{engine} is another engine now."

@@ -32,10 +32,12 @@ class Summary:
 
     Attributes:
         finished: False while steps are still to come, or when it was interrupted.
+        proof: the stage of which something must have passed.
     """
 
     lines: tuple[Line, ...]
     finished: bool
+    proof: str = "validate"
 
     @property
     def verdict(self) -> Overall:
@@ -43,7 +45,7 @@ class Summary:
         them; else "incomplete"."""
         if self._with("fail"):
             return "fail"
-        validated = any(one.stage == "validate" for one in self._with("pass"))
+        validated = any(one.stage == self.proof for one in self._with("pass"))
         missing = any(line.essential and line.record.verdict != "pass" for line in self.lines)
         return "pass" if self.finished and validated and not missing else "incomplete"
 

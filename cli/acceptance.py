@@ -69,9 +69,14 @@ EXIT_CODES = {"pass": 0, "fail": 1, "incomplete": 3}
 )
 @click.option("--threads", type=click.IntRange(1), help="ONNX Runtime's compute threads.")
 @click.option(
+    "--smoke/--no-smoke",
+    default=None,
+    help="Only the smoke, a small engine in minutes; or without it. By default it runs first.",
+)
+@click.option(
     "--again",
     multiple=True,
-    type=click.Choice(["plan", "export", "build", "validate", "bench"]),
+    type=click.Choice(["smoke", "plan", "export", "build", "validate", "bench"]),
     help="Run this stage and all later ones again; may be repeated.",
 )
 def command(
@@ -79,14 +84,16 @@ def command(
     folder: Path,
     precisions: tuple[str, ...],
     again: tuple[str, ...],
+    smoke: bool | None,
     **options: Any,
 ) -> int:
     """Run every stage on CHECKPOINT for a GPU and write one report.
 
-    Stages: doctor, plan, export, build, validate, bench. The report goes to FOLDER/report and each
-    precision's bundle to FOLDER. Running the command again resumes it: steps with unchanged inputs
-    are kept, and steps that this machine cannot run are skipped with a reason. Exit codes: 0 all
-    passed, 1 a step failed, 3 nothing failed but something was skipped.
+    Stages: doctor, smoke, plan, export, build, validate, bench. The smoke builds and runs a small
+    engine in minutes. The report goes to FOLDER/report and each precision's bundle to FOLDER.
+    Running the command again resumes it: steps with unchanged inputs are kept, and steps that this
+    machine cannot run are skipped with a reason. Exit codes: 0 all passed, 1 a step failed, 3
+    nothing failed but something was skipped.
     """
     from nemo_trt.acceptance import AcceptanceOptions, accept
     from nemo_trt.precision import DType
@@ -98,17 +105,18 @@ def command(
             AcceptanceOptions(
                 checkpoint=checkpoint,
                 folder=folder,
+                smoke="first" if smoke is None else "only" if smoke else "none",
                 precisions=tuple(DType(precision) for precision in dict.fromkeys(precisions)),
                 **options,
             ),
             view,
             again,
         )
-    _show(summary, folder)
+    _show(summary, folder / "report" / ("smoke.md" if smoke else "report.md"))
     return EXIT_CODES[summary.verdict]
 
 
-def _show(summary: "Summary", folder: Path) -> None:
+def _show(summary: "Summary", report: Path) -> None:
     from .console import OUT
 
     OUT.rule("[bold]verdict[/]", align="left")
@@ -118,4 +126,4 @@ def _show(summary: "Summary", folder: Path) -> None:
         "incomplete": "[bold yellow]INCOMPLETE[/]  nothing failed, something was skipped",
     }
     OUT.print(words[summary.verdict])
-    OUT.print(f"Report: {folder / 'report' / 'report.md'}", markup=False, soft_wrap=True)
+    OUT.print(f"Report: {report}", markup=False, soft_wrap=True)

@@ -3,10 +3,12 @@
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
+from rich.markdown import Markdown
+
 from .console import OUT, Bar, escaped
 
 if TYPE_CHECKING:
-    from nemo_trt.acceptance.steps import Step
+    from nemo_trt.acceptance.step import Step
     from nemo_trt.acceptance.verdict import Line
 
 _MARKS = {
@@ -55,6 +57,10 @@ class View:
             f"{_MARKS[record.verdict]:8} {taken}  {escaped(record.subject)}"
             + f"  [dim]{escaped(why)}[/]" * bool(why)
         )
+
+    def smoke(self, page: str) -> None:
+        """The page of a smoke, as it looks in a browser."""
+        OUT.print(Markdown(page))
 
     def phase(self, name: str, total: int = 0, unit: Literal["steps", "bytes"] = "steps") -> None:
         """See `nemo_trt.progress.Progress`."""

@@ -19,7 +19,7 @@ HOST_FACTOR = 2.2
 FUSED_SMS = (80, 86, 89, 120, 121)
 """Compute capabilities whose fused decode attention takes 24,576 - head_dim tokens: it keeps that
 many scores in shared memory. Found by builds for each of them; of others it is not known."""
-_FUSED_SCORES = 24_576
+FUSED_SCORES = 24_576
 _LEAST_CHOICE = 1024  # tokens; capacities are proposed from here on, each twice the one before
 _SLOTS = (1, 2, 4, 8, 16, 32, 64)
 _STEP = 256  # contexts are told in multiples of it
@@ -221,7 +221,7 @@ def require_fit(budget: Budget, manifest: Planned) -> None:
 
 def fused_tokens(target: Target, config: ModelConfig) -> int | None:
     """Tokens a row up to which TensorRT fuses decode attention; None if that is not known."""
-    return _FUSED_SCORES - config.head_dim if target.sm in FUSED_SMS else None
+    return FUSED_SCORES - config.head_dim if target.sm in FUSED_SMS else None
 
 
 def _scratch_bytes(manifest: Planned, capacity: int, chunk: int) -> int:

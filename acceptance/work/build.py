@@ -20,12 +20,8 @@ def run(
 ) -> Done:
     """Compile, unless this very engine is there already."""
     from nemo_trt.engines.trt.build import build_engine
-    from nemo_trt.engines.trt.toolkit import toolkit_for
 
-    try:
-        toolkit_for(target_named(gpu), "auto", "the same command again")
-    except MachineError as error:
-        raise CannotHere(str(error)) from error
+    require_toolkit(gpu)
     record, built = build_engine(
         Path(bundle), gpu=gpu, max_seq_len=max_seq_len, max_batch=max_batch, progress=progress
     )
@@ -49,3 +45,13 @@ def run(
             "built_now": built,
         },
     )
+
+
+def require_toolkit(gpu: str) -> None:
+    """Raises `CannotHere` unless a TensorRT here compiles for a target."""
+    from nemo_trt.engines.trt.toolkit import toolkit_for
+
+    try:
+        toolkit_for(target_named(gpu), "auto", "the same command again")
+    except MachineError as error:
+        raise CannotHere(str(error)) from error

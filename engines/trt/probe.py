@@ -61,12 +61,13 @@ def _longest_fused(bundle: Bundle, compiler: Compiler, profiles: tuple[str, ...]
     compiler.progress.phase("probe shorter contexts")
     while high - low > 1:
         middle = (low + high) // 2
-        fused = all(_is_fused(bundle, compiler, middle * _STEP, profile) for profile in profiles)
+        fused = all(is_fused(bundle, compiler, middle * _STEP, profile) for profile in profiles)
         low, high = (middle, high) if fused else (low, middle)
     return low * _STEP
 
 
-def _is_fused(bundle: Bundle, compiler: Compiler, capacity: int, profile: str) -> bool:
+def is_fused(bundle: Bundle, compiler: Compiler, capacity: int, profile: str) -> bool:
+    """Whether attention alone, over a cache of `capacity` tokens a row, is fused in a profile."""
     probe = replace(
         compiler,
         options=replace(compiler.options, max_seq_len=capacity),

@@ -18,7 +18,7 @@ from nemo_trt.where import Where
 
 from .decoders import Decoders
 from .inputs import Inputs, input_bytes
-from .memory import device_memory, require_free
+from .memory import DeviceMemory, device_memory, require_free
 from .outputs import DeviceResult, Outputs, Run
 from .profiles import PREFILL, Shapes, decode_name, step_inputs
 from .record import EngineRecord, read_record
@@ -39,7 +39,7 @@ class TensorRtSession(BaseSession):
     the rows one by one, in chunks. `launch` puts a step on the stream, and `collect` waits for the
     copy of its candidates; whole logits are copied on demand.
 
-    Device memory is allocated at open and nowhere else.
+    Device memory is allocated at open and nowhere else; `memory` is its sum.
     """
 
     overlaps = True
@@ -233,13 +233,13 @@ class TensorRtSession(BaseSession):
             weight_bytes=self.record.weight_bytes,
             row_bytes=self.max_seq_len * self.record.kv_bytes_per_token(config),
         )
-        needed = device_memory(
+        self.memory: DeviceMemory = device_memory(
             self.record,
             config,
             io_bytes=sum(sizes.values()) + Outputs.num_bytes(positions, config.vocab_size),
             num_windows=len(list(self._decode_windows())),
         )
-        require_free(needed, self._device.free_bytes(), self.record.name)
+        require_free(self.memory, self._device.free_bytes(), self.record.name)
         self._plans: dict[str, tuple[Plan, int]] = {}
         for file in self.record.plans:
             plan = open_plan(folder / file.file)

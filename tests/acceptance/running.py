@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 ASKED = ("--max-seq-len", "512", "--max-batch", "2", "--validate-seq-len", "128")
-ASKED += ("--prefill", "16", "--decode", "16", "--decode-steps", "4")
+ASKED += ("--prefill", "16", "--decode", "16", "--decode-steps", "4", "--no-smoke")
 
 
 @dataclass(frozen=True)

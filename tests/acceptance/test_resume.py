@@ -12,7 +12,8 @@ import pytest
 from nemo_trt.acceptance import AcceptanceOptions, accept
 from nemo_trt.acceptance.identity import checkpoint_digest, code_digest
 from nemo_trt.acceptance.record import Record
-from nemo_trt.acceptance.steps import Step, steps_of
+from nemo_trt.acceptance.step import Step
+from nemo_trt.acceptance.steps import steps_of
 from nemo_trt.acceptance.verdict import Line
 from nemo_trt.errors import StateError
 from nemo_trt.precision import DType
@@ -38,6 +39,7 @@ def options(again: Acceptance) -> AcceptanceOptions:
         prefill=(16,),
         decode=(16,),
         decode_steps=4,
+        smoke="none",
     )
 
 

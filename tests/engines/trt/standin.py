@@ -1,8 +1,7 @@
-"""A stand-in for CUDA and TensorRT's runtime that records every call, and really computes.
+"""A stand-in for TensorRT's runtime that records every call, and really computes.
 
-Device memory is one numpy array, addresses are offsets in it. A context runs the bundle's own graph
-through ONNX Runtime on whatever lies at the addresses that were bound, so a session that binds the
-wrong row, length or buffer gives wrong numbers, and not only a wrong record.
+A context runs the bundle's own graph through ONNX Runtime on whatever lies at the addresses that
+were bound, so a session that binds the wrong row, length or buffer gives wrong numbers.
 """
 
 from collections import Counter
@@ -26,7 +25,8 @@ from nemo_trt.manifest import GRAPH_FILE, read_manifest
 from nemo_trt.passes.add_candidates import OUTPUTS, TEMPERATURES
 from tests.engines.tail import with_candidates
 
-_BASE = 4096  # so that 0 is no address
+from .fake_device import FakeDevice
+
 T, ROWS, CHUNK, LOGITS = 64, 3, 8, 4
 OPTIONS = BuildOptions(
     target="l4", sm=89, max_seq_len=T, max_batch=ROWS, prefill_chunk=CHUNK, max_logits=LOGITS
@@ -38,112 +38,6 @@ _DTYPES = {
     "tensor(float16)": np.float16,
     "tensor(float)": np.float32,
 }
-
-
-class FakeDevice:
-    """`Device` in host memory. `fail_at` raises at the n-th allocation."""
-
-    stream = 7
-
-    def __init__(self, sm: int = 89, fail_at: int | None = None) -> None:
-        self.sm, self.fail_at = sm, fail_at
-        self.memory = np.zeros(64 * 2**20, np.uint8)
-        self.next = _BASE
-        self.free_memory = 0  # that it says it has left beside other things, if it lies
-        self.total_memory = 80 * 10**9  # that it says it has while nothing is allocated
-        self.pinned: list[np.ndarray] = []
-        self.live: set[int] = set()
-        self.graphs: set[int] = set()
-        self.closed = False
-        self.calls: Counter[str] = Counter()
-        self.recording: list[Any] | None = None
-        self.pending: list[tuple[np.ndarray, np.ndarray]] = []  # copies to the host
-        self.recorded_copies: list[tuple[np.ndarray, np.ndarray]] = []
-        self.recorded: dict[int, list[Any]] = {}
-
-    def allocate(self, num_bytes: int) -> int:
-        self.calls["allocate"] += 1
-        if self.fail_at is not None and self.calls["allocate"] >= self.fail_at:
-            raise MachineError("CUDA's cudaMalloc failed: out of memory.")
-        address = self.next
-        self.next += -(-num_bytes // 256) * 256
-        assert self.next <= len(self.memory)
-        self.live.add(address)
-        return address
-
-    def free(self, address: int) -> None:
-        self.live.remove(address)
-
-    def upload(self, address: int, array: np.ndarray) -> None:
-        assert self.recording is None, "copies do not belong into a graph"
-        data = array.tobytes()
-        self.memory[address : address + len(data)] = np.frombuffer(data, np.uint8)
-
-    def download(self, array: np.ndarray, address: int) -> None:
-        self.calls["download"] += 1
-        self.calls["bytes down"] += array.nbytes
-        self.calls["pageable down"] += not any(np.shares_memory(array, one) for one in self.pinned)
-        array.reshape(-1).view(np.uint8)[:] = self.memory[address : address + array.nbytes]
-
-    def start_download(self, array: np.ndarray, address: int) -> None:
-        """As late as a device may: what the host reads before it waits is wrong."""
-        assert self.recording is None, "copies do not belong into a graph"
-        assert any(np.shares_memory(array, one) for one in self.pinned)
-        self.calls["bytes down"] += array.nbytes
-        self.pending.append((array, self.memory[address : address + array.nbytes].copy()))
-        array.reshape(-1).view(np.uint8)[:] = 0xFF
-
-    def record(self) -> None:
-        self.calls["record"] += 1
-        self.recorded_copies, self.pending = [*self.recorded_copies, *self.pending], []
-
-    def wait(self) -> None:
-        self.calls["wait"] += 1
-        for array, data in self.recorded_copies:
-            array.reshape(-1).view(np.uint8)[:] = data
-        self.recorded_copies.clear()
-
-    def copy(self, target: int, source: int, num_bytes: int, *, count: int, pitch: int) -> None:
-        assert num_bytes <= pitch
-        for index in range(count):
-            there, here = target + index * pitch, source + index * pitch
-            self.at(there, (num_bytes,), np.uint8)[...] = self.at(here, (num_bytes,), np.uint8)
-
-    def free_bytes(self) -> int:
-        if not self.live:
-            return self.total_memory
-        return self.free_memory or len(self.memory) - self.next
-
-    def pin(self, array: np.ndarray) -> None:
-        self.pinned.append(array)
-
-    def begin_capture(self) -> None:
-        self.calls["capture"] += 1
-        self.recording = []
-
-    def end_capture(self) -> object:
-        graph = self.calls["capture"]
-        assert self.recording is not None
-        self.recorded[graph], self.recording = self.recording, None
-        self.graphs.add(graph)
-        return graph
-
-    def launch(self, graph: Any) -> None:
-        self.calls["launch"] += 1
-        for work in self.recorded[graph]:
-            work()
-
-    def free_graph(self, graph: Any) -> None:
-        self.graphs.remove(graph)
-
-    def close(self) -> None:
-        self.closed = True
-
-    def at(self, address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """The numbers at an address, as a view."""
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        assert address >= _BASE and address + size <= self.next, "outside of allocated memory"
-        return self.memory[address : address + size].view(dtype).reshape(shape)
 
 
 class FakePlan:
@@ -165,9 +59,15 @@ class FakePlan:
         )
         graph = with_candidates(read_graph(bundle, GRAPH_FILE)).SerializeToString()
         self.session = ort.InferenceSession(graph, options)
+        self.caches = {past for past, _ in contract.cache_names(self.config.num_layers)}
+        self.outputs = {one.name for one in self.session.get_outputs()}
 
     def context(self, profile: int, stream: int, scratch: int, scratch_bytes: int) -> "FakeContext":
-        assert scratch in self.device.live and scratch_bytes >= self.scratch_bytes
+        assert scratch in self.device.live and stream == self.device.stream
+        if scratch_bytes < self.scratch_bytes:
+            raise MachineError(
+                f"Scratch must have {self.scratch_bytes} bytes, got {scratch_bytes}."
+            )
         kind = PagedFakeContext if self.page else FakeContext
         self.contexts.append(kind(self, self.profiles[profile]))
         return self.contexts[-1]
@@ -235,12 +135,25 @@ class FakeContext:
 
     def enqueue(self, stream: int) -> None:
         assert stream == FakeDevice.stream and not self.closed
+        self.require_bound()
         self.calls["enqueue"] += 1
         device = self.plan.device
         if device.recording is not None:
             device.recording.append(self.run)
         else:
             self.run()
+
+    def require_bound(self) -> None:
+        """Every input has a shape, and every input and output has memory."""
+        inputs = {*self.limits.least, *self.plan.caches, *([PAGE_TABLE] if self.plan.page else ())}
+        if unset := sorted(inputs - self.shapes.keys()):
+            raise MachineError(
+                f"{self.profile} runs with a shape of each input, not without {unset}."
+            )
+        if unset := sorted((inputs | self.plan.outputs) - self.addresses.keys()):
+            raise MachineError(
+                f"{self.profile} runs with memory of each tensor, not without {unset}."
+            )
 
     def run(self) -> None:
         device, session = self.plan.device, self.plan.session

@@ -13,7 +13,8 @@ from nemo_trt.validate.report import Report
 from nemo_trt.validate.sequences import make_sequences
 from nemo_trt.validate.validator import validate
 
-from .standin import CHUNK, FakeDevice, FakePlan, record_of
+from .fake_device import FakeDevice
+from .standin import CHUNK, FakePlan, record_of
 
 pytestmark = pytest.mark.model
 

@@ -10,8 +10,9 @@ from nemo_trt.engines.candidates import Candidates, top_candidates
 from nemo_trt.engines.sampling import SamplingParams
 from nemo_trt.serve import Request, Scheduler
 
+from .fake_device import FakeDevice
 from .properties import tokens
-from .standin import LOGITS, ROWS, FakeDevice, T
+from .standin import LOGITS, ROWS, T
 from .test_session import bundle, device, opened
 
 pytestmark = pytest.mark.model

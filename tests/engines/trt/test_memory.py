@@ -12,8 +12,9 @@ from nemo_trt.engines.trt.session import TensorRtSession
 from nemo_trt.errors import MachineError
 from nemo_trt.precision import DType
 
+from .fake_device import FakeDevice
 from .properties import tokens
-from .standin import CHUNK, LOGITS, ROWS, FakeDevice, FakePlan, T, paged_of, record_of
+from .standin import CHUNK, LOGITS, ROWS, FakePlan, T, paged_of, record_of
 from .test_session import bundle
 
 pytestmark = pytest.mark.model

@@ -21,8 +21,9 @@ from nemo_trt.errors import CapacityError, MachineError, RequestError
 from nemo_trt.serve import Request, Scheduler
 from tests.serve.test_scheduler import alone, answers, drain, ends
 
+from .fake_device import FakeDevice
 from .properties import near, tokens, whole
-from .standin import ROWS, FakeDevice, PagedFakePlan, T, paged_of, plan_of
+from .standin import ROWS, PagedFakePlan, T, paged_of, plan_of
 from .test_session import both_profiles, bundle
 
 pytestmark = pytest.mark.model

@@ -24,12 +24,12 @@ from nemo_trt.errors import CapacityError, MachineError, RequestError, StateErro
 from nemo_trt.export.bundle import export_bundle
 from nemo_trt.precision import DType
 
+from .fake_device import FakeDevice
 from .properties import PROPERTIES, near, tokens, whole
 from .standin import (
     PROFILES,
     ROWS,
     FakeContext,
-    FakeDevice,
     FakePlan,
     T,
     paged_of,
