@@ -83,8 +83,6 @@ class Compiler:
                 lambda: builder.build_serialized_network_to_stream(network, config, writer),
                 monitor.stop,
             )
-        if monitor.stop.is_set():
-            raise KeyboardInterrupt
         if not writer.num_bytes or log.errors:
             raise log.failure(f"Compiling {path.stem}")
         self._keep_timings(config)
@@ -140,16 +138,23 @@ def builder_config(toolkit: Toolkit, builder: Any, options: BuildOptions) -> Any
 
 
 def _wait(compile_plan: Callable[[], object], stop: threading.Event) -> None:
-    """Compile in a thread: TensorRT holds the main one so long that Ctrl-C would not be heard."""
+    """Compile in a thread: TensorRT holds the main one so long that Ctrl-C would not be heard.
+
+    An interrupt is raised again as it came, for its kind is the exit code, once TensorRT has ended.
+    """
+    interrupt: KeyboardInterrupt | None = None
     with ThreadPoolExecutor(1) as pool:
         job = pool.submit(compile_plan)
-        while True:
+        while not job.done():
             try:
                 with suppress(TimeoutError):
                     job.result(timeout=_POLL_S)
-                    return
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as error:
+                interrupt = interrupt or error
                 stop.set()
+    if interrupt is not None:
+        raise interrupt
+    job.result()
 
 
 def _writer(api: Any, file: Any) -> Any:

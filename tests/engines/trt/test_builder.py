@@ -234,8 +234,9 @@ main()
 """
 
 
-def test_a_stop_leaves_nothing_half_written(small: dict[str, Path]) -> None:
-    """Ctrl-C while TensorRT compiles: exit code 130, no folder, no leftovers."""
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_leaves_nothing_half_written(number: int, code: int, small: dict[str, Path]) -> None:
+    """A stop while TensorRT compiles: the signal's exit code, no folder, no leftovers."""
     options = ["--gpu", "rtx5090", "--max-seq-len", "1024", "--max-batch", "4"]
     process = subprocess.Popen(
         [sys.executable, "-c", _INTERRUPTIBLE, "build", str(small["fp8"]), *options],
@@ -246,9 +247,9 @@ def test_a_stop_leaves_nothing_half_written(small: dict[str, Path]) -> None:
     for line in process.stderr:
         if "optimizing graph" in line:
             break
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     process.communicate()
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=60) == code
     engines = small["fp8"] / "engines"
     assert not [path for path in engines.iterdir() if "5090" in path.name]
 
