@@ -31,7 +31,14 @@ class FakeDevice:
         self.recorded_copies: list[tuple[np.ndarray, np.ndarray]] = []
         self.recorded: dict[int, list[Any]] = {}
 
+    def require_no_capture(self, what: str) -> None:
+        """What waits for the device, or allocates, breaks a capture."""
+        if self.recording is not None:
+            self.recording = None
+            raise MachineError(f"cudaErrorStreamCaptureUnsupported: {what}")
+
     def allocate(self, num_bytes: int) -> int:
+        self.require_no_capture("allocate")
         self.calls["allocate"] += 1
         if self.fail_at is not None and self.calls["allocate"] >= self.fail_at:
             raise MachineError("CUDA's cudaMalloc failed: out of memory.")
@@ -42,14 +49,16 @@ class FakeDevice:
         return address
 
     def free(self, address: int) -> None:
+        self.require_no_capture("free")
         self.live.remove(address)
 
     def upload(self, address: int, array: np.ndarray) -> None:
-        assert self.recording is None, "copies do not belong into a graph"
+        self.require_no_capture("copy from pageable memory")
         data = array.tobytes()
         self.memory[address : address + len(data)] = np.frombuffer(data, np.uint8)
 
     def download(self, array: np.ndarray, address: int) -> None:
+        self.require_no_capture("synchronise")
         self.calls["download"] += 1
         self.calls["bytes down"] += array.nbytes
         self.calls["pageable down"] += not any(np.shares_memory(array, one) for one in self.pinned)
@@ -57,7 +66,7 @@ class FakeDevice:
 
     def start_download(self, array: np.ndarray, address: int) -> None:
         """As late as a device may: what the host reads before it waits is wrong."""
-        assert self.recording is None, "copies do not belong into a graph"
+        self.require_no_capture("copy")
         assert any(np.shares_memory(array, one) for one in self.pinned)
         self.calls["bytes down"] += array.nbytes
         self.pending.append((array, self.memory[address : address + array.nbytes].copy()))
@@ -68,6 +77,7 @@ class FakeDevice:
         self.recorded_copies, self.pending = [*self.recorded_copies, *self.pending], []
 
     def wait(self) -> None:
+        self.require_no_capture("wait for an event")
         self.calls["wait"] += 1
         for array, data in self.recorded_copies:
             array.reshape(-1).view(np.uint8)[:] = data
@@ -88,17 +98,22 @@ class FakeDevice:
         self.pinned.append(array)
 
     def begin_capture(self) -> None:
+        self.require_no_capture("begin another capture")
         self.calls["capture"] += 1
         self.recording = []
 
     def end_capture(self) -> object:
         graph = self.calls["capture"]
-        assert self.recording is not None
+        if self.recording is None:
+            raise MachineError("cudaErrorStreamCaptureInvalidated")
         self.recorded[graph], self.recording = self.recording, None
         self.graphs.add(graph)
         return graph
 
     def launch(self, graph: Any) -> None:
+        self.require_no_capture("launch a graph")
+        if graph not in self.graphs:
+            raise MachineError("cudaErrorInvalidValue: no such graph")
         self.calls["launch"] += 1
         for work in self.recorded[graph]:
             work()

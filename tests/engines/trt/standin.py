@@ -5,6 +5,7 @@ were bound, so a session that binds the wrong row, length or buffer gives wrong 
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ class FakePlan:
 
     def context(self, profile: int, stream: int, scratch: int, scratch_bytes: int) -> "FakeContext":
         assert scratch in self.device.live and stream == self.device.stream
+        if scratch % 256:
+            raise MachineError(f"Scratch must lie at a multiple of 256, got {scratch}.")
         if scratch_bytes < self.scratch_bytes:
             raise MachineError(
                 f"Scratch must have {self.scratch_bytes} bytes, got {scratch_bytes}."
@@ -139,9 +142,25 @@ class FakeContext:
         self.calls["enqueue"] += 1
         device = self.plan.device
         if device.recording is not None:
-            device.recording.append(self.run)
+            if self.calls["enqueue"] == 1:  # TensorRT allocates in the first run
+                device.require_no_capture("a first run")
+            device.recording.append(self.replay(dict(self.shapes), dict(self.addresses)))
         else:
             self.run()
+
+    def replay(
+        self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]
+    ) -> Callable[[], None]:
+        """A run as it was captured: another shape, or an end of the context, makes it invalid."""
+
+        def run() -> None:
+            if self.closed or self.shapes != shapes:
+                raise MachineError("A graph of a context must not outlive its shapes and itself.")
+            now, self.addresses = self.addresses, addresses  # the graph holds those of then
+            self.run()
+            self.addresses = now
+
+        return run
 
     def require_bound(self) -> None:
         """Every input has a shape, and every input and output has memory."""

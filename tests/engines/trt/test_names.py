@@ -102,6 +102,20 @@ def test_functions_and_constants_of_cuda_exist() -> None:
     assert modes and not [wrong for names in modes if names and (wrong := missing(cuda, names))]
 
 
+def test_functions_of_cuda_take_as_many_arguments_as_they_are_given() -> None:
+    calls = [
+        node
+        for node in ast.walk(ast.parse(inspect.getsource(device)))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "self._call"
+    ]
+    assert len(calls) > 20
+    for call in calls:
+        name = ast.literal_eval(call.args[0])
+        taken = getattr(cuda, name).__doc__.splitlines()[0].split("(")[1].rstrip(")")
+        wanted = [one for one in taken.split(",") if one.strip()]
+        assert len(call.args) - 1 == len(wanted), f"{name}({taken})"
+
+
 def test_functions_of_cudas_driver_exist_and_take_what_they_are_given() -> None:
     bindings = pytest.importorskip("cuda.bindings.driver", reason="needs cuda-python")
     calls = [
