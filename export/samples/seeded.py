@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nemo_trt import atomic, bfloat16
 from nemo_trt.config import ModelConfig
+from nemo_trt.errors import ExportError
 from nemo_trt.export.checkpoints.huggingface import RANDOM_WEIGHTS
 from nemo_trt.export.checkpoints.tokenizer_files import TEKKEN, tekken_of_mistral_common
 from nemo_trt.export.convert.huggingface import (
@@ -83,9 +84,11 @@ def write_seeded(
     pieces of 8 MB.
 
     Raises:
-        ExportError: `dest` exists, or the disk has not enough room.
+        ExportError: `shape` is a name, `dest` exists, or the disk has not enough room.
         MachineError: mistral-common, which carries Tekken, is not installed.
     """
+    if not isinstance(shape, ModelConfig):  # a caller that no type checker stops
+        raise ExportError(f"shape must be a ModelConfig, got {shape!r}. SHAPES[NAME] holds some.")
     progress = progress or Silent()
     config = replace(shape, num_layers=num_layers or shape.num_layers)
     require_free_name(dest, force=force)

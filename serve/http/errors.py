@@ -158,7 +158,7 @@ def own_path(scope: Scope) -> str:
 def error_response(scope: Scope, error: ApiError) -> JSONResponse:
     """The answer to a request, in the form of the API that was asked; it is logged."""
     found = error.body["error"]
-    note(**{name: found[name] for name in ("param", "code") if found[name] is not None})
+    note(param=found["param"], code=found["code"])
     return JSONResponse(own_form(scope, error), error.status, error.headers)
 
 

@@ -17,10 +17,10 @@ def end(token: Token[dict[str, Any]]) -> None:
 
 
 def note(**fields: Any) -> None:
-    """Add fields to the request's line in the log."""
+    """Add fields to the request's line in the log; one that is None is left out."""
     notes = _notes.get(None)
     if notes is not None:
-        notes.update(fields)
+        notes.update({name: value for name, value in fields.items() if value is not None})
 
 
 def passed_on() -> None:

@@ -45,31 +45,29 @@ def normal(*shape: int) -> NDArray[np.float32]:
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-@pytest.mark.parametrize("epsilon", [1e-6, 1e-5])
-def test_rms_norm(epsilon: float, scale: float) -> None:
+def rms_norm_error(epsilon: float, scale: float, /, **fault: object) -> float:
     x, weight = (normal(2, 7, 320) * scale).astype(np.float32), normal(320)
-    found = ran("RMSNormalization", {"x": x, "w": weight}, epsilon=epsilon, axis=-1)
+    attributes = {"epsilon": epsilon, "axis": -1} | fault
+    found = ran("RMSNormalization", {"x": x, "w": weight}, **attributes)
     wide = x.astype(np.float64)
     exact = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + np.float32(epsilon)) * weight
-    assert error(found, exact) < LIMIT
+    return error(found, exact)
 
 
-@pytest.mark.parametrize("head_dim", [64, 112, 128])
-def test_rotary_embedding(head_dim: int) -> None:
+def rotary_error(head_dim: int, **fault: object) -> float:
     x = normal(2, 3, 5, head_dim)
     angles = RNG.uniform(0, 131072, (2, 5, head_dim // 2))
     cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-    found = ran("RotaryEmbedding", {"x": x, "cos": cos, "sin": sin})
+    found = ran("RotaryEmbedding", {"x": x, "cos": cos, "sin": sin}, **fault)
     first, second = np.split(x.astype(np.float64), 2, axis=-1)
     c, s = (one.astype(np.float64)[:, None] for one in (cos, sin))
     exact = np.concatenate([first * c - second * s, second * c + first * s], axis=-1)
-    assert error(found, exact) < LIMIT
+    return error(found, exact)
 
 
-@pytest.mark.parametrize("head_dim", [64, 112, 128])
-@pytest.mark.parametrize("new_tokens", [1, 9])
-def test_attention(new_tokens: int, head_dim: int) -> None:
+def attention_error(
+    new_tokens: int, head_dim: int, *, lengths_off_by: int = 0, **fault: object
+) -> float:
     """Grouped, causal, aligned to the end of each row's valid keys; scores of real spread."""
     rows, heads, kv_heads, capacity = 2, 8, 2, 40
     lengths = np.array([new_tokens, 33], np.int64)
@@ -77,8 +75,9 @@ def test_attention(new_tokens: int, head_dim: int) -> None:
     key, value = (normal(rows, kv_heads, capacity, head_dim) for _ in range(2))
     scale = float(np.float32(1 / math.sqrt(head_dim)))
     none = np.empty(0, np.float32)
-    inputs = {"q": query, "k": key, "v": value, "m": none, "a": none, "b": none, "n": lengths}
-    found = ran("Attention", inputs, is_causal=1, scale=scale)
+    inputs = {"q": query, "k": key, "v": value, "m": none, "a": none, "b": none}
+    inputs["n"] = lengths + lengths_off_by
+    found = ran("Attention", inputs, **({"is_causal": 1, "scale": scale} | fault))
     groups = heads // kv_heads
     wide_key, wide_value = (one.astype(np.float64).repeat(groups, 1) for one in (key, value))
     scores = scale * query.astype(np.float64) @ wide_key.swapaxes(-1, -2)
@@ -87,7 +86,36 @@ def test_attention(new_tokens: int, head_dim: int) -> None:
     scores = np.where(seen, scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     exact = weights / weights.sum(-1, keepdims=True) @ wide_value
-    assert error(found, exact) < LIMIT
+    return error(found, exact)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-5])
+def test_rms_norm(epsilon: float, scale: float) -> None:
+    assert rms_norm_error(epsilon, scale) < LIMIT
+
+
+@pytest.mark.parametrize("head_dim", [64, 112, 128])
+def test_rotary_embedding(head_dim: int) -> None:
+    assert rotary_error(head_dim) < LIMIT
+
+
+@pytest.mark.parametrize("head_dim", [64, 112, 128])
+@pytest.mark.parametrize("new_tokens", [1, 9])
+def test_attention(new_tokens: int, head_dim: int) -> None:
+    assert attention_error(new_tokens, head_dim) < LIMIT
+
+
+def test_a_kernel_of_other_constants_is_found() -> None:
+    """Faults as small as a rounded constant, planted in the operator's own attributes."""
+    assert rms_norm_error(1e-6, 1e-3, epsilon=1.001e-6) > LIMIT
+    assert rms_norm_error(1e-6, 1.0, epsilon=1e-5) > LIMIT
+    assert rotary_error(128, interleaved=1) > LIMIT
+    assert attention_error(9, 128, scale=0.0884) > LIMIT
+    assert attention_error(9, 112, scale=0.0945) > LIMIT
+    assert attention_error(9, 64, lengths_off_by=1) > LIMIT
+    assert attention_error(9, 64, is_causal=0) > LIMIT
+    assert attention_error(9, 64, softcap=50.0) > LIMIT
 
 
 @pytest.mark.parametrize("operator", ["Cos", "Sin"])

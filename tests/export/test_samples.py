@@ -63,6 +63,12 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "keep").read_text() == "x"
 
 
+def test_the_name_of_a_shape_is_no_shape(tmp_path: Path) -> None:
+    name: Any = "nemo-tiny"
+    with pytest.raises(ExportError, match=r"shape must be a ModelConfig, got 'nemo-tiny'. SHAPES"):
+        write_seeded(tmp_path / "x", name)
+
+
 def test_without_the_package_the_error_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
