@@ -9,12 +9,12 @@ from typing import Protocol
 from nemo_trt.errors import RequestError, StateError
 from nemo_trt.progress import Progress
 
+from .acceptance_options import AcceptanceOptions
 from .identity import code_words, machine_words
-from .options import AcceptanceOptions
 from .process import run_stage
-from .record import STAGES, Record, Scalar, differences, read_record, write_record
-from .report import write_report, write_smoke
+from .report_folder import write_report, write_smoke
 from .step import Step
+from .step_record import STAGES, Record, Scalar, differences, read_record, write_record
 from .steps import steps_of
 from .verdict import Line, Summary
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from nemo_trt.progress import Progress
 
-from .record import Scalar
+from .step_record import Scalar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

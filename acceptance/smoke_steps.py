@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from nemo_trt.engines.machine import gpus
 from nemo_trt.precision import DType
 
+from .acceptance_options import AcceptanceOptions
 from .identity import ONNXRUNTIME, machine_words, package_versions
-from .options import AcceptanceOptions
-from .record import Scalar
 from .step import ENGINE_PACKAGES, EXPORT_PACKAGES, Step, bundle_gone, code_of, engine_gone
+from .step_record import Scalar
 
 _VALIDATE_PACKAGES = ("torch", "transformers", *ONNXRUNTIME)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from nemo_trt.bundle import Bundle
-from nemo_trt.engines.trt.record import read_record
+from nemo_trt.engines.trt.engine_record import read_record
 from nemo_trt.errors import NemoTrtError
 
 from .identity import code_digest
-from .record import Record, Scalar
+from .step_record import Record, Scalar
 
 EXPORT_PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript")
 ENGINE_PACKAGES = ("tensorrt", "tensorrt-rtx")

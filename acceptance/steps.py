@@ -6,11 +6,11 @@ from typing import Any
 
 from nemo_trt.precision import DType
 
+from .acceptance_options import AcceptanceOptions
 from .identity import ONNXRUNTIME, checkpoint_digest, machine_words, package_versions
-from .options import AcceptanceOptions
-from .record import STAGES, Scalar
 from .smoke_steps import smoke_names, smoke_steps
 from .step import ENGINE_PACKAGES, EXPORT_PACKAGES, Step, bundle_gone, code_of, engine_gone
+from .step_record import STAGES, Scalar
 
 
 def steps_of(options: AcceptanceOptions) -> list[Step]:

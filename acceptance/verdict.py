@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .record import Record
+from .step_record import Record
 
 Overall = Literal["pass", "incomplete", "fail"]
 

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from nemo_trt.acceptance.record import STAGES
+from nemo_trt.acceptance.step_record import STAGES
 from nemo_trt.acceptance.work.done import CannotHere, Done
 from nemo_trt.errors import NemoTrtError
 

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nemo_trt.defaults import MAX_KL
+from nemo_trt.defaults import DECODE_STEPS, MAX_KL
 
-from .options import length_options
+from .shared_options import length_options
 
 if TYPE_CHECKING:
     from nemo_trt.acceptance import Summary
@@ -63,7 +63,7 @@ EXIT_CODES = {"pass": 0, "fail": 1, "incomplete": 3}
 @click.option(
     "--decode-steps",
     type=click.IntRange(3),
-    default=32,
+    default=DECODE_STEPS,
     show_default=True,
     help="Decode steps to time per length.",
 )

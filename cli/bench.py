@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
+from nemo_trt.defaults import DECODE_STEPS
 from nemo_trt.where import Where
 
-from .options import length_options, where_options
+from .shared_options import length_options, where_options
 
 
 @click.command(epilog="Example: nemo-trt bench ./bundle --prefill 128 --decode 128 --decode 4096")
@@ -17,7 +18,7 @@ from .options import length_options, where_options
 @click.option(
     "--steps",
     type=click.IntRange(2),
-    default=32,
+    default=DECODE_STEPS,
     show_default=True,
     help="Decode steps to time per length.",
 )

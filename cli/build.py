@@ -8,7 +8,7 @@ import click
 from nemo_trt.defaults import ENGINE_SEQ_LEN
 
 if TYPE_CHECKING:
-    from nemo_trt.engines.trt.record import EngineRecord
+    from nemo_trt.engines.trt.engine_record import EngineRecord
 
 
 @click.command(epilog="Example: nemo-trt build ./nemo-fp8 --gpu l40s --max-seq-len 8192")

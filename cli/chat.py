@@ -8,7 +8,7 @@ import click
 
 from nemo_trt.where import Where
 
-from .options import sampling_options, sampling_params, session_options
+from .shared_options import sampling_options, sampling_params, session_options
 
 if TYPE_CHECKING:
     from nemo_trt.engines.runner import Runner

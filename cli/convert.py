@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .options import dequantise_option, format_option
+from .shared_options import dequantise_option, format_option
 
 
 @click.command(epilog="Example: nemo-trt convert ./nemo.nemo ./nemo-hf --to hf")

@@ -20,7 +20,7 @@ def command(folder: Path, question: str) -> int:
     from nemo_trt.export.bundle import export_bundle
     from nemo_trt.export.samples import write_smollm2
     from nemo_trt.manifest import is_bundle
-    from nemo_trt.validate.run import validate_bundle
+    from nemo_trt.validate.bundle_validation import validate_bundle
 
     from .console import OUT, Bar, next_step
     from .validate import EXIT_FAIL, show

@@ -8,7 +8,7 @@ import click
 from nemo_trt.defaults import MAX_KL
 from nemo_trt.precision import PRECISIONS, DType
 
-from .options import dequantise_option, format_option
+from .shared_options import dequantise_option, format_option
 
 _FP8_OPTIONS = (
     click.option(

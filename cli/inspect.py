@@ -8,7 +8,7 @@ import click
 
 from nemo_trt.errors import CheckpointError
 
-from .options import dequantise_option, format_option
+from .shared_options import dequantise_option, format_option
 
 if TYPE_CHECKING:
     from nemo_trt.bundle import Bundle
@@ -121,7 +121,7 @@ def _bundle(path: Path) -> dict[str, Any]:
 
 def _engines(bundle: "Bundle") -> list[dict[str, Any]]:
     """What engine.json says of each engine, and whether a verdict is of its very plans."""
-    from nemo_trt.engines.trt.record import read_record
+    from nemo_trt.engines.trt.engine_record import read_record
     from nemo_trt.errors import BuildError
     from nemo_trt.verdict import read_verdict
     from nemo_trt.where import Where

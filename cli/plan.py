@@ -98,7 +98,7 @@ def _show(budget: "Budget", paged: bool) -> None:
     import rich.table
 
     from nemo_trt.engines.planner import RESERVE_BYTES
-    from nemo_trt.engines.trt.record import PAGE
+    from nemo_trt.engines.trt.engine_record import PAGE
 
     from .console import OUT, num_bytes
 

@@ -11,7 +11,7 @@ import click
 
 from nemo_trt.where import Where
 
-from .options import sampling_options, sampling_params, session_options
+from .shared_options import sampling_options, sampling_params, session_options
 
 
 @click.command(epilog='Example: nemo-trt run ./bundle "The capital of France is" --max-tokens 20')

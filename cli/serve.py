@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from nemo_trt.defaults import SLOTS
+from nemo_trt.defaults import DRAIN_TIMEOUT_S, SLOTS
 from nemo_trt.serve.hosts import allowed_hosts, is_loopback
 from nemo_trt.serve.keys import KEYS_VARIABLE, read_keys
 from nemo_trt.serve.options import ServeOptions
 from nemo_trt.verdict import PASS
 from nemo_trt.where import Where
 
-from .options import where_options
+from .shared_options import where_options
 
 _DEFAULTS = {field.name: field.default for field in fields(ServeOptions)}
 
@@ -67,7 +67,7 @@ _DEFAULTS = {field.name: field.default for field in fields(ServeOptions)}
 @click.option(
     "--drain-timeout",
     type=click.FloatRange(0),
-    default=60.0,
+    default=DRAIN_TIMEOUT_S,
     show_default=True,
     help="Maximum seconds to finish running requests after SIGTERM.",
 )

@@ -10,7 +10,7 @@ from nemo_trt.errors import BuildError, NemoTrtError, RequestError
 from nemo_trt.verdict import PASS
 from nemo_trt.where import Where
 
-from .options import where_options
+from .shared_options import where_options
 
 if TYPE_CHECKING:
     from nemo_trt.bundle import Bundle
@@ -113,7 +113,7 @@ def command(
     from nemo_trt import atomic
     from nemo_trt.bundle import Bundle
     from nemo_trt.signature import read_key
-    from nemo_trt.validate.run import validate_bundle
+    from nemo_trt.validate.bundle_validation import validate_bundle
     from nemo_trt.verdict import verdict_path
 
     from .console import ERR, OUT, Bar, escaped
@@ -229,7 +229,7 @@ def _write_repro(folder: Path, explanation: "Explanation", bundle: "Bundle") -> 
 
 def _verify(bundle: "Bundle", where: Where, key: Path) -> int:
     """Check a verdict that is there: its signature, and every byte of what it is of."""
-    from nemo_trt.engines.trt.record import read_record
+    from nemo_trt.engines.trt.engine_record import read_record
     from nemo_trt.signature import read_key
     from nemo_trt.verdict import altered_weights, read_verdict
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from nemo_trt.bundle import Bundle
+from nemo_trt.defaults import DECODE_LENGTHS, DECODE_STEPS, PREFILL_LENGTHS
 from nemo_trt.errors import RequestError
 from nemo_trt.progress import Progress, Silent
 from nemo_trt.where import CPU, Where
@@ -21,7 +22,7 @@ from .planned import step_bytes
 from .rates import Rate, batches_up_to, decode_rates, prefill_rates
 from .session import Session, SessionInfo
 from .targets import Target, target_named
-from .trt.record import EngineRecord, read_record
+from .trt.engine_record import EngineRecord, read_record
 
 _COPY_BYTES = 256 * 2**20
 
@@ -64,9 +65,9 @@ def measure(
     bundle: Bundle | Path,
     where: Where | str = CPU,
     *,
-    prefill_lengths: Sequence[int] = (128, 1024),
-    decode_lengths: Sequence[int] = (128, 1920),
-    num_decode_steps: int = 32,
+    prefill_lengths: Sequence[int] = PREFILL_LENGTHS,
+    decode_lengths: Sequence[int] = DECODE_LENGTHS,
+    num_decode_steps: int = DECODE_STEPS,
     max_batch: int | None = None,
     threads: int | None = None,
     progress: Progress | None = None,

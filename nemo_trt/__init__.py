@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from nemo_trt.engines.runner import Runner
     from nemo_trt.engines.sampling import SamplingParams
     from nemo_trt.engines.trt.build import build_engine
-    from nemo_trt.engines.trt.record import EngineRecord
+    from nemo_trt.engines.trt.engine_record import EngineRecord
     from nemo_trt.serve.engine import AsyncEngine
     from nemo_trt.serve.http.app import create_app
     from nemo_trt.serve.options import ServeOptions
     from nemo_trt.stages.export import Fp8Options, export_checkpoint
     from nemo_trt.stages.plan import plan_engine
+    from nemo_trt.validate.bundle_validation import validate_bundle
     from nemo_trt.validate.report import Report
-    from nemo_trt.validate.run import validate_bundle
     from nemo_trt.where import Where
 
 __version__ = "0.1.0"
@@ -51,7 +51,7 @@ _HOMES = {  # name -> its module, and the extras that this needs
     "AsyncEngine": ("serve.engine", "cpu,serve"),
     "Budget": ("engines.planner", ""),
     "Bundle": ("bundle", ""),
-    "EngineRecord": ("engines.trt.record", ""),
+    "EngineRecord": ("engines.trt.engine_record", ""),
     "Fp8Options": ("stages.export", "export"),
     "Measurement": ("engines.measure", "cpu"),
     "Rate": ("engines.rates", ""),
@@ -65,7 +65,7 @@ _HOMES = {  # name -> its module, and the extras that this needs
     "export_checkpoint": ("stages.export", "export"),
     "measure": ("engines.measure", "cpu"),
     "plan_engine": ("stages.plan", ""),
-    "validate_bundle": ("validate.run", "cpu,validate"),
+    "validate_bundle": ("validate.bundle_validation", "cpu,validate"),
 }
 
 

@@ -10,3 +10,11 @@ SLOTS = 8
 """Requests that a server runs at once."""
 MAX_ROWS = 8
 """Rows that a validation runs at once, at most."""
+PREFILL_LENGTHS = (128, 1024)
+"""Prompt lengths that are measured, in tokens."""
+DECODE_LENGTHS = (128, 1920)
+"""Tokens in the cache when decoding is measured."""
+DECODE_STEPS = 32
+"""Decode steps that are timed at each length."""
+DRAIN_TIMEOUT_S = 60.0
+"""What a server that stops gives the requests that run."""

@@ -10,10 +10,10 @@ from pathlib import Path
 from nemo_trt.bundle import Bundle
 from nemo_trt.engines.planner import FUSED_SCORES, FUSED_SMS
 from nemo_trt.engines.trt.compile import Compiler
+from nemo_trt.engines.trt.engine_record import EngineRecord, read_record
 from nemo_trt.engines.trt.lowering import lower
 from nemo_trt.engines.trt.probe import is_fused
 from nemo_trt.engines.trt.profiles import decode_name
-from nemo_trt.engines.trt.record import EngineRecord, read_record
 from nemo_trt.engines.trt.toolkit import Log, load_toolkit
 from nemo_trt.manifest import GRAPH_FILE
 from nemo_trt.progress import Silent

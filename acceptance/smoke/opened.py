@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nemo_trt.bundle import Bundle
 from nemo_trt.engines.device import CudaDevice, Device
 from nemo_trt.engines.session import Logits, Session, Tokens
-from nemo_trt.engines.trt.record import EngineRecord, read_record
+from nemo_trt.engines.trt.engine_record import EngineRecord, read_record
 from nemo_trt.engines.trt.runtime import Plan, TensorRtPlan
 from nemo_trt.engines.trt.session import TensorRtSession
 from nemo_trt.engines.trt.toolkit import load_toolkit

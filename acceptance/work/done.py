@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from nemo_trt.acceptance.record import Scalar
+from nemo_trt.acceptance.step_record import Scalar
 from nemo_trt.errors import MachineError
 
 

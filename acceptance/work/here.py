@@ -4,7 +4,7 @@ from nemo_trt.acceptance.identity import ONNXRUNTIME, memory_bytes, package_vers
 from nemo_trt.bundle import Bundle
 from nemo_trt.engines.machine import gpus
 from nemo_trt.engines.targets import Target, target_named
-from nemo_trt.engines.trt.record import read_record
+from nemo_trt.engines.trt.engine_record import read_record
 from nemo_trt.engines.trt.toolkit import REQUIREMENTS, is_installed
 from nemo_trt.errors import MachineError
 from nemo_trt.precision import DType

@@ -31,7 +31,7 @@ def run(
     require_packages("validate", "torch", "transformers")
     opened = Bundle.open(bundle)
     where, gpu = required(opened, engine, cuda_gpu)
-    from nemo_trt.validate.run import validate_bundle
+    from nemo_trt.validate.bundle_validation import validate_bundle
 
     report = validate_bundle(
         opened,

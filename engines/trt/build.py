@@ -11,7 +11,7 @@ from nemo_trt.engines.targets import target_named
 from nemo_trt.progress import Progress
 
 from .builder import build_plans
-from .record import PAGE, AttentionKind, BuildOptions, EngineRecord
+from .engine_record import PAGE, AttentionKind, BuildOptions, EngineRecord
 from .toolkit import ToolkitName, toolkit_for
 
 

@@ -16,10 +16,11 @@ from nemo_trt.manifest import ENGINE_FILE, GRAPH_FILE
 from nemo_trt.progress import Progress, Silent
 
 from .attention.ahead import compile_attention
+from .attention.paged_attention import PagedAttention
 from .attention.place import Placement
-from .attention.record import PagedAttention
 from .attention.step import Heads
 from .compile import Compiler
+from .engine_record import BuildOptions, EngineRecord, PlanFile, same_build
 from .kernels import (
     READ_LINES,
     Kernel,
@@ -33,7 +34,6 @@ from .kernels import (
 from .lowering import lower
 from .probe import explain_unfused, require_fused
 from .profiles import PREFILL, decode_names, is_decode
-from .record import BuildOptions, EngineRecord, PlanFile, same_build
 from .toolkit import Log, Toolkit
 
 

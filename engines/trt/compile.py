@@ -13,13 +13,13 @@ import blake3
 from nemo_trt import atomic
 from nemo_trt.progress import Progress
 
+from .attention.paged_attention import PagedAttention
 from .attention.place import PAGE_TABLE
 from .attention.plugin import registered
-from .attention.record import PagedAttention
+from .engine_record import BuildOptions
 from .lowering import LoweredGraph
 from .network import caches, mend, parse, require_paged
 from .profiles import profile_named
-from .record import BuildOptions
 from .toolkit import Log, Toolkit
 
 USER_ALLOCATION = "REQUIRE_USER_ALLOCATION"

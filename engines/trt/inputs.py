@@ -13,7 +13,7 @@ from nemo_trt.engines.session import Logits, Tokens
 from nemo_trt.passes.add_candidates import TEMPERATURES
 
 from .attention.place import LENGTHS
-from .record import BuildOptions
+from .engine_record import BuildOptions
 from .runtime import Context
 
 

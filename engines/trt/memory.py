@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from nemo_trt.config import ModelConfig
 from nemo_trt.errors import MachineError
 
-from .record import EngineRecord
+from .engine_record import EngineRecord
 
 GRAPH_BYTES = 16 * 2**20
 """For each decode context and its CUDA graph: an assumption, which no GPU has confirmed."""

@@ -7,9 +7,9 @@ from typing import Any
 import onnx
 
 from .compile import builder_config
+from .engine_record import BuildOptions
 from .lowering import LoweredGraph, lower_model
 from .network import mend_piece, parse
-from .record import BuildOptions
 from .toolkit import Log, Toolkit
 
 

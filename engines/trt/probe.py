@@ -15,9 +15,9 @@ from nemo_trt.precision import DType
 from nemo_trt.progress import Silent
 
 from .compile import Compiler
+from .engine_record import BuildOptions
 from .lowering import LoweredGraph
 from .profiles import PREFILL, decode_name
-from .record import BuildOptions
 from .toolkit import Log
 
 _STEP = 512  # tokens; caches are probed in multiples of it

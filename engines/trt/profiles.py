@@ -6,7 +6,7 @@ from nemo_trt import contract
 from nemo_trt.passes.add_candidates import TEMPERATURES
 
 from .attention.place import LENGTHS
-from .record import BuildOptions
+from .engine_record import BuildOptions
 
 PREFILL = "prefill"
 Shapes = dict[str, tuple[int, ...]]

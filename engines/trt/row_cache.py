@@ -6,7 +6,7 @@ from nemo_trt.engines.device import Device
 from nemo_trt.engines.device_cache import DeviceCache
 from nemo_trt.precision import DType
 
-from .record import BuildOptions
+from .engine_record import BuildOptions
 from .runtime import Context
 
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from nemo_trt.errors import BuildError, MachineError
 
 from .attention.driver import DriverLauncher
+from .attention.paged_attention import PagedAttention
 from .attention.plugin import registered
-from .attention.record import PagedAttention
 from .runtime_cache import RuntimeCache
 from .toolkit import Log, Toolkit
 

@@ -17,11 +17,11 @@ from nemo_trt.errors import BuildError, MachineError
 from nemo_trt.where import Where
 
 from .decoders import Decoders
+from .engine_record import EngineRecord, read_record
 from .inputs import Inputs, input_bytes
 from .memory import DeviceMemory, device_memory, require_free
 from .outputs import DeviceResult, Outputs, Run
 from .profiles import PREFILL, Shapes, decode_name, step_inputs
-from .record import EngineRecord, read_record
 from .row_cache import RowCache
 from .runtime import Context, Plan, TensorRtPlan
 from .toolkit import load_toolkit

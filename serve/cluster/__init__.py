@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .cluster_options import ClusterOptions
     from .deploy import application, build
     from .local import serve_cluster_forever
-    from .options import ClusterOptions
 
 _HOMES = {
-    "ClusterOptions": "options",
+    "ClusterOptions": "cluster_options",
     "application": "deploy",
     "build": "deploy",
     "serve_cluster_forever": "local",

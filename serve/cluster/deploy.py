@@ -16,8 +16,8 @@ from nemo_trt.serve.keys import read_keys
 from nemo_trt.serve.options import ServeOptions
 from nemo_trt.where import Where
 
+from .cluster_options import ClusterOptions
 from .ingress import Ingress
-from .options import ClusterOptions
 from .replica import Replica
 from .router import PrefixRouter
 

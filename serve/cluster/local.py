@@ -13,7 +13,7 @@ from nemo_trt.errors import MachineError
 from nemo_trt.serve.approval import require_verdict
 from nemo_trt.serve.http.server import listen
 
-from .options import ClusterOptions
+from .cluster_options import ClusterOptions
 from .ray_here import own_ray
 
 _APP = "nemo-trt"

@@ -18,7 +18,7 @@ from nemo_trt.serve.lifetime import CACHE_SHARE
 from nemo_trt.verdict import read_verdict
 
 from .call import Call
-from .options import ClusterOptions
+from .cluster_options import ClusterOptions
 
 
 class Replica:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nemo_trt.acceptance.record import Record
+from nemo_trt.acceptance.step_record import Record
 from nemo_trt.cli.main import run
 from nemo_trt.engines.machine import gpus
 from nemo_trt.validate.cases import CASES, GROWING_CACHE, LONG_POSITION

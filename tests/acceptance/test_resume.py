@@ -11,8 +11,8 @@ import pytest
 
 from nemo_trt.acceptance import AcceptanceOptions, accept
 from nemo_trt.acceptance.identity import checkpoint_digest, code_digest
-from nemo_trt.acceptance.record import Record
 from nemo_trt.acceptance.step import Step
+from nemo_trt.acceptance.step_record import Record
 from nemo_trt.acceptance.steps import steps_of
 from nemo_trt.acceptance.verdict import Line
 from nemo_trt.errors import StateError

@@ -5,7 +5,7 @@ from typing import Any, Literal, cast
 import pytest
 
 from nemo_trt.acceptance.markdown import markdown
-from nemo_trt.acceptance.record import Record, Verdict, differences
+from nemo_trt.acceptance.step_record import Record, Verdict, differences
 from nemo_trt.acceptance.verdict import Line, Summary
 
 pytestmark = pytest.mark.unit

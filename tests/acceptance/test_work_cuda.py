@@ -23,7 +23,7 @@ from nemo_trt.engines.machine import Gpu
 from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.engines.targets import target_named
 from nemo_trt.progress import Silent
-from nemo_trt.validate import run as validate_run
+from nemo_trt.validate import bundle_validation
 from nemo_trt.where import Where
 
 pytestmark = pytest.mark.model
@@ -79,7 +79,7 @@ def opened(cuda: None, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         asked.append({"where": str(where), **size})
         return OrtSession.open(bundle, **size)
 
-    for module in (measuring, validate_run):
+    for module in (measuring, bundle_validation):
         monkeypatch.setattr(module, "open_session", open_session)
     return asked
 

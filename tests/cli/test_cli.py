@@ -11,10 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from nemo_trt.cli.main import COMMANDS, run
 from nemo_trt.cli.reference import reference
+from nemo_trt.cli.shared_options import sampling_options, sampling_params
+from nemo_trt.engines.sampling import SamplingParams
 from nemo_trt.manifest import MANIFEST_FILE, Manifest
 
 pytestmark = pytest.mark.unit
@@ -50,6 +53,15 @@ def test_help_shows_an_example(name: str, capsys: Output) -> None:
 def test_the_reference_in_docs_is_what_the_commands_say() -> None:
     written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert written == reference(), "run `make docs`"
+
+
+def test_a_command_samples_as_the_library_does_where_nothing_is_said() -> None:
+    @click.command()
+    @sampling_options
+    def command(**options: Any) -> SamplingParams:
+        return sampling_params(options)
+
+    assert command.main([], standalone_mode=False) == SamplingParams()
 
 
 @pytest.mark.model

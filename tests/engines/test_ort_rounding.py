@@ -16,7 +16,7 @@ from nemo_trt.export.bundle import export_bundle
 from nemo_trt.passes import round_values
 from nemo_trt.passes.graph_pass import make
 from nemo_trt.precision import DType
-from nemo_trt.validate.run import validate_bundle
+from nemo_trt.validate.bundle_validation import validate_bundle
 
 pytestmark = pytest.mark.model
 

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from nemo_trt.bundle import Bundle
 from nemo_trt.cli.main import run
 from nemo_trt.digest import SAMPLE_BYTES, file_digest, sha256_file
-from nemo_trt.engines.trt.record import BuildOptions, EngineRecord, PlanFile
+from nemo_trt.engines.trt.engine_record import BuildOptions, EngineRecord, PlanFile
 from nemo_trt.errors import BundleError, RequestError
 from nemo_trt.manifest import CUDA_VALIDATION_FILE, GRAPH_FILE, MANIFEST_FILE, VALIDATION_FILE
 from nemo_trt.safetensors import read_layout

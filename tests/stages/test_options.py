@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nemo_trt.engines.trt.record import BuildOptions
+from nemo_trt.engines.trt.engine_record import BuildOptions
 from nemo_trt.errors import MachineError, RequestError
 from nemo_trt.export.checkpoints import open_checkpoint
 from nemo_trt.export.quantization.calibrate import calibrate

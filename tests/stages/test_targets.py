@@ -11,15 +11,15 @@ import pytest
 from nemo_trt import atomic
 from nemo_trt.engines.targets import target_named
 from nemo_trt.engines.trt import builder
-from nemo_trt.engines.trt.record import BuildOptions
+from nemo_trt.engines.trt.engine_record import BuildOptions
 from nemo_trt.errors import BuildError, ExportError
 from nemo_trt.export import bundle as bundle_module
 from nemo_trt.export.checkpoints import open_checkpoint
 from nemo_trt.export.convert import convert
 from nemo_trt.export.samples import SHAPES, write_seeded
 from nemo_trt.stages.export import export_checkpoint
-from nemo_trt.validate import run
-from nemo_trt.validate.run import validate_bundle
+from nemo_trt.validate import bundle_validation
+from nemo_trt.validate.bundle_validation import validate_bundle
 
 pytestmark = pytest.mark.model
 OPTIONS = BuildOptions(
@@ -58,9 +58,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         (bundle_module, "require_finite"),
         (bundle_module, "trace_decoder"),
         (builder, "lower"),
-        (run, "sha256_file"),
-        (run, "digests_of"),
-        (run, "open_reference"),
+        (bundle_validation, "sha256_file"),
+        (bundle_validation, "digests_of"),
+        (bundle_validation, "open_reference"),
     ):
         monkeypatch.setattr(module, name, refuse)
     monkeypatch.setattr(builder, "require_fit", lambda *_: None)  # of an fp32 bundle

@@ -13,8 +13,8 @@ from nemo_trt.engines.cuda.kernels import without_kernel
 from nemo_trt.engines.cuda.provider import CudaProvider, Provider
 from nemo_trt.engines.device import CudaDevice
 from nemo_trt.engines.ort_session import open_piece
+from nemo_trt.engines.trt.engine_record import EngineRecord, read_record
 from nemo_trt.engines.trt.piece import PieceNetwork, piece_network
-from nemo_trt.engines.trt.record import EngineRecord, read_record
 from nemo_trt.engines.trt.toolkit import Toolkit, load_toolkit
 from nemo_trt.errors import BuildError, BundleError, MachineError
 from nemo_trt.precision import DType

@@ -19,7 +19,7 @@ from nemo_trt.digest import file_digest
 from nemo_trt.errors import BuildError
 from nemo_trt.precision import DType
 
-from .record import FOLDER, KernelFile, PagedAttention
+from .paged_attention import FOLDER, KernelFile, PagedAttention
 from .step import Heads, decode_constants, merge_constants, prefill_constants, write_constants
 from .tiling import Tiling, decode_tiling, prefill_tiling
 

@@ -11,12 +11,12 @@ from nemo_trt.config import ModelConfig
 from nemo_trt.engines.device import Device
 from nemo_trt.engines.device_cache import narrowed, widened
 from nemo_trt.engines.session import CacheBlock
-from nemo_trt.engines.trt.record import BuildOptions
+from nemo_trt.engines.trt.engine_record import BuildOptions
 from nemo_trt.engines.trt.runtime import Context
 from nemo_trt.precision import DType
 
+from .paged_attention import PagedAttention
 from .place import PAGE_TABLE
-from .record import PagedAttention
 
 Pages = NDArray[np.int32]
 

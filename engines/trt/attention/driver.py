@@ -10,7 +10,7 @@ import blake3
 
 from nemo_trt.errors import BuildError, MachineError
 
-from .record import KernelFile, PagedAttention
+from .paged_attention import KernelFile, PagedAttention
 from .step import Call
 
 _CTYPES = {"pointer": ctypes.c_void_p, "i32": ctypes.c_int32, "fp32": ctypes.c_float}

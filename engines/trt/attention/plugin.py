@@ -16,7 +16,7 @@ from nemo_trt.engines.trt.soname import make_parser_find_plugins
 from nemo_trt.errors import MachineError
 
 from .driver import Launcher
-from .record import PagedAttention
+from .paged_attention import PagedAttention
 from .step import (
     Call,
     Scales,

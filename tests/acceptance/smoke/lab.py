@@ -11,7 +11,7 @@ import pytest
 
 from nemo_trt import contract
 from nemo_trt.acceptance.smoke.opened import Opened
-from nemo_trt.engines.trt.record import EngineRecord
+from nemo_trt.engines.trt.engine_record import EngineRecord
 from nemo_trt.engines.trt.session import TensorRtSession
 from tests.engines.trt.fake_device import FakeDevice
 from tests.engines.trt.standin import FakeContext, FakePlan, record_of

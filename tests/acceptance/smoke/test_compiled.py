@@ -8,7 +8,7 @@ import pytest
 
 from nemo_trt.acceptance.smoke import compiled
 from nemo_trt.acceptance.smoke.compiled import Compiled
-from nemo_trt.engines.trt.record import BuildOptions, EngineRecord, PlanFile
+from nemo_trt.engines.trt.engine_record import BuildOptions, EngineRecord, PlanFile
 
 pytestmark = pytest.mark.unit
 

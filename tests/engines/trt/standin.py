@@ -16,11 +16,11 @@ import onnxruntime as ort
 
 from nemo_trt import contract
 from nemo_trt.engines.stored_graph import read_graph
+from nemo_trt.engines.trt.attention.paged_attention import PagedAttention
 from nemo_trt.engines.trt.attention.place import LENGTHS, PAGE_TABLE
-from nemo_trt.engines.trt.attention.record import PagedAttention
 from nemo_trt.engines.trt.attention.step import Heads
+from nemo_trt.engines.trt.engine_record import BuildOptions, EngineRecord, PlanFile
 from nemo_trt.engines.trt.profiles import PREFILL, decode_names, profile_named
-from nemo_trt.engines.trt.record import BuildOptions, EngineRecord, PlanFile
 from nemo_trt.errors import MachineError
 from nemo_trt.manifest import GRAPH_FILE, read_manifest
 from nemo_trt.passes.add_candidates import OUTPUTS, TEMPERATURES

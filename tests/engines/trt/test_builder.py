@@ -19,7 +19,7 @@ from nemo_trt.engines import planner
 from nemo_trt.engines.targets import target_named
 from nemo_trt.engines.trt import builder, lowering, network, profiles
 from nemo_trt.engines.trt import compile as compiling
-from nemo_trt.engines.trt.record import BuildOptions, EngineRecord, read_record
+from nemo_trt.engines.trt.engine_record import BuildOptions, EngineRecord, read_record
 from nemo_trt.engines.trt.toolkit import load_toolkit, toolkit_for
 from nemo_trt.errors import BuildError, MachineError
 from nemo_trt.manifest import GRAPH_FILE, read_manifest

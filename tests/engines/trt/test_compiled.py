@@ -15,8 +15,8 @@ from nemo_trt.engines.planner import engine_budget
 from nemo_trt.engines.targets import target_named
 from nemo_trt.engines.trt import builder
 from nemo_trt.engines.trt import compile as compiling
+from nemo_trt.engines.trt.engine_record import BuildOptions, EngineRecord
 from nemo_trt.engines.trt.kernels import Kernel, is_attention
-from nemo_trt.engines.trt.record import BuildOptions, EngineRecord
 from nemo_trt.engines.trt.toolkit import load_toolkit
 from nemo_trt.manifest import read_manifest
 

@@ -18,8 +18,8 @@ from onnx import TensorProto
 from nemo_trt.bundle import Bundle
 from nemo_trt.engines.ort_graph import Weight, promote_array, session_options
 from nemo_trt.engines.trt.attention.place import LENGTHS
+from nemo_trt.engines.trt.engine_record import BuildOptions
 from nemo_trt.engines.trt.piece import PieceNetwork
-from nemo_trt.engines.trt.record import BuildOptions
 from nemo_trt.engines.trt.toolkit import load_toolkit
 from nemo_trt.export.checkpoints import open_checkpoint
 from nemo_trt.passes import merge_products

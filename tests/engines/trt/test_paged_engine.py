@@ -13,8 +13,8 @@ from nemo_trt.engines.targets import target_named
 from nemo_trt.engines.trt import builder
 from nemo_trt.engines.trt.attention.ahead import compile_attention
 from nemo_trt.engines.trt.attention.step import Heads
+from nemo_trt.engines.trt.engine_record import BuildOptions, EngineRecord, read_record
 from nemo_trt.engines.trt.kernels import Kernel, Operand, require_paged_decode
-from nemo_trt.engines.trt.record import BuildOptions, EngineRecord, read_record
 from nemo_trt.engines.trt.toolkit import load_toolkit
 from nemo_trt.errors import BuildError
 from nemo_trt.manifest import MANIFEST_FILE, read_manifest

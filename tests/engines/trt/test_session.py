@@ -15,9 +15,9 @@ from nemo_trt.cli.build import command as build_command
 from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.engines.runner import Runner
 from nemo_trt.engines.sampling import SamplingParams
+from nemo_trt.engines.trt.engine_record import EngineRecord
 from nemo_trt.engines.trt.kernels import READ_LINES
 from nemo_trt.engines.trt.paged_session import PagedTensorRtSession
-from nemo_trt.engines.trt.record import EngineRecord
 from nemo_trt.engines.trt.session import TensorRtSession
 from nemo_trt.engines.trt.toolkit import Log, Toolkit
 from nemo_trt.errors import CapacityError, MachineError, RequestError, StateError

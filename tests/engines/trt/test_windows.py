@@ -5,8 +5,8 @@ import random
 
 import pytest
 
+from nemo_trt.engines.trt.engine_record import BuildOptions
 from nemo_trt.engines.trt.profiles import PREFILL, buckets, decode_names, is_decode, profile_named
-from nemo_trt.engines.trt.record import BuildOptions
 from nemo_trt.engines.trt.windows import Window, Windows
 
 pytestmark = pytest.mark.unit

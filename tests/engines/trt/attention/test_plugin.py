@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nemo_trt.engines.trt.attention import driver, plugin
-from nemo_trt.engines.trt.attention.record import KernelFile, PagedAttention
+from nemo_trt.engines.trt.attention.paged_attention import KernelFile, PagedAttention
 from nemo_trt.engines.trt.attention.step import (
     Call,
     Scales,

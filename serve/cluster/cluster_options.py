@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemo_trt.bundle import Bundle
-from nemo_trt.defaults import SLOTS
-from nemo_trt.engines.trt.record import read_record
+from nemo_trt.defaults import DRAIN_TIMEOUT_S, SLOTS
+from nemo_trt.engines.trt.engine_record import read_record
 from nemo_trt.errors import RequestError
 from nemo_trt.serve.options import ServeOptions
 from nemo_trt.where import CPU, Where
@@ -40,7 +40,7 @@ class ClusterOptions:
     num_cpus: float | None = None
     num_gpus: float | None = None
     ingresses: int = 1
-    drain_timeout_s: float = 60.0
+    drain_timeout_s: float = DRAIN_TIMEOUT_S
     upscale_delay_s: float = 15.0
     downscale_delay_s: float = 300.0
     server: ServeOptions = field(default_factory=ServeOptions)

@@ -17,7 +17,7 @@ from nemo_trt.manifest import ENGINE_FILE
 from nemo_trt.precision import DType
 from nemo_trt.utf8 import json_text
 
-from .attention.record import PagedAttention
+from .attention.paged_attention import PagedAttention
 
 AttentionKind = Literal["native", "paged"]
 SCHEMA_VERSION = 4

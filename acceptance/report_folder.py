@@ -6,8 +6,8 @@ from typing import Any
 from nemo_trt import atomic
 from nemo_trt.utf8 import json_text
 
+from .acceptance_options import AcceptanceOptions
 from .markdown import markdown
-from .options import AcceptanceOptions
 from .smoke.page import smoke_page
 from .verdict import Line, Summary
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from nemo_trt.defaults import DECODE_LENGTHS, PREFILL_LENGTHS
 from nemo_trt.where import Where
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ _LENGTHS = (
         "--prefill",
         multiple=True,
         type=click.IntRange(1),
-        default=(128, 1024),
+        default=PREFILL_LENGTHS,
         show_default=True,
         help="Prompt length to measure; may be repeated.",
     ),
@@ -43,7 +44,7 @@ _LENGTHS = (
         "--decode",
         multiple=True,
         type=click.IntRange(1),
-        default=(128, 1920),
+        default=DECODE_LENGTHS,
         show_default=True,
         help="Tokens in the cache when decoding is measured; may be repeated.",
     ),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from nemo_trt.choices import require_choice
-from nemo_trt.defaults import MAX_KL
+from nemo_trt.defaults import DECODE_LENGTHS, DECODE_STEPS, MAX_KL, PREFILL_LENGTHS
 from nemo_trt.engines.targets import Target, target_named
 from nemo_trt.errors import RequestError
 from nemo_trt.precision import DType
@@ -49,9 +49,9 @@ class AcceptanceOptions:
     samples: int | None = None
     max_kl: float = MAX_KL
     validate_seq_len: int | None = None
-    prefill: tuple[int, ...] = (128, 1024)
-    decode: tuple[int, ...] = (128, 1920)
-    decode_steps: int = 32
+    prefill: tuple[int, ...] = PREFILL_LENGTHS
+    decode: tuple[int, ...] = DECODE_LENGTHS
+    decode_steps: int = DECODE_STEPS
     threads: int | None = None
     smoke: Smoke = "first"
 

@@ -143,7 +143,7 @@ def test_a_place_that_was_shut_meanwhile_does_not_hide_the_verdict(
 def test_a_bundle_altered_while_it_is_judged_gets_no_verdict(
     bundle: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nemo_trt.validate import run as module
+    from nemo_trt.validate import bundle_validation as module
 
     true = module.validate
 
@@ -170,7 +170,7 @@ def test_a_sha256_that_the_export_stated_is_compared(bundle: Path, capsys: Outpu
 def test_a_signing_key_is_checked_before_the_work(
     bundle: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nemo_trt.validate import run as module
+    from nemo_trt.validate import bundle_validation as module
 
     pem = tmp_path / "key.pem"
     key = ed25519.Ed25519PrivateKey.generate()
