@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ from nemo_trt.acceptance.work import bench, export, here, plan
 from nemo_trt.acceptance.work.done import CannotHere, require_packages
 from nemo_trt.bundle import Bundle
 from nemo_trt.cli.bench import command as bench_command
+from nemo_trt.defaults import ENGINE_SEQ_LEN
 from nemo_trt.engines.measure import within
 from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.engines.rates import batches_up_to, decode_rates, prefill_rates
 from nemo_trt.errors import RequestError
+from nemo_trt.precision import DType
 from nemo_trt.progress import Silent
 
 pytestmark = pytest.mark.model
@@ -110,6 +113,31 @@ def test_a_bundle_that_memory_cannot_hold_is_skipped_with_both_numbers(
     monkeypatch.setattr(here, "memory_bytes", lambda: 10**6)
     with pytest.raises(CannotHere, match=r"needs about .* GB .* this machine has 0 GB"):
         here.require_cpu_session(Bundle.open(tiny.bundle))
+
+
+@pytest.mark.parametrize(
+    ("precision", "itemsize"), [(DType.BF16, 4), (DType.FP32, 4), (DType.FP16, 2), (DType.FP8, 4)]
+)
+def test_a_bundle_is_held_twice_in_what_it_computes_in(
+    precision: DType, itemsize: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle: Any = SimpleNamespace(precision=precision, config=SimpleNamespace(num_parameters=10**9))
+    monkeypatch.setattr(here, "memory_bytes", lambda: 2 * itemsize * 10**9)
+    here.require_cpu_session(bundle)
+    monkeypatch.setattr(here, "memory_bytes", lambda: 2 * itemsize * 10**9 - 1)
+    with pytest.raises(CannotHere, match=f"needs about {2 * itemsize} GB to load"):
+        here.require_cpu_session(bundle)
+
+
+def test_an_engine_is_planned_for_4096_tokens_where_they_fit(tiny_checkpoint: Path) -> None:
+    asked: dict[str, Any] = {"checkpoint": str(tiny_checkpoint), "precision": "bf16", "gpu": "l4"}
+    facts = plan.run(max_seq_len=None, max_batch=1, progress=Silent(), **asked).facts
+    assert facts["max_seq_len"] == ENGINE_SEQ_LEN == 4096
+    facts = plan.run(max_seq_len=8192, max_batch=2, progress=Silent(), **asked).facts
+    assert (facts["max_seq_len"], facts["max_batch"]) == (8192, 2)
+    assert facts["gpu_bandwidth_bytes_per_s"] == 300 * 10**9
+    facts = plan.run(max_seq_len=None, max_batch=40_000, progress=Silent(), **asked).facts
+    assert 0 < facts["max_seq_len"] < ENGINE_SEQ_LEN and facts["free_bytes"] >= 0
 
 
 def test_a_missing_package_is_named_with_its_extra() -> None:

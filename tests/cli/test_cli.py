@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from nemo_trt.cli.main import COMMANDS, run
 from nemo_trt.cli.reference import reference
 from nemo_trt.cli.shared_options import sampling_options, sampling_params
 from nemo_trt.engines.sampling import SamplingParams
+from nemo_trt.errors import BundleError
 from nemo_trt.manifest import MANIFEST_FILE, Manifest
 
 pytestmark = pytest.mark.unit
@@ -193,6 +195,21 @@ def test_a_broken_pipe_that_is_not_the_outputs_is_an_error(
     assert "Broken pipe" in capfd.readouterr().err
 
 
+def test_a_long_or_hostile_error_is_cut_and_steers_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    from nemo_trt.engines import machine
+
+    def fail() -> None:
+        raise BundleError("begin \x1b[31m" + 9000 * "x" + " end")
+
+    monkeypatch.setattr(machine, "examine", fail)
+    assert run(["doctor"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(r"nemo-trt: begin \x1b[31mx") and said.endswith("x end\n")
+    assert "x ... x" in said and 4000 <= len(said) < 4050
+
+
 def test_an_error_that_nobody_reads_keeps_its_exit_code() -> None:
     with unread("stderr"):
         assert run(["inspect", "nowhere"]) == 2
@@ -229,7 +246,10 @@ def test_bench_measures_and_prints_json(bundle: Path, capsys: Output) -> None:
     assert figures["kv_bytes_per_token"] == 2 * 2 * 2 * 16 * 4
     assert decode["floor_s"] > 0 and figures["compute_precision"] == "fp32"
     assert run(["bench", str(bundle), *arguments[:-1]]) == 0
-    assert "tokens/s" in capsys.readouterr().out
+    found = re.search(r"([\d,.]+) tokens/s, ([\d.]+) ms a step", capsys.readouterr().out)
+    assert found is not None
+    rate, milliseconds = (float(one.replace(",", "")) for one in found.groups())
+    assert rate * (milliseconds - 0.05) < 1000 < rate * (milliseconds + 0.05) + milliseconds
 
 
 def test_bench_refuses_a_length_past_the_context(sample_bundle: Any, capsys: Output) -> None:

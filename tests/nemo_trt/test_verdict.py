@@ -66,14 +66,20 @@ def test_what_was_judged_passes(bundle: Path) -> None:
     assert words(bundle) == "pass"
 
 
-def test_one_bit_behind_the_quick_digests_samples_is_seen(bundle: Path) -> None:
+def alter_one_bit(bundle: Path) -> str:
+    """Behind the samples of the quick digest, which sees nothing; the verdict of it, in words."""
     (file,) = (bundle / "weights").iterdir()
     largest = max(read_layout(file).values(), key=lambda ref: ref.num_bytes)
     assert largest.num_bytes > 6 * SAMPLE_BYTES
     data = np.memmap(file, np.uint8, "r+", largest.offset, (largest.num_bytes,))
     data[2 * SAMPLE_BYTES] ^= 1
-    Bundle.open(bundle)  # the quick digest sees nothing
-    assert words(bundle) == f"stale: weights/{file.name} was altered after it was judged"
+    Bundle.open(bundle)
+    return f"stale: weights/{file.name} was altered after it was judged"
+
+
+def test_one_bit_behind_the_quick_digests_samples_is_seen(bundle: Path) -> None:
+    altered = alter_one_bit(bundle)
+    assert words(bundle) == altered
 
 
 def test_weights_zeroed_behind_the_quick_digests_samples_are_seen(
@@ -272,6 +278,9 @@ def test_verify_key_checks_without_judging(
     for other in (["--threads", "2"], ["--random-weights"]):
         assert run([*asked, *other]) == 2
         assert f"leave {other[0]} out" in capsys.readouterr().err
+    altered = alter_one_bit(bundle)
+    assert run(asked) == 1
+    assert altered in capsys.readouterr().out
 
 
 def test_verify_key_reads_an_engines_plans_too(
