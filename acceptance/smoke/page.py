@@ -21,7 +21,8 @@ def smoke_page(data: dict[str, Any]) -> str:
     """The text of smoke.md.
 
     Args:
-        data: see `nemo_trt.acceptance.report_folder.report_data`; steps of other stages are left out.
+        data: see `nemo_trt.acceptance.report_folder.report_data`; steps of other
+            stages are left out.
     """
     steps = [step for step in data["steps"] if step["stage"] == "smoke"]
     outcomes = [
