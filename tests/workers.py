@@ -35,6 +35,12 @@ FIRST = (  # minutes each: begun late, one of them would end alone
 )
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are cores: a test of processes, such as Ray's, mostly waits for them."""
+    return len(os.sched_getaffinity(0)) + (config.option.markexpr != "unit")
+
+
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if IS_WORKER:
     os.environ["OMP_NUM_THREADS"] = "1"  # read as PyTorch is imported, and by processes of tests
