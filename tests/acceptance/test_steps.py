@@ -43,7 +43,7 @@ BENCH = tuple(f"bench-{{}}-{one}" for one in (CPU, CUDA, ENGINE))
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ({"gpu": "l40s"}, named("plan-{}", "build-{}", VALIDATE[1], BENCH[1])),
+        ({"gpu": "l40s"}, named("smoke-{}-engine", "plan-{}", "build-{}", VALIDATE[1], BENCH[1])),
         ({"max_seq_len": 64}, named("plan-{}", "build-{}")),
         ({"max_batch": 3}, named("plan-{}", "build-{}")),
         ({"reference": "reference"}, named(*VALIDATE)),

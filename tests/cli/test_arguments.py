@@ -206,11 +206,11 @@ def test_plan(monkeypatch: Patch) -> None:
     sources: list[Any] = []
     monkeypatch.setattr(planning, "planned", lambda *given: sources.append(given) or "the model")
     monkeypatch.setattr(planning, "plan_engine", ends)
-    size = "--max-seq-len 64 --max-batch 3 --precision fp16 --attention paged"
+    size = "--max-seq-len 64 --max-batch 3 --precision fp16 --attention paged --kv-cache fp8"
     for words, gpu in ((f"plan s --gpu l4 {size}", "l4"), (f"plan s {size}", next(iter(TARGETS)))):
         found = reached(words)
         assert found.arguments == ("the model", gpu)
-        assert found.named == {"max_seq_len": 64, "max_batch": 3, "paged": True}
+        assert found.named == {"max_seq_len": 64, "max_batch": 3, "paged": True, "kv_cache": "fp8"}
     assert sources == [(Path("s"), "fp16")] * 2
 
 
@@ -360,6 +360,18 @@ def test_acceptance(monkeypatch: Patch, tmp_path: Path) -> None:
         decode_steps=5,
         threads=2,
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "smoke"), [("", "first"), ("--smoke", "only"), ("--no-smoke", "none")]
+)
+def test_smoke_of_an_acceptance(words: str, smoke: str, monkeypatch: Patch, tmp_path: Path) -> None:
+    monkeypatch.setattr("nemo_trt.acceptance.accept", ends)
+    (tmp_path / "c").touch()
+    options, *_ = reached(
+        f"acceptance {tmp_path / 'c'} {tmp_path / 'out'} --gpu l4 {words}"
+    ).arguments
+    assert options.smoke == smoke
 
 
 def test_an_option_that_is_new_has_a_test_here() -> None:

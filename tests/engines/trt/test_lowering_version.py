@@ -33,7 +33,7 @@ CODE = {
     place: "2eda4c4aa839431c",
     grouped: "2ea63a069c1e5f8b",
     profiles: "2b43dff4a477f0ad",
-    compile: "b0d76f0f9abb7cbd",
+    compile: "13cc16c0a7542223",
 }
 
 
