@@ -9,6 +9,7 @@ import pytest
 
 from nemo_trt.bundle import Bundle
 from nemo_trt.engines import measure as measuring
+from nemo_trt.engines.machine import Gpu
 from nemo_trt.engines.measure import measure
 from nemo_trt.engines.planned import step_bytes
 from nemo_trt.engines.rates import Rate
@@ -34,6 +35,8 @@ def test_an_fp8_cache_is_counted_by_layer(tiny: Any, monkeypatch: pytest.MonkeyP
         yield session
 
     rate = Rate(tokens=32, rows=2, step_s=0.5, tokens_per_s=4.0)
+    l4 = Gpu(name="NVIDIA L4", sm=89, memory="23034 MiB", driver="580.1")
+    monkeypatch.setattr(measuring, "gpus", lambda: (l4,))
     monkeypatch.setattr(measuring, "open_session", open_session)
     monkeypatch.setattr(measuring, "prefill_rates", lambda *_: [rate])
     monkeypatch.setattr(measuring, "decode_rates", lambda *_: [rate])
