@@ -8,7 +8,7 @@ from nemo_trt.errors import RequestError
 
 from .page_pool import ROOT, PagePool
 from .rows import Rows, common_prefix
-from .session import Logits, PageView, Session, Tokens
+from .session import PageView, Session, Tokens
 
 _LEAST_COPY = 32
 """Tokens for which a page is copied, or half a page if that is fewer: below, they are run again."""
@@ -177,26 +177,26 @@ class PagedRows(Rows):
             self.pool.forget(page)
         self._fixed[row] = at
 
-    def _together(self, rows: Mapping[int, Sequence[int]]) -> Sequence[int]:
+    def _has_room(self, ends: Mapping[int, int]) -> bool:
+        """Take the pages that are missing; False where there are none."""
+        for row, end in ends.items():
+            pages = self._pages[row]
+            while len(pages) * self.pool.page_tokens < end:
+                if not self.pool.num_available:
+                    return False
+                pages.append(self.pool.take())
+                self._table[row, len(pages) - 1] = pages[-1]
+        return True
+
+    def _together(self, rows: Sequence[int]) -> Sequence[int]:
         return list(rows)
 
     def _run_again(self, ends: Tokens) -> Tokens:
         return np.zeros_like(ends)
 
-    def _run(
-        self,
-        rows: Mapping[int, Sequence[int]],
-        input_ids: Tokens,
-        write_indices: Tokens,
-        logit_indices: Tokens,
-        temperatures: Logits | None,
-    ) -> None:
-        lengths = write_indices + [len(tokens) for tokens in rows.values()]
-        width = self.pool.num_pages_of(int(lengths.max()))
-        view = PageView(self._table[list(rows), :width], lengths.astype(np.int32))
-        self._session.launch(
-            input_ids, write_indices, logit_indices, temperatures=temperatures, pages=view
-        )
+    def _pages_of(self, span: Sequence[int], ends: Tokens) -> PageView:
+        width = self.pool.num_pages_of(int(ends.max()))
+        return PageView(self._table[list(span), :width], ends.astype(np.int32))
 
 
 def rows_of(session: Session) -> Rows:

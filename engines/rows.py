@@ -1,13 +1,13 @@
 """Rows of tokens over a session's cache: append, read on, rewind, copy."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from nemo_trt.errors import CapacityError, RequestError
 
-from .session import Logits, Session, Tokens
-from .step_result import At, StepResult
+from .row_steps import PreparedStep, Step
+from .session import Logits, PageView, Session, StepInputs, Tokens
 
 _BLOCK = 256
 _SHORT = 8
@@ -151,7 +151,7 @@ class Rows:
         *,
         num_logits: int = 1,
         temperatures: Mapping[int, float] | None = None,
-    ) -> "Step":
+    ) -> Step:
         """Start one step of one span; see `append`. Nothing else may run until it is collected.
 
         A row writes as many tokens as the longest. Where it has no room for padding, its own last
@@ -160,37 +160,83 @@ class Rows:
         Args:
             temperatures: what rows sample with; greedy where it is not said.
         """
-        span = self._together(rows)
-        index = {row: at for at, row in enumerate(span)}
+        self._make_room(rows)
+        if max(map(len, rows.values())) == 1:
+            prepared = self._single(list(rows), None, temperatures)
+            return prepared.launch([tokens[0] for tokens in rows.values()])
+        span = self._together(list(rows))
         new_tokens = max(map(len, rows.values()))
         wanted = min(num_logits, new_tokens)
         lengths = np.array([len(self._held[row]) for row in span], np.int64)
         again = self._run_again(lengths + new_tokens)
         input_ids = np.zeros((len(span), new_tokens), np.int64)
         logit_indices = np.zeros((len(span), wanted), np.int64)
-        if new_tokens == 1:
-            for row, tokens in rows.items():
-                input_ids[index[row], 0] = tokens[0]
-            for at in np.flatnonzero(again):
-                input_ids[at, 0] = self._held[span[at]][-1]
-        else:
-            for at, row in enumerate(span):
-                repeated = self._held[row][lengths[at] - again[at] :] if again[at] else []
-                tokens = [*repeated, *rows.get(row, ())]
-                input_ids[at, : len(tokens)] = tokens
-                logit_indices[at] = np.arange(len(tokens) - wanted, len(tokens)).clip(0)
-        self._make_room(rows)
-        degrees = None
-        if temperatures:
-            degrees = np.array([temperatures.get(row, 0.0) for row in span], np.float32)
-        self._run(rows, input_ids, lengths - again, logit_indices, degrees)
-        held = {row: self._held[row] for row in rows}
-        return Step(self._session, held, rows, index, wanted)
+        for at, row in enumerate(span):
+            repeated = self._held[row][lengths[at] - again[at] :] if again[at] else []
+            tokens = [*repeated, *rows.get(row, ())]
+            input_ids[at, : len(tokens)] = tokens
+            logit_indices[at] = np.arange(len(tokens) - wanted, len(tokens)).clip(0)
+        ends = lengths + np.array([len(rows.get(row, ())) for row in span], np.int64)
+        inputs = StepInputs(
+            input_ids,
+            lengths - again,
+            logit_indices,
+            span[0],
+            _degrees(span, temperatures),
+            self._pages_of(span, ends),
+        )
+        prepared = self._prepared(rows, span, inputs, lengths.tolist(), wanted)
+        return prepared.launch_whole(rows)
+
+    def prepare(
+        self, rows: Sequence[int], running: Step, temperatures: Mapping[int, float]
+    ) -> PreparedStep | None:
+        """The step behind one that runs: a token of each row, but for the tokens themselves.
+
+        Args:
+            rows: some of those that run; each has room for one token more.
+            running: a step of one token a row.
+
+        Returns:
+            None where room in the cache has to be made first.
+        """
+        span = self._together(rows)
+        ends = {row: len(self._held[row]) + len(running.adds(row)) + 1 for row in span}
+        return self._single(rows, running, temperatures) if self._has_room(ends) else None
+
+    def _single(
+        self,
+        rows: Sequence[int],
+        running: Step | None,
+        temperatures: Mapping[int, float] | None,
+    ) -> PreparedStep:
+        """A step of one token a row, behind what the rows hold and a running step adds."""
+        span = self._together(rows)
+        adds = [running.adds(row) if running else () for row in span]
+        starts = [len(self._held[row]) + len(more) for row, more in zip(span, adds, strict=True)]
+        lengths = np.array(starts, np.int64)
+        again = self._run_again(lengths + 1)
+        input_ids = np.zeros((len(span), 1), np.int64)
+        for at in np.flatnonzero(again).tolist():
+            input_ids[at, 0] = (adds[at] or self._held[span[at]])[-1]
+        inputs = StepInputs(
+            input_ids,
+            lengths - again,
+            np.zeros((len(span), 1), np.int64),
+            span[0],
+            _degrees(span, temperatures),
+            self._pages_of(span, lengths + 1),
+        )
+        return self._prepared(rows, span, inputs, starts)
 
     def _make_room(self, span: Mapping[int, Sequence[int]]) -> None:
         self._session.bind(self._room(span))
 
-    def _together(self, rows: Mapping[int, Sequence[int]]) -> Sequence[int]:
+    def _has_room(self, ends: Mapping[int, int]) -> bool:
+        """Whether rows can hold so many tokens each, while a step runs."""
+        return min(max(ends.values()), self._session.max_seq_len) <= self._session.capacity
+
+    def _together(self, rows: Sequence[int]) -> Sequence[int]:
         """The rows of the step that runs `rows`, in order."""
         return range(min(rows), max(rows) + 1)
 
@@ -198,68 +244,32 @@ class Rows:
         """(B,) tokens that a row runs once more so that none writes behind the cache's end."""
         return np.maximum(ends - self._session.max_seq_len, 0)
 
-    def _run(
+    def _pages_of(self, span: Sequence[int], ends: Tokens) -> PageView | None:
+        """Where the rows have their tokens, (B,) each behind the step; None without pages."""
+        return None
+
+    def _prepared(
         self,
-        rows: Mapping[int, Sequence[int]],
-        input_ids: Tokens,
-        write_indices: Tokens,
-        logit_indices: Tokens,
-        temperatures: Logits | None,
-    ) -> None:
-        first = min(rows)
-        self._session.launch(input_ids, write_indices, logit_indices, first, temperatures)
+        rows: Iterable[int],
+        span: Sequence[int],
+        inputs: StepInputs,
+        starts: Sequence[int],
+        wanted: int = 1,
+    ) -> PreparedStep:
+        index = {row: at for at, row in enumerate(span)}
+        return PreparedStep(
+            self._session,
+            inputs,
+            {row: self._held[row] for row in rows},
+            {row: starts[index[row]] for row in rows},
+            index,
+            wanted,
+        )
 
     def _checked(self, row: int) -> int:
         if not 0 <= row < self._session.max_batch:
             raise RequestError(f"row must be 0 to {self._session.max_batch - 1}, got {row}.")
         return row
-
-
-class Step:
-    """One step that was launched over some rows.
-
-    Args:
-        held: what the rows hold before the step.
-        rows: what they run.
-        index: where each row stands in the step.
-        wanted: logit positions of each row.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        held: Mapping[int, list[int]],
-        rows: Mapping[int, Sequence[int]],
-        index: Mapping[int, int],
-        wanted: int,
-    ) -> None:
-        self._session, self._held, self._rows, self._index = session, held, rows, index
-        self._starts = {row: len(tokens) for row, tokens in held.items()}
-        self._wanted = wanted
-        self.result: StepResult | None = None
-
-    def collect(self) -> StepResult:
-        """Wait for the step; its rows hold their tokens then, but for rows that were rewound."""
-        self.result = self._session.collect()
-        for row, tokens in self._rows.items():
-            held = self._held[row]
-            if len(held) == self._starts[row]:
-                held.extend(tokens)
-        return self.result
-
-    def num_logits(self, row: int) -> int:
-        """Of a row's tokens, counted from the last, those that got logits."""
-        return min(self._wanted, len(self._rows[row]))
-
-    def at(self, row: int, position: int) -> At:
-        """Where the result has the `position`-th of a row's tokens that got logits."""
-        return self._index[row], self._wanted - self.num_logits(row) + position
-
-    def logits(self, row: int, first: int, last: int) -> Logits:
-        """(last - first, V) logits of some of a row's positions, counted likewise."""
-        assert self.result is not None
-        index, start = self.at(row, first)
-        return self.result.logits(index, start, start + last - first)
 
 
 def common_prefix(held: list[int], prompt: list[int]) -> int:
@@ -272,3 +282,10 @@ def common_prefix(held: list[int], prompt: list[int]) -> int:
         if held[index] != prompt[index]:
             return index
     return limit
+
+
+def _degrees(span: Sequence[int], temperatures: Mapping[int, float] | None) -> Logits | None:
+    """(B,) what rows sample with, 0 where it is not said; None where nothing is."""
+    if not temperatures:
+        return None
+    return np.array([temperatures.get(row, 0.0) for row in span], np.float32)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nemo_trt.engines.generation import Generation, Taken
-from nemo_trt.engines.rows import Step
+from nemo_trt.engines.row_steps import Step
 from nemo_trt.errors import NemoTrtError
 
 from .drafts import PromptLookup

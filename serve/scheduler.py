@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from nemo_trt.engines.draws import Draws
 from nemo_trt.engines.page_pool import PagePool
 from nemo_trt.engines.paged_rows import PagedRows, rows_of
-from nemo_trt.engines.rows import Step
+from nemo_trt.engines.row_steps import Step
 from nemo_trt.engines.sampling import Sampled
 from nemo_trt.engines.session import Session
 from nemo_trt.engines.step_result import Samples

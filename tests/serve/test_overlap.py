@@ -35,6 +35,7 @@ class Overlapping(OrtSession):
         logit_indices: Tokens,
         first_row: int = 0,
         temperatures: Logits | None = None,
+        pages: None = None,
     ) -> None:
         assert self.launched is None, "one step at a time"
         self.launched = input_ids, write_indices, logit_indices, first_row
