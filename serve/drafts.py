@@ -77,8 +77,12 @@ def draft_length(rates: Sequence[float], cost: Callable[[int], float]) -> int:
         cost: time of the step by its tokens a row, in any unit.
     """
 
-    def speed(length: int) -> float:
-        gained = sum(sum(rate**n for n in range(1, length + 1)) for rate in rates)
-        return (len(rates) + gained) / cost(length + 1)
-
-    return max(range(_LONGEST + 1), key=speed) if any(rates) else 0
+    likely, count = [rate for rate in rates if rate], len(rates)
+    best, most, gained, powers = 0, count / cost(1), 0.0, [1.0] * len(likely)
+    for length in range(1, _LONGEST + 1) if likely else ():
+        powers = [power * rate for power, rate in zip(powers, likely, strict=True)]
+        gained += sum(powers)
+        speed = (count + gained) / cost(length + 1)
+        if speed > most:
+            best, most = length, speed
+    return best

@@ -4,21 +4,19 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from nemo_trt.engines.draws import Draws
 from nemo_trt.engines.page_pool import PagePool
 from nemo_trt.engines.paged_rows import PagedRows, rows_of
 from nemo_trt.engines.row_steps import Step
-from nemo_trt.engines.sampling import Sampled
 from nemo_trt.engines.session import Session
-from nemo_trt.engines.step_result import Samples
 from nemo_trt.engines.tokenizers import Tokenizer
-from nemo_trt.errors import CapacityError, FaultError, MachineError, NemoTrtError, RequestError
+from nemo_trt.errors import CapacityError, MachineError, NemoTrtError, RequestError
 
 from .admission import Admission
-from .drafts import draft_length
+from .drafted import drafted
 from .live import Flight, Live, Turn
 from .request import Ended, Output, Reason, Request
 from .scoring import SCORED_TOKENS
+from .turns import Turns, as_error
 
 _LOG = logging.getLogger("nemo_trt.serve")
 
@@ -69,6 +67,7 @@ class Scheduler:
         self._session, self._prefill_tokens, self._clock = session, prefill_tokens, clock
         self._rows = rows_of(session)
         self._places = Admission(session, self._rows, tokenizer, max_queue=max_queue, clock=clock)
+        self._turns = Turns(session, self._rows, self._places)
         self._cycle: Iterator[Flight] = iter(())  # what is left of a step
         self._flight: Flight | None = None
         self._scored_steps = 0
@@ -133,7 +132,7 @@ class Scheduler:
                 self._cycle = self._plan()
                 self._launch_next(late)
             for one in taken:
-                self._tell(one, outputs)
+                self._turns.tell(one, outputs)
             outputs.extend(late)
             if whole:
                 break
@@ -144,7 +143,7 @@ class Scheduler:
         self._places.admit()
         decoding = [live for live in self._places.running.values() if live.decoding]
         if decoding:
-            yield from self._flights(self._drafted(decoding))
+            yield from self._flights(drafted(decoding, self._rows, self._session))
         self._places.admit()
         running = self._places.running.values()
         waiting = [live for live in running if not live.decoding and self._places.may_run(live)]
@@ -244,11 +243,11 @@ class Scheduler:
             try:
                 ready = self._prefilled(live, tokens, flight.step, outputs)
             except Exception as error:  # one request's; its neighbours must not pay for it
-                outputs.append(self._finish(live, "error", _as_error(error)))
+                outputs.append(self._finish(live, "error", as_error(error)))
                 continue
             if ready:
                 due.append(Turn(live, []))
-        self._take(due, flight)
+        self._turns.take(due, flight)
         return due
 
     def _prefilled(self, live: Live, tokens: list[int], step: Step, outputs: list[Output]) -> bool:
@@ -270,110 +269,6 @@ class Scheduler:
         live.decoding = True
         return True
 
-    def _take(self, due: list[Turn], flight: Flight) -> None:
-        """Sample behind the token that was due, and behind each draft that turned out right."""
-        step, position = flight.step, 0
-        assert step is not None and step.result is not None
-        last = {one.live.row: step.num_logits(one.live.row) - 1 - len(one.drafts) for one in due}
-        while due:
-            asked: list[Turn] = []
-            masks = []
-            for one in due:
-                try:
-                    masks.append(one.live.generation.mask())
-                    asked.append(one)
-                except Exception as error:
-                    self._fail(one, error)
-            at = [step.at(one.live.row, last[one.live.row] + position) for one in asked]
-            samplers = [one.live.generation.sampler for one in asked]
-            samples = Samples(step.result, at, Draws(samplers, masks))
-            due = []
-            for index, one in enumerate(asked):
-                try:
-                    sampled = samples.take(index)
-                except Exception as error:
-                    self._fail(one, error)
-                    continue
-                if self._goes_on(one, sampled, position):
-                    due.append(one)
-            position += 1
-
-    def _goes_on(self, one: Turn, sampled: Sampled, position: int) -> bool:
-        """Take a token; whether a draft stands behind it that was right."""
-        live, token = one.live, sampled.token_id
-        held = len(self._rows.held(live.row)) - len(one.drafts) + position
-        taken = live.generation.take(sampled, last=held + 1 >= self._session.max_seq_len)
-        if live.lookup:
-            live.lookup.push(token)
-        ends = taken.reason is not None
-        right = position < len(one.drafts) and token == one.drafts[position]
-        one.tokens.append((taken, right))
-        if right and not ends and live.generation.constrained:  # the next mask depends on it
-            try:
-                ends = self._tell_token(one, one.outputs)
-            except Exception as error:
-                self._fail(one, error)
-                return False
-        if right and not ends:
-            return True
-        live.pending = [token]
-        self._rows.rewind(live.row, held + right)
-        if ends and self._places.has_row(live):
-            self._places.release(live)
-        return False
-
-    def _fail(self, one: Turn, error: Exception) -> None:
-        one.error = _as_error(error)
-        self._places.release(one.live, one.error)
-
-    def _tell(self, one: Turn, outputs: list[Output]) -> None:
-        """Make outputs of what was taken, in order, up to the end of the answer."""
-        live = one.live
-        live.usage.drafted_tokens += len(one.drafts)
-        outputs.extend(one.outputs)
-        try:
-            while one.tokens:
-                if self._tell_token(one, outputs):
-                    return
-            if live.generation.constrained and self._places.has_row(live):
-                live.generation.mask()  # for the next token, while a step runs
-        except Exception as error:
-            one.error = _as_error(error)
-            if self._places.is_live(live):
-                self._places.release(live, one.error)
-        if one.error is not None:
-            ended = Ended(reason="error", usage=live.usage, error=one.error)
-            outputs.append(Output(request_id=live.request_id, event=None, ended=ended))
-
-    def _tell_token(self, one: Turn, outputs: list[Output]) -> bool:
-        """Make the output of the first token that is left; whether the answer ends with it."""
-        live, usage = one.live, one.live.usage
-        taken, right = one.tokens.pop(0)
-        event = live.generation.tell(taken)
-        usage.completion_tokens += 1
-        usage.accepted_tokens += right
-        ended = None
-        if event.finish_reason:
-            ended = Ended(reason=event.finish_reason, usage=usage)
-            if self._places.is_live(live):
-                self._places.release(live)
-        outputs.append(Output(request_id=live.request_id, event=event, ended=ended))
-        return ended is not None
-
-    def _drafted(self, decoding: list[Live]) -> dict[int, list[int]]:
-        """By row the token to run, and what may follow it where that pays."""
-        drafts = {live.row: self._draft(live) for live in decoding if live.lookup}
-        if not any(drafts.values()):
-            return {live.row: live.pending for live in decoding}
-        rates = [live.lookup.rate if live.lookup and drafts[live.row] else 0 for live in decoding]
-        length = draft_length(rates, lambda tokens: self._session.step_cost(len(rates), tokens))
-        return {live.row: live.pending + drafts.get(live.row, [])[:length] for live in decoding}
-
-    def _draft(self, live: Live) -> list[int]:
-        room = self._session.max_seq_len - len(self._rows.held(live.row)) - 2
-        left = live.request.params.max_tokens - live.generation.count - 1
-        return live.lookup.draft(min(room, left)) if live.lookup and min(room, left) > 0 else []
-
     def _end(self, condition: Callable[[Live], bool], reason: Reason) -> list[Output]:
         return [self._finish(live, reason) for live in self._places.find(condition)]
 
@@ -381,12 +276,3 @@ class Scheduler:
         self._places.release(live, error)
         ended = Ended(reason=reason, usage=live.usage, error=error)
         return Output(request_id=live.request_id, event=None, ended=ended)
-
-
-def _as_error(error: Exception) -> NemoTrtError:
-    if isinstance(error, NemoTrtError):
-        return error
-    _LOG.error("a request met a fault", exc_info=error)
-    fault = FaultError(f"The request met a fault of nemo-trt: {type(error).__name__}: {error}")
-    fault.__cause__ = error
-    return fault
