@@ -153,7 +153,7 @@ class PacedSession(BaseSession):
         return {"backend": "onnxruntime", "version": "paced"}
 
     def _grow(self, capacity: int) -> None:
-        self.capacity = capacity
+        self.capacity = self.max_seq_len  # as an engine's cache has its size from the start
 
     def _read(self, layer: int, kind: str, row: int, start: int, stop: int) -> CacheBlock:
         return np.zeros((self.config.num_kv_heads, stop - start, self.config.head_dim), np.float32)

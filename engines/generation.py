@@ -119,11 +119,15 @@ class Generation:
                 self._mask = self._without_ends(self._mask)
         return self._mask
 
+    def ends_with(self, token: int) -> bool:
+        """Whether a token is one that ends the answer."""
+        return token in self._ends
+
     def take(self, sampled: Sampled, *, last: bool) -> Taken:
         """The row goes on with a token; `last` says that it has no room for another."""
         self.count += 1
         self._mask = None
-        ended = sampled.token_id in self._ends
+        ended = self.ends_with(sampled.token_id)
         reason: FinishReason | None = None
         if ended:
             reason = "stop"

@@ -32,6 +32,7 @@ class Admission:
     Attributes:
         queue: who waits, in the order of arrival.
         running: who has a row, by row.
+        changes: how often a row was given to a request, or a request gave up its place.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Admission:
         )
         self.queue: deque[Live] = deque()
         self.running: dict[int, Live] = {}
+        self.changes = 0
         self._next_id = 0
         self._sound: Sequence[int] = ()  # the last prompt whose tokens were looked at
 
@@ -122,9 +124,14 @@ class Admission:
         rows = Counter(live.group for live in self.running.values())
         return min(self.queue, key=lambda waiting: rows[waiting.group])
 
+    @property
+    def may_admit(self) -> bool:
+        """Whether somebody waits and a row is free."""
+        return bool(self.queue and self.slots.num_free)
+
     def admit(self) -> None:
         """Give rows to those that wait, while there are any."""
-        while self.queue and self.slots.num_free and self._give_row(self._next()):
+        while self.may_admit and self._give_row(self._next()):
             pass
 
     def _give_row(self, live: Live) -> bool:
@@ -133,6 +140,7 @@ class Admission:
         place = self.slots.take(live.prompt, shared=not live.scoring)
         if place is None:
             return False
+        self.changes += 1
         self.queue.remove(live)
         live.row, length = place
         live.leader = None if live.scoring else self._leader(live, length)
@@ -189,6 +197,7 @@ class Admission:
 
     def release(self, live: Live, error: NemoTrtError | None = None) -> None:
         """A request gives its place up, in the queue or in its row."""
+        self.changes += 1
         if live.row < 0:
             self.queue.remove(live)
             return

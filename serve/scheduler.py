@@ -8,15 +8,17 @@ from nemo_trt.engines.page_pool import PagePool
 from nemo_trt.engines.paged_rows import PagedRows, rows_of
 from nemo_trt.engines.row_steps import Step
 from nemo_trt.engines.session import Session
+from nemo_trt.engines.step_result import Samples
 from nemo_trt.engines.tokenizers import Tokenizer
 from nemo_trt.errors import CapacityError, MachineError, NemoTrtError, RequestError
 
 from .admission import Admission
+from .ahead import Ahead, prepared
 from .drafted import drafted
 from .live import Flight, Live, Turn
 from .request import Ended, Output, Reason, Request
 from .scoring import SCORED_TOKENS
-from .turns import Turns, as_error
+from .turns import Turns, as_error, learn
 
 _LOG = logging.getLogger("nemo_trt.serve")
 
@@ -70,6 +72,7 @@ class Scheduler:
         self._turns = Turns(session, self._rows, self._places)
         self._cycle: Iterator[Flight] = iter(())  # what is left of a step
         self._flight: Flight | None = None
+        self._ahead: Ahead | None = None  # the step behind the flight
         self._scored_steps = 0
 
     @property
@@ -124,17 +127,21 @@ class Scheduler:
         if self._flight is None:
             self._cycle = self._plan()
             self._launch_next(outputs)
-        while self._flight is not None:
-            taken = self._collect(self._flight, outputs)
+        while (flight := self._flight) is not None:
+            ahead, self._ahead = self._ahead, None
+            taken = self._collect(flight, ahead, outputs)
             late: list[Output] = []  # ends of requests, some of whose tokens are to be told yet
-            whole = not self._launch_next(late)
-            if whole and self._session.overlaps:
+            whole = self._flight is not flight or not self._launch_next(late)
+            if self._flight is None and self._session.overlaps:
                 self._cycle = self._plan()
                 self._launch_next(late)
             for one in taken:
                 self._turns.tell(one, outputs)
             outputs.extend(late)
             if whole:
+                if self._flight is not None:
+                    limit = self._session.max_seq_len
+                    self._ahead = prepared(self._flight, self._places, self._rows, limit, ahead)
                 break
         return outputs
 
@@ -144,6 +151,10 @@ class Scheduler:
         decoding = [live for live in self._places.running.values() if live.decoding]
         if decoding:
             yield from self._flights(drafted(decoding, self._rows, self._session))
+        yield from self._plan_prompts()
+
+    def _plan_prompts(self) -> Iterator[Flight]:
+        """What follows the decode step."""
         self._places.admit()
         running = self._places.running.values()
         waiting = [live for live in running if not live.decoding and self._places.may_run(live)]
@@ -218,13 +229,16 @@ class Scheduler:
                 break
         return work
 
-    def _collect(self, flight: Flight, outputs: list[Output]) -> list[Turn]:
-        """Wait for a run, and take the tokens of those who are still there."""
+    def _collect(self, flight: Flight, ahead: Ahead | None, outputs: list[Output]) -> list[Turn]:
+        """Wait for a run, and take the tokens of those who are still there.
+
+        Where the next step is prepared it is launched as soon as the tokens are known.
+        """
         try:
             if flight.error is not None:
                 raise flight.error
             assert flight.step is not None
-            flight.step.collect()
+            result = flight.step.wait()
         except NemoTrtError as error:  # the session: what the rows hold now is unknown
             for row, live in flight.lives.items():
                 if self._places.has_row(live):
@@ -232,6 +246,14 @@ class Scheduler:
                 else:
                     self._places.slots.taint(row)
             return []
+        if ahead and ahead.changes == self._places.changes and not self._places.may_admit:
+            samples = Samples(result, ahead.at, ahead.draws)
+            learn(ahead.due, samples)
+            self._launch_ahead(ahead, flight, samples)
+            flight.step.settle()
+            self._turns.take(ahead.due, flight, samples)
+            return ahead.due
+        flight.step.settle()
         due: list[Turn] = []
         for row, live in flight.lives.items():
             if not self._places.has_row(live):
@@ -268,6 +290,22 @@ class Scheduler:
             return False
         live.decoding = True
         return True
+
+    def _launch_ahead(self, ahead: Ahead, flight: Flight, samples: Samples) -> None:
+        """Launch what was prepared, unless a row met an error or is to run drafts."""
+        if samples.errors:
+            return
+        if any(live.lookup for live in ahead.lives.values()):
+            assert flight.step is not None
+            flight.step.settle()
+            for one, token in zip(ahead.due, samples.tokens, strict=True):
+                one.live.pending = [token]
+            work = drafted(list(ahead.lives.values()), self._rows, self._session)
+            if any(len(tokens) > 1 for tokens in work.values()):
+                return
+        following = ahead.launched(samples.tokens)
+        if following is not None:
+            self._flight, self._cycle = following, self._plan_prompts()
 
     def _end(self, condition: Callable[[Live], bool], reason: Reason) -> list[Output]:
         return [self._finish(live, reason) for live in self._places.find(condition)]

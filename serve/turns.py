@@ -139,6 +139,7 @@ def learn(due: list[Turn], samples: Samples) -> None:
 
 
 def as_error(error: Exception) -> NemoTrtError:
+    """What a request is told of an error: any but our own is a fault of nemo-trt, and logged."""
     if isinstance(error, NemoTrtError):
         return error
     _LOG.error("a request met a fault", exc_info=error)

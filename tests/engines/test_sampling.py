@@ -261,3 +261,11 @@ def test_presence_counts_once_and_frequency_every_time() -> None:
     assert [once.sample(logits).token_id for _ in range(4)] == [0, 0, 0, 0]
     each = Sampler(SamplingParams(frequency_penalty=0.6), 2)
     assert [each.sample(logits).token_id for _ in range(4)] == [0, 0, 1, 0]
+
+
+def test_a_random_number_stays_until_its_token_is_remembered() -> None:
+    params = SamplingParams(temperature=1.0, seed=5)
+    sampler, expected = Sampler(params, 8), np.random.Generator(np.random.PCG64(5)).random(2)
+    assert [sampler.uniform(), sampler.uniform()] == [expected[0]] * 2  # drawn ahead, then asked
+    sampler.remember(3)
+    assert sampler.uniform() == expected[1]
