@@ -73,11 +73,12 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--kv-cache",
-    type=click.Choice(["base", "fp8"]),
+    type=click.Choice(["base", "fp16", "fp8"]),
     default="base",
     show_default=True,
-    help="With --attention paged: base, the dtype of activations; fp8 in the layers that take it, "
-    "with the scales of an FP8 bundle.",
+    help="Dtype of keys and values. base: that of activations. fp16: attention of a BF16 or FP8 "
+    "bundle computes in FP16, too. fp8, with --attention paged: in the layers that take it, with "
+    "the scales of an FP8 bundle.",
 )
 @click.option(
     "--log",

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--kv-cache",
-    type=click.Choice(["base", "fp8"]),
+    type=click.Choice(["base", "fp16", "fp8"]),
     default="base",
     show_default=True,
     help="Cache of the engine; see `build`.",

@@ -7,6 +7,7 @@ import click
 
 from nemo_trt.defaults import MAX_ROWS
 from nemo_trt.errors import BuildError, NemoTrtError, RequestError
+from nemo_trt.precision import DType
 from nemo_trt.verdict import PASS
 from nemo_trt.where import Where
 
@@ -78,6 +79,13 @@ EXIT_FAIL = 1
     help="Simulate the rounding of an engine of this precision; no verdict is written.",
 )
 @click.option(
+    "--kv-cache",
+    type=click.Choice(("base", "fp16")),
+    default="base",
+    show_default=True,
+    help="With --rounding: that engine's cache and attention; see `build`.",
+)
+@click.option(
     "--sign-key",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Ed25519 private key (PEM) that signs the verdict.",
@@ -101,6 +109,7 @@ def command(
     explained: bool,
     repro: Path | None,
     rounding: str | None,
+    kv_cache: str,
     sign_key: Path | None,
     verify_key: Path | None,
 ) -> int:
@@ -131,14 +140,18 @@ def command(
             "--explain": explained,
             "--repro": repro,
             "--rounding": rounding,
+            "--kv-cache": kv_cache != "base",
             "--sign-key": sign_key,
         }
         if given := [name for name, value in others.items() if value]:
             raise click.UsageError(f"--verify-key judges nothing; leave {', '.join(given)} out.")
         return _verify(Bundle.open(bundle), where, verify_key)
+    if kv_cache != "base" and not rounding:
+        raise click.UsageError("--kv-cache is that of a simulated engine; give --rounding, too.")
     if rounding and sign_key:
         raise click.UsageError("--rounding writes no verdict; leave --sign-key out.")
     private_key = read_key(sign_key) if sign_key else None
+    attention = DType.FP16 if kv_cache == "fp16" else DType.BF16
     opened = Bundle.open(bundle)
     _require_sensible(opened, explained=explained, repro=repro, rounding=rounding)
     for target in (json_file, report_file, repro):
@@ -159,7 +172,7 @@ def command(
             threads=threads,
             random_weights=random_weights,
             private_key=private_key,
-            rounding=rounding is not None,
+            rounding=attention if rounding else None,
             explained=explained,
             must_write=json_file is None,
             progress=bar,

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from nemo_trt.passes.attend_in_fp16 import AttendInFp16
 from nemo_trt.passes.dequantise_weights import DequantiseWeights
 from nemo_trt.passes.graph_pass import GraphPass, apply
 from nemo_trt.passes.keep_tables import KeepTables
@@ -16,12 +17,15 @@ from nemo_trt.passes.promote_types import PromoteTypes
 from nemo_trt.passes.round_values import RoundValues
 from nemo_trt.passes.transpose_weights import TransposeWeights
 from nemo_trt.passes.weights import attach
+from nemo_trt.precision import DType
 
 from .ort_graph import Weight, hand_over
 from .stored_graph import read_graph
 
 
-def lower(bundle: Path, graph_file: str, *, rounding: bool = False) -> tuple[bytes, list[Weight]]:
+def lower(
+    bundle: Path, graph_file: str, *, rounding: DType | None = None
+) -> tuple[bytes, list[Weight]]:
     """Read a bundle's graph and weights for a provider without BF16 kernels.
 
     - Everything that computes in BF16 computes in FP32.
@@ -35,7 +39,8 @@ def lower(bundle: Path, graph_file: str, *, rounding: bool = False) -> tuple[byt
     Memory: the weights but for the gathered table, in the promoted dtype.
 
     Args:
-        rounding: round every BF16 value to BF16 (`passes.round_values`).
+        rounding: round as an engine does (`passes.round_values`) whose attention and cache are in
+            this dtype, BF16 or FP16.
 
     Returns:
         The serialised graph, its weights marked external, and every such weight.
@@ -47,7 +52,7 @@ def lower(bundle: Path, graph_file: str, *, rounding: bool = False) -> tuple[byt
 
 
 def lower_model(
-    stored: onnx.ModelProto, bundle: Path, *, rounding: bool = False
+    stored: onnx.ModelProto, bundle: Path, *, rounding: DType | None = None
 ) -> tuple[bytes, list[Weight]]:
     """`lower` of a graph, or of a piece of one, whose weights lie in `bundle`."""
     model = ir.from_proto(stored)
@@ -60,9 +65,12 @@ def lower_model(
     passes: list[GraphPass] = [
         DequantiseWeights(ir.DataType.FLOAT),
         *turn,
+        *([AttendInFp16()] if rounding is DType.FP16 else []),
         KeepTables(),
-        PromoteTypes(),
+        PromoteTypes(half=bool(rounding)),
     ]
-    apply(model, [*passes, RoundValues()] if rounding else passes)
+    if rounding:
+        passes.append(RoundValues())
+    apply(model, passes)
     lowered, weights = hand_over(model)
     return lowered.SerializeToString(), weights

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from nemo_trt import contract
 from nemo_trt.bundle import Bundle
+from nemo_trt.precision import DType
 
 from .base_session import BaseSession
 from .ort_session import OrtSession
@@ -32,7 +33,7 @@ class PagedOrtSession(PagedSession, OrtSession):
         max_batch: int,
         max_seq_len: int | None,
         threads: int | None,
-        rounding: bool = False,
+        rounding: DType | None = None,
         page_tokens: int,
         num_pages: int,
     ) -> None:
@@ -54,7 +55,7 @@ class PagedOrtSession(PagedSession, OrtSession):
         max_batch: int = 1,
         max_seq_len: int | None = None,
         threads: int | None = None,
-        rounding: bool = False,
+        rounding: DType | None = None,
         page_tokens: int = 16,
         num_pages: int | None = None,
     ) -> Self:

@@ -49,7 +49,7 @@ class OrtSession(BaseSession):
         max_batch: int,
         max_seq_len: int | None,
         threads: int | None,
-        rounding: bool = False,
+        rounding: DType | None = None,
     ) -> None:
         compute = DType.FP16 if bundle.precision is DType.FP16 else DType.FP32
         fp8 = bundle.precision is DType.FP8  # rounds to FP8 where the graph says so
@@ -81,7 +81,7 @@ class OrtSession(BaseSession):
         max_batch: int = 1,
         max_seq_len: int | None = None,
         threads: int | None = None,
-        rounding: bool = False,
+        rounding: DType | None = None,
     ) -> Self:
         """Open a bundle.
 
@@ -91,7 +91,8 @@ class OrtSession(BaseSession):
             max_seq_len: tokens a row at most; by default the model's context length. Memory is
                 taken as it is needed, up to this.
             threads: ONNX Runtime's compute threads; by default one per physical core.
-            rounding: round to BF16 where a BF16 or FP8 engine does, to rehearse its errors. Slow.
+            rounding: round where a BF16 or FP8 engine does whose attention and cache are in this
+                dtype, BF16 or FP16, to rehearse its errors. Slow.
 
         Raises:
             BundleError: the bundle is damaged.
@@ -199,14 +200,14 @@ class OrtSession(BaseSession):
         return self._buffers[key]
 
 
-def _open(bundle: Path, threads: int | None, *, rounding: bool) -> Any:
+def _open(bundle: Path, threads: int | None, *, rounding: DType | None) -> Any:
     if threads is not None and threads < 1:
         raise RequestError(f"threads must be at least 1, got {threads}.")
     graph, weights = lower(bundle, GRAPH_FILE, rounding=rounding)
     return _session(graph, weights, bundle, threads)
 
 
-def open_piece(model: onnx.ModelProto, bundle: Path, *, rounding: bool = False) -> Any:
+def open_piece(model: onnx.ModelProto, bundle: Path, *, rounding: DType | None = None) -> Any:
     """An `onnxruntime.InferenceSession` of a piece of a bundle's graph, which is lowered.
 
     Args:

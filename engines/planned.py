@@ -7,8 +7,8 @@ from nemo_trt.config import ModelConfig
 from nemo_trt.errors import BuildError
 from nemo_trt.precision import DType
 
-CacheKind = Literal["base", "fp8"]
-CACHE_KINDS: tuple[CacheKind, ...] = ("base", "fp8")
+CacheKind = Literal["base", "fp16", "fp8"]
+CACHE_KINDS: tuple[CacheKind, ...] = ("base", "fp16", "fp8")
 
 
 class Planned(Protocol):
@@ -35,17 +35,30 @@ def cache_dtypes(model: Planned, kind: CacheKind, *, paged: bool) -> tuple[DType
     """The dtype of each layer's keys and values.
 
     Args:
-        kind: "base", the dtype of activations, or "fp8" in the layers that take it.
+        kind: "base", the dtype of activations; "fp16", in which attention computes, too; or
+            "fp8" in the layers that take it.
         paged: with paged attention.
 
     Raises:
-        BuildError: an FP8 cache has no pages, or the bundle has no scales for it.
+        BuildError: an FP8 cache has no pages, or the bundle has no scales for it; an FP16 cache
+            has pages, or the bundle does not compute in BF16.
         RequestError: there is no such kind.
     """
     require_choice("kv_cache", kind, CACHE_KINDS)
     layers, base = range(model.config.num_layers), model.precision.base
     if kind == "base":
         return tuple(base for _ in layers)
+    if kind == "fp16":
+        if base is not DType.BF16:
+            raise BuildError(
+                f"--kv-cache fp16 must have a BF16 or FP8 bundle, got {model.precision}. "
+                "Leave it out."
+            )
+        if paged:
+            raise BuildError(
+                "--kv-cache fp16 must have --attention native, got paged. Leave one of them out."
+            )
+        return tuple(DType.FP16 for _ in layers)
     if not paged:
         raise BuildError("An FP8 cache needs --attention paged: TensorRT's own takes none.")
     kept = model.kept_cache_layers

@@ -1,6 +1,6 @@
 """Rounds a promoted graph where a strongly typed BF16 engine rounds, so that a CPU can rehearse it.
 
-Every value that the bundle's graph states as BF16 is rounded to BF16, to nearest and ties to even,
+Every value that the graph stated as BF16 or FP16 is rounded to that, to nearest and ties to even,
 where an operator computed it. So is what TensorRT rounds within an operator (docs/contract.md):
 RMSNorm before its weight; attention's query after the scale, its scores and probabilities. FP8 is
 rounded by the graph's own QuantizeLinear; what an FP8 product reads is not rounded once more.
@@ -16,7 +16,7 @@ from onnx_ir.passes import PostconditionError, PreconditionError
 from .graph_pass import GraphPass, constant, follow, make, nodes_of, source, substitute
 from .promote_types import PROMOTED
 
-_BF16, _FP32 = int(ir.DataType.BFLOAT16), int(ir.DataType.FLOAT)
+_FP32 = int(ir.DataType.FLOAT)
 _MOVES = {"Concat", "DequantizeLinear", "Expand", "Gather", "GatherND", "Reshape", "Slice"}
 _MOVES |= {"Squeeze", "TensorScatter", "Transpose", "Unsqueeze"}
 """Operators whose result is no new number, or, of an FP8 product's input, is never stored."""
@@ -41,7 +41,7 @@ class RoundValues(GraphPass):
             elif node.op_type == "Attention":
                 _Attention(graph, node).spell_out()
             else:
-                _round(graph, node)
+                _round(graph, node, node.outputs[0].meta[PROMOTED])
 
     def ensures(self, model: ir.Model) -> None:
         """No attention is left whole: one could not be rounded within."""
@@ -49,27 +49,28 @@ class RoundValues(GraphPass):
             raise PostconditionError("every attention spelled out")
 
 
-def rounding(value: ir.Value, name: str) -> list[ir.Node]:
-    """Nodes that round a value to BF16."""
-    narrow = make("Cast", [value], f"{name}/bf16", to=_BF16)
+def rounding(value: ir.Value, name: str, dtype: ir.DataType) -> list[ir.Node]:
+    """Nodes that round a value."""
+    narrow = make("Cast", [value], f"{name}/narrow", to=int(dtype))
     return [narrow, make("Cast", narrow.outputs, f"{name}/rounded", to=_FP32)]
 
 
-def _round(graph: ir.Graph, node: ir.Node) -> None:
+def _round(graph: ir.Graph, node: ir.Node, dtype: ir.DataType) -> None:
     """Round a node's first output."""
     value = node.outputs[0]
-    follow(graph, value, rounding(value, value.name or ""))
+    follow(graph, value, rounding(value, value.name or "", dtype))
 
 
 def _norm(graph: ir.Graph, node: ir.Node) -> None:
     """RMSNorm that rounds before it multiplies by its weight."""
     weight, value = source(node, 1), node.outputs[0]
+    dtype = value.meta[PROMOTED]
     ones = np.ones(tuple(weight.shape.numpy()) if weight.shape else (), np.float32)
     node.replace_input_with(1, constant(graph, f"{value.name}/ones", ir.Tensor(ones)))
     multiply = make("Mul", [value, weight], f"{value.name}/scaled")
     follow(graph, value, [multiply])
-    _round(graph, multiply)
-    _round(graph, node)
+    _round(graph, multiply, dtype)
+    _round(graph, node, dtype)
 
 
 class _Attention:
@@ -77,6 +78,7 @@ class _Attention:
 
     def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
         self._graph, self._node, self._name = graph, node, node.outputs[0].name
+        self._dtype: ir.DataType = node.outputs[0].meta[PROMOTED]
         self._new: list[ir.Node] = []
 
     def spell_out(self) -> None:
@@ -140,5 +142,5 @@ class _Attention:
         return constant(self._graph, f"{self._name}/{part}", ir.Tensor(np.asarray(data)))
 
     def _rounded(self, value: ir.Value) -> ir.Value:
-        self._new += rounding(value, value.name or "")
+        self._new += rounding(value, value.name or "", self._dtype)
         return self._new[-1].outputs[0]

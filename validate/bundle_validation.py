@@ -18,6 +18,7 @@ from nemo_trt.errors import BundleError, NemoTrtError, RequestError
 from nemo_trt.export.checkpoints import Checkpoint, open_reference
 from nemo_trt.export.checkpoints.lora import Adapter, merge_adapters
 from nemo_trt.manifest import Manifest
+from nemo_trt.precision import DType
 from nemo_trt.progress import Progress
 from nemo_trt.verdict import verdict_path
 from nemo_trt.where import CPU, Where
@@ -44,7 +45,7 @@ def validate_bundle(
     threads: int | None = None,
     private_key: bytes | None = None,
     random_weights: bool = False,
-    rounding: bool = False,
+    rounding: DType | None = None,
     explained: bool = False,
     must_write: bool = True,
     progress: Progress | None = None,
@@ -67,8 +68,8 @@ def validate_bundle(
         threads: compute threads; CPU only.
         private_key: PEM of the Ed25519 private key to sign the verdict with.
         random_weights: the weights are random; do not check perplexity.
-        rounding: simulate an engine: round to BF16 wherever a BF16 or FP8 engine rounds, and apply
-            the engine's limits. Writes no verdict. CPU only.
+        rounding: simulate a BF16 or FP8 engine whose attention and cache are in this dtype, FP16 or
+            BF16: round wherever it rounds, and apply its limits. Writes no verdict. CPU only.
         explained: fill `Report.explanation`, which names where the graph differs from the
             reference: on the same backend, for the sequence with the largest error.
         must_write: refuse, before the work, a folder in which the verdict cannot be written.
@@ -124,7 +125,7 @@ def validate_bundle(
         settings={**report.settings, "tokenizer": asdict(tokens)},
     )
     report = replace(
-        report, unwritten=_write(report, bundle, where, private_key, rounding=rounding)
+        report, unwritten=_write(report, bundle, where, private_key, rounding=bool(rounding))
     )
     if explained:
         chosen = worst_sequence(report, sequences)
@@ -205,7 +206,7 @@ def _open(
     max_seq_len: int | None,
     threads: int | None,
     *,
-    rounding: bool,
+    rounding: DType | None,
 ) -> Session:
     rows, limit = max_batch, max_seq_len
     if where.kind != "engine":
@@ -215,6 +216,6 @@ def _open(
         limit = limit or ort_session.affordable_seq_len(bundle.config, rows or 1, share=share)
     if rounding:
         return ort_session.OrtSession.open(
-            bundle, max_batch=rows or 1, max_seq_len=limit, threads=threads, rounding=True
+            bundle, max_batch=rows or 1, max_seq_len=limit, threads=threads, rounding=rounding
         )
     return open_session(bundle, where, max_batch=rows, max_seq_len=limit, threads=threads)

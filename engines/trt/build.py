@@ -49,8 +49,9 @@ def build_engine(
         attention: "native" is TensorRT's own; "paged" is ours, over a cache in pages, for contexts
             that TensorRT's cannot take. It has not run on a GPU inside an engine yet.
         page: tokens of a page, 16, 32, 64 or 128.
-        kv_cache: of pages: "base", the dtype of activations, or "fp8", with the bundle's scales, in
-            the layers that its calibration found to take it.
+        kv_cache: "base" stores keys and values in the dtype of activations; "fp16" lets a BF16 or
+            FP8 bundle attend in FP16, over a cache in FP16, with native attention; "fp8", of pages,
+            with the bundle's scales, in the layers that its calibration found to take it.
         log_file: file for TensorRT's log.
         progress: receives progress updates; silent by default.
 

@@ -36,6 +36,9 @@ from .probe import explain_unfused, require_fused
 from .profiles import PREFILL, decode_names, is_decode
 from .toolkit import Log, Toolkit
 
+_SUFFIXES = {"base": "", "fp16": "-kv16", "fp8": "-kv8"}
+"""Of an engine's name, by the dtype of its cache."""
+
 
 def build_plans(
     bundle: Bundle | Path,
@@ -85,7 +88,8 @@ def build_plans(
     require_fused(options, budget.fused_tokens)
     name = f"{target.name}-{bundle.precision}"
     if options.attention == "paged":
-        name += "-paged" + "-kv8" * (options.kv_cache == "fp8")
+        name += "-paged"
+    name += _SUFFIXES[options.kv_cache]
     placement = _placement(bundle, options)
     scales = asdict(placement.fp8) if placement and placement.fp8 else None
     build_id = options.build_id(bundle.bundle_id, toolkit.name, toolkit.version, scales)
@@ -98,7 +102,8 @@ def build_plans(
             atomic.require_writable(path)
     started = time.monotonic()
     progress.phase("lower the graph")
-    graph = lower(bundle.path, GRAPH_FILE, options.max_seq_len, placement)
+    in_fp16 = options.kv_cache == "fp16"
+    graph = lower(bundle.path, GRAPH_FILE, options.max_seq_len, placement, in_fp16=in_fp16)
     with _log_to(log_file) as write_log, atomic.new_directory(folder) as new:
         paged = _attention(new, bundle, options, placement) if placement else None
         compiler = Compiler(

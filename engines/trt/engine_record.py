@@ -40,7 +40,7 @@ class BuildOptions:
         allow_unfused: attention may be decomposed where no fused kernel serves it.
         attention: TensorRT's own over rows of `max_seq_len`, or ours over pages.
         page: tokens of a page.
-        kv_cache: dtype of the pages: that of activations, or FP8 in the layers that take it.
+        kv_cache: dtype of keys and values, see `cache_dtypes`.
 
     Raises:
         RequestError: an option has no such value.
@@ -63,6 +63,10 @@ class BuildOptions:
         require_choice("attention", self.attention, get_args(AttentionKind))
         require_choice("kv_cache", self.kv_cache, CACHE_KINDS)
         require_range("opt_level", self.opt_level, 0, 5)
+
+    def attention_dtype(self, precision: str) -> DType:
+        """What attention computes in, and keys and values are stored in but for FP8 pages."""
+        return DType.FP16 if self.kv_cache == "fp16" else DType(precision).base
 
     @property
     def row_pages(self) -> int:
@@ -145,9 +149,14 @@ class EngineRecord:
         digests += [kernel.digest for kernel in self.paged.kernels] if self.paged else []
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
+    @property
+    def attention_dtype(self) -> DType:
+        """See `BuildOptions.attention_dtype`."""
+        return self.options.attention_dtype(self.precision)
+
     def kv_bytes_per_token(self, config: ModelConfig) -> int:
         """Bytes of a row's keys and values of one token, as they lie in the engine's cache."""
-        caches = self.paged.caches if self.paged else (DType(self.precision).base,)
+        caches = self.paged.caches if self.paged else (self.attention_dtype,)
         return sum(map(config.kv_bytes_per_token, caches)) // len(caches)
 
     def rebuild_command(self, bundle: Bundle) -> str:
@@ -162,6 +171,7 @@ class EngineRecord:
         words += ["--allow-unfused"] * options.allow_unfused
         if options.attention == "paged":
             words += ["--attention", "paged", "--page", str(options.page)]
+        if options.kv_cache != "base":
             words += ["--kv-cache", options.kv_cache]
         return shlex.join(words)
 

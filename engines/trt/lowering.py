@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from nemo_trt.engines.candidates import NUM_CANDIDATES
 from nemo_trt.engines.stored_graph import read_graph
 from nemo_trt.passes.add_candidates import AddCandidates
+from nemo_trt.passes.attend_in_fp16 import AttendInFp16
 from nemo_trt.passes.fix_capacity import FixCapacity
 from nemo_trt.passes.graph_pass import GraphPass, apply, nodes_of
 from nemo_trt.passes.merge_products import MergeProducts
@@ -44,12 +45,17 @@ class LoweredGraph:
 
 
 def lower(
-    bundle: Path, graph_file: str, capacity: int, paged: Placement | None = None
+    bundle: Path,
+    graph_file: str,
+    capacity: int,
+    paged: Placement | None = None,
+    *,
+    in_fp16: bool = False,
 ) -> LoweredGraph:
     """Read a bundle's graph and lower it for a cache of `capacity` tokens a row.
 
     Candidates are put behind its logits. With `paged` the cache is a pool of pages, and attention
-    the plugin's.
+    the plugin's. With `in_fp16` TensorRT's attention and its cache are FP16.
 
     Memory: the graph, and a copy of merged weights that do not lie together in their file.
 
@@ -57,22 +63,29 @@ def lower(
         BundleError: the graph or a weight cannot be read.
     """
     first = [FixCapacity(capacity), AddCandidates(NUM_CANDIDATES)]
-    return _lower(read_graph(bundle, graph_file), bundle, first, paged)
+    return _lower(read_graph(bundle, graph_file), bundle, first, paged, in_fp16)
 
 
-def lower_model(stored: onnx.ModelProto, bundle: Path) -> LoweredGraph:
+def lower_model(stored: onnx.ModelProto, bundle: Path, *, in_fp16: bool = False) -> LoweredGraph:
     """`lower` of a piece of a graph of fixed T, whose weights lie in `bundle`."""
-    return _lower(stored, bundle, [], None)
+    return _lower(stored, bundle, [], None, in_fp16)
 
 
 def _lower(
-    stored: onnx.ModelProto, bundle: Path, first: Sequence[GraphPass], paged: Placement | None
+    stored: onnx.ModelProto,
+    bundle: Path,
+    first: Sequence[GraphPass],
+    paged: Placement | None,
+    in_fp16: bool,
 ) -> LoweredGraph:
     model = ir.from_proto(stored)
     attach(model, bundle)
     graph = model.graph
     num_layers = sum(1 for _ in nodes_of(graph, "Attention"))
-    apply(model, [*first, MergeProducts(), PlacePlugin(paged) if paged else ScaleQueries()])
+    attention: list[GraphPass] = [PlacePlugin(paged)] if paged else [ScaleQueries()]
+    if in_fp16:
+        attention.append(AttendInFp16())
+    apply(model, [*first, MergeProducts(), *attention])
     if paged:
         graph.opset_imports[DOMAIN] = 1
     fp8 = sum(weight_of(node.inputs[0]) is not None for node in nodes_of(graph, "DequantizeLinear"))

@@ -35,7 +35,8 @@ def piece_network(
 ) -> PieceNetwork:
     """Lower, parse and fix up a piece of fixed shapes and one row; it is altered.
 
-    Inputs and outputs keep the types of the piece. A network with attentions has `LENGTHS` too.
+    Inputs and outputs keep the types of the piece, but for caches, which have the engine's. A
+    network with attentions has `LENGTHS` too.
 
     Args:
         toolkit: that of the engine which is looked into.
@@ -47,7 +48,7 @@ def piece_network(
         BundleError: a weight cannot be read.
         BuildError: TensorRT refuses the piece.
     """
-    graph = lower_model(piece, bundle)
+    graph = lower_model(piece, bundle, in_fp16=options.kv_cache == "fp16")
     log = Log(toolkit)
     builder = toolkit.api.Builder(log.logger)
     network = parse(toolkit, log, builder, graph)

@@ -71,7 +71,9 @@ def is_fused(bundle: Bundle, compiler: Compiler, capacity: int, profile: str) ->
     probe = replace(
         compiler,
         options=replace(compiler.options, max_seq_len=capacity),
-        graph=attention_graph(bundle.config, bundle.precision, capacity),
+        graph=attention_graph(
+            bundle.config, compiler.options.attention_dtype(bundle.precision), capacity
+        ),
         timing_cache=None,
         progress=Silent(),
     )
@@ -82,10 +84,10 @@ def is_fused(bundle: Bundle, compiler: Compiler, capacity: int, profile: str) ->
     return True
 
 
-def attention_graph(config: ModelConfig, precision: DType, capacity: int) -> LoweredGraph:
+def attention_graph(config: ModelConfig, dtype: DType, capacity: int) -> LoweredGraph:
     """One layer's cache update and attention, with the contract's names, a query as large as the
     hidden state would make it, and no weights to speak of."""
-    code = precision.base.onnx_code
+    code = dtype.onnx_code
     cache = ("B", config.num_kv_heads, capacity, config.head_dim)
 
     def value(name: str, elem_type: int, *shape: int | str | None) -> ValueInfoProto:

@@ -4,20 +4,21 @@ from nemo_trt import contract
 from nemo_trt.config import ModelConfig
 from nemo_trt.engines.device import Device
 from nemo_trt.engines.device_cache import DeviceCache
-from nemo_trt.precision import DType
 
-from .engine_record import BuildOptions
+from .engine_record import EngineRecord
 from .runtime import Context
 
 
 class RowCache(DeviceCache):
     """A `DeviceCache` that a context reads and updates in place."""
 
-    def __init__(
-        self, device: Device, config: ModelConfig, dtype: DType, options: BuildOptions
-    ) -> None:
+    def __init__(self, device: Device, config: ModelConfig, record: EngineRecord) -> None:
         super().__init__(
-            device, config, dtype, max_batch=options.max_batch, capacity=options.max_seq_len
+            device,
+            config,
+            record.attention_dtype,
+            max_batch=record.options.max_batch,
+            capacity=record.options.max_seq_len,
         )
 
     def bind(self, context: Context, first_row: int, rows: int | None) -> None:

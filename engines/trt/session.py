@@ -67,7 +67,6 @@ class TensorRtSession(BaseSession):
         )
         self.record, self.where = record, Where("engine", record.name)
         self.capacity = options.max_seq_len
-        self._dtype = bundle.precision.base
         self._device = device
         self._decoders = Decoders(device, use_graphs=use_graphs)
         self._ends = np.zeros(self.max_batch, np.int64)
@@ -264,7 +263,7 @@ class TensorRtSession(BaseSession):
 
     def _open_cache(self) -> None:
         """Allocate the cache, after everything else."""
-        self._cache = RowCache(self._device, self.config, self._dtype, self.record.options)
+        self._cache = RowCache(self._device, self.config, self.record)
 
     def _decode_windows(self) -> Iterable[Window]:
         """The decode steps that are captured at open."""

@@ -257,14 +257,17 @@ def test_validate(monkeypatch: Patch, tmp_path: Path) -> None:
         "threads": 2,
         "random_weights": True,
         "private_key": "key of k",
-        "rounding": False,
+        "rounding": None,
         "explained": False,
         "must_write": True,
     }
     assert found.named == expected
     found = reached(f"validate b --rounding bf16 --explain --json {tmp_path / 'j'}")
     named = dict.fromkeys(expected) | {"where": CPU, "random_weights": False}
-    assert found.named == named | {"rounding": True, "explained": True, "must_write": False}
+    named |= {"rounding": DType.BF16, "explained": True, "must_write": False}
+    assert found.named == named
+    found = reached(f"validate b --rounding bf16 --kv-cache fp16 --explain --json {tmp_path / 'j'}")
+    assert found.named == named | {"rounding": DType.FP16}
 
 
 @pytest.mark.model

@@ -10,10 +10,10 @@ from nemo_trt.passes.promote_types import PromoteTypes
 from nemo_trt.passes.weights import attach, detach
 
 
-def promoted(stored: onnx.ModelProto) -> onnx.ModelProto:
-    """The model in fp32, its weights external as before."""
+def promoted(stored: onnx.ModelProto, *, half: bool = False) -> onnx.ModelProto:
+    """The model in fp32, its weights external as before; with `half`, what is FP16, too."""
     model = ir.from_proto(stored)
     attach(model, Path())  # nothing is read
-    apply(model, [PromoteTypes()])
+    apply(model, [PromoteTypes(half=half)])
     detach(model)
     return ir.to_proto(model)

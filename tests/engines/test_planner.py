@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from nemo_trt.cache_scales import CacheScales
-from nemo_trt.engines.planned import CACHE_KINDS
 from nemo_trt.engines.planner import Budget, engine_budget, require_fit
 from nemo_trt.engines.targets import TARGETS, target_named
 from nemo_trt.errors import BuildError, RequestError
@@ -118,6 +117,22 @@ def test_a_pool_need_not_hold_every_row_in_full(nemo: dict[DType, Manifest]) -> 
         require_fit(native, manifest)
 
 
+def test_an_fp16_cache_is_as_large_and_belongs_to_bf16_and_native_attention(
+    nemo: dict[DType, Manifest],
+) -> None:
+    l40s = target_named("l40s")
+    base, half = (
+        engine_budget(nemo[DType.FP8], l40s, max_seq_len=8192, kv_cache=kind)
+        for kind in ("base", "fp16")
+    )
+    assert half == base
+    with pytest.raises(BuildError, match="must have --attention native, got paged"):
+        engine_budget(nemo[DType.BF16], l40s, paged=True, kv_cache="fp16")
+    for other in (DType.FP16, DType.FP32):
+        with pytest.raises(BuildError, match=f"must have a BF16 or FP8 bundle, got {other}"):
+            engine_budget(replace(nemo[DType.BF16], precision=other), l40s, kv_cache="fp16")
+
+
 def test_an_fp8_cache_takes_half_in_the_layers_that_take_it(nemo: dict[DType, Manifest]) -> None:
     plain, l40s = nemo[DType.FP8], target_named("l40s")
     assert plain.quantization is None
@@ -133,7 +148,7 @@ def test_an_fp8_cache_takes_half_in_the_layers_that_take_it(nemo: dict[DType, Ma
         engine_budget(manifest, l40s, kv_cache="fp8")
     base, half = (
         engine_budget(manifest, l40s, max_seq_len=8192, paged=True, kv_cache=kind)
-        for kind in CACHE_KINDS
+        for kind in ("base", "fp8")
     )
     layer = 2 * 8 * 128  # keys and values of a token
     assert base.kv_token_bytes == 40 * 2 * layer and half.kv_token_bytes == (2 * 2 + 38) * layer

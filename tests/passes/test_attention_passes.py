@@ -69,23 +69,30 @@ def test_t_becomes_a_number() -> None:
     assert (computed(model, **FEEDS)[0] == computed(attention(), **FEEDS)[0]).all()
 
 
-def rounding(model: ir.Model) -> ir.Model:
-    list(model.graph)[-1].outputs[0].meta[PROMOTED] = True
+def rounding(model: ir.Model, dtype: ir.DataType) -> ir.Model:
+    list(model.graph)[-1].outputs[0].meta[PROMOTED] = dtype
     apply(model, [RoundValues()])
     return model
 
 
-def test_an_attention_that_is_spelled_out_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("dtype", "numbers", "most"), [
+    (ir.DataType.BFLOAT16, ml_dtypes.bfloat16, 0.05), (ir.DataType.FLOAT16, np.float16, 0.005)
+])  # fmt: skip
+def test_an_attention_that_is_spelled_out_is_the_same(
+    dtype: ir.DataType, numbers: Any, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = computed(attention(), **FEEDS)[0]
-    model = rounding(attention())
+    model = rounding(attention(), dtype)
     assert operators(model).count("Cast") == 8, "query, scores, probabilities, result"
     found = computed(model, **FEEDS)[0]
-    assert (found == found.astype(ml_dtypes.bfloat16).astype(np.float32)).all()
-    assert 0 < abs(found - expected).max() < 0.05
+    assert (found == found.astype(numbers).astype(np.float32)).all()
+    assert 0 < abs(found - expected).max() < most
     monkeypatch.setattr(
-        round_values, "rounding", lambda value, name: [make("Identity", [value], f"{name}/as is")]
+        round_values,
+        "rounding",
+        lambda value, name, _: [make("Identity", [value], f"{name}/as is")],
     )
-    exact = computed(rounding(attention()), **FEEDS)[0]
+    exact = computed(rounding(attention(), dtype), **FEEDS)[0]
     np.testing.assert_allclose(exact, expected, rtol=1e-4, atol=1e-5)
 
 

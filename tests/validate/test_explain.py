@@ -200,9 +200,16 @@ def test_a_fault_of_the_whole_graph_is_named_where_it_is_first_met(
     assert result.sentences()[0].startswith(f"{where}: "), result.sentences()
 
 
-@pytest.mark.parametrize("fault", [None, (slice(0, 8), 1.0625), (slice(None), 0.975)])
+@pytest.mark.parametrize(
+    ("fault", "attention"),
+    [
+        (None, DType.FP16),
+        ((slice(0, 8), 1.0625), DType.BF16),
+        ((slice(None), 0.975), DType.FP16),
+    ],
+)
 def test_a_rehearsal_of_bf16_has_bf16s_limit(
-    fault: tuple[slice, float] | None, tiny_checkpoint: Path, tmp_path: Path
+    fault: tuple[slice, float] | None, attention: DType, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     bundle = tmp_path / "b"
     export_bundle(tiny_checkpoint, bundle, precision=DType.BF16)
@@ -210,9 +217,9 @@ def test_a_rehearsal_of_bf16_has_bf16s_limit(
         name = "model.layers.1.self_attn.k_proj.weight"
         change = lambda weights: multiplied(weights[name], *fault)  # noqa: E731
         bundle = faults.copy_with(bundle, tmp_path / "faulty", weights=change)
-    runner = OnCpu(Bundle.open(bundle), rounding=True)
+    runner = OnCpu(Bundle.open(bundle), rounding=attention)
     result = explained(tiny_checkpoint, bundle, tokens=20, runner=runner)
     assert [one.where for one in result.found] == ["layer 1 self_attn.k_proj"] * bool(fault)
     assert max(one.position_error for one in result.places) > 1e-3
-    assert "rounded as bf16 is" in result.runner
+    assert f"rounded as bf16 is, attention as {attention}" in result.runner
     assert {one.limit for one in result.places} == {LIMITS["bf16"], 4 * LIMITS["bf16"]}

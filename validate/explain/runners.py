@@ -60,11 +60,11 @@ class Runner(Protocol):
         """Free what it holds."""
 
 
-def open_runner(bundle: Bundle, where: Where, *, rounding: bool = False) -> Runner:
+def open_runner(bundle: Bundle, where: Where, *, rounding: DType | None = None) -> Runner:
     """What runs the pieces of a bundle as `where` runs the whole.
 
     Args:
-        rounding: on the CPU, round as an engine does.
+        rounding: on the CPU, round as an engine does; see `OrtSession.open`.
 
     Raises:
         BuildError: there is no such engine.
@@ -87,7 +87,7 @@ class OnCpu:
 
     name = "onnxrt"
 
-    def __init__(self, bundle: Bundle, *, rounding: bool = False) -> None:
+    def __init__(self, bundle: Bundle, *, rounding: DType | None = None) -> None:
         self._bundle, self._rounding = bundle, rounding
         base = bundle.precision.base
         self.rounding = str(DType.FP32 if base is DType.BF16 and not rounding else base)
@@ -95,8 +95,10 @@ class OnCpu:
         self.products = str(DType.FP8) if fp8 else self.rounding
 
     def __str__(self) -> str:
-        rounded = f", rounded as {self._bundle.precision} is" if self._rounding else ""
-        return f"ONNX Runtime on the CPU{rounded}"
+        if not self._rounding:
+            return "ONNX Runtime on the CPU"
+        precision = self._bundle.precision
+        return f"ONNX Runtime on the CPU, rounded as {precision} is, attention as {self._rounding}"
 
     def run(self, piece: onnx.ModelProto, feeds: Feeds) -> dict[str, Array]:
         """See `Runner.run`."""
@@ -170,8 +172,8 @@ class OnTensorRt:
     def run(self, piece: onnx.ModelProto, feeds: Feeds) -> dict[str, Array]:
         """See `Runner.run`."""
         with_shapes(piece, feeds)
-        tensors = to_tensors(piece, feeds)
         made = piece_network(self._toolkit, piece, self._bundle.path, self._record.options)
+        tensors = to_tensors(onnx.ModelProto.FromString(made.graph.model), feeds)
         names = (made.network.get_input(index).name for index in range(made.network.num_inputs))
         return to_arrays(self._infer(made, {name: tensors[name] for name in names}))
 

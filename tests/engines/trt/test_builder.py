@@ -20,6 +20,7 @@ from nemo_trt.engines.targets import target_named
 from nemo_trt.engines.trt import builder, lowering, network, profiles
 from nemo_trt.engines.trt import compile as compiling
 from nemo_trt.engines.trt.engine_record import BuildOptions, EngineRecord, read_record
+from nemo_trt.engines.trt.kernels import Kernel
 from nemo_trt.engines.trt.toolkit import load_toolkit, toolkit_for
 from nemo_trt.errors import BuildError, MachineError
 from nemo_trt.manifest import GRAPH_FILE, read_manifest
@@ -35,7 +36,9 @@ OPTIONS = BuildOptions(
 )
 
 
-def build(bundle: Path, options: BuildOptions = OPTIONS, **more: Any) -> tuple[EngineRecord, bool]:
+def build(
+    bundle: Bundle | Path, options: BuildOptions = OPTIONS, **more: Any
+) -> tuple[EngineRecord, bool]:
     toolkit = load_toolkit("tensorrt-rtx")
     return builder.build_plans(bundle, options, toolkit, target=L4, **more)
 
@@ -93,6 +96,30 @@ def test_an_engine_is_built_once_and_recorded(small: dict[str, Path], tmp_path: 
     assert kept == before, "the plan and its verdict"
     other, built = build(small["fp8"], replace(OPTIONS, max_batch=1))
     assert built and other.engine_id != record.engine_id
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_attention_in_fp16_has_as_many_kernels_and_is_another_engine(
+    precision: str, small: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, half = Bundle.open(small[precision]), replace(OPTIONS, kv_cache="fp16")
+    with pytest.raises(BuildError, match="must have --attention native, got paged"):
+        build(bundle, replace(half, attention="paged"))
+    base, _ = build(bundle)
+    check, kernels = builder.require_fused_decode, []
+
+    def keep(found: list[Kernel], *arguments: Any, **more: Any) -> None:
+        kernels.extend(found)
+        check(found, *arguments, **more)
+
+    monkeypatch.setattr(builder, "require_fused_decode", keep)
+    record, built = build(bundle, half)
+    ends = [one for kernel in kernels for one in (*kernel.inputs, *kernel.outputs)]
+    assert {one.dtype for one in ends if one.name.startswith("present.")} == {"Half"}
+    assert built and record.name == f"{base.name}-kv16"
+    assert record.plans[0].launches_per_layer == base.plans[0].launches_per_layer
+    assert read_record(bundle, record.name) == record and build(bundle, half) == (record, False)
+    assert build(bundle) == (base, False), "they lie beside each other"
 
 
 def test_a_plan_that_allocates_nothing_has_the_same_kernels_and_scratch(

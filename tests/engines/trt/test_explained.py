@@ -5,6 +5,7 @@ the parser was given is computed by ONNX Runtime, on the tensors that Polygraphy
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import pytest
 import torch
 from onnx import TensorProto
 
+from nemo_trt import contract
 from nemo_trt.bundle import Bundle
 from nemo_trt.engines.ort_graph import Weight, promote_array, session_options
+from nemo_trt.engines.planned import CacheKind
 from nemo_trt.engines.trt.attention.place import LENGTHS
 from nemo_trt.engines.trt.engine_record import BuildOptions
 from nemo_trt.engines.trt.piece import PieceNetwork
@@ -49,12 +52,19 @@ class Compiled:
     def __init__(self) -> None:
         self.toolkit = load_toolkit("tensorrt-rtx")
         self.plans: list[int] = []
+        self.caches: set[str] = set()
 
     def __call__(self, made: PieceNetwork, tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
         trt = polygraphy_trt(self.toolkit)
         plan = trt.EngineBytesFromNetwork((made.builder, made.network), config=made.config)()
         self.plans.append(plan.nbytes)
         assert not made.log.errors
+        self.caches |= {
+            one.dtype.name
+            for kind in ("input", "output")
+            for name, one in self.ends(made, kind)
+            if "present." in name or name.startswith(contract.PAST)
+        }
         for name, one in self.ends(made, "input"):
             assert tuple(one.shape) == tuple(tensors[name].shape)
             assert str(one.dtype).removeprefix("DataType.").lower() in NAMES[tensors[name].dtype]
@@ -71,9 +81,10 @@ class Compiled:
             yield get(index).name, get(index)
 
 
-TYPES = {"BF16": torch.bfloat16, "FLOAT": torch.float32}
+TYPES = {"BF16": torch.bfloat16, "HALF": torch.float16, "FLOAT": torch.float32}
 NAMES = {
     torch.bfloat16: {"bf16"},
+    torch.float16: {"half"},
     torch.float32: {"float"},
     torch.int64: {"int64"},
     torch.int32: {"int32"},
@@ -94,25 +105,32 @@ def computed(made: PieceNetwork, feeds: dict[str, np.ndarray]) -> dict[str, np.n
         bf16 = one.data_type == TensorProto.BFLOAT16
         code = TensorProto.FLOAT if bf16 else one.data_type
         weights.append(Weight(name, promote_array(array), code))
-    session = ort.InferenceSession(promoted(model).SerializeToString(), session_options(weights))
+    session = ort.InferenceSession(
+        promoted(model, half=True).SerializeToString(), session_options(weights)
+    )
     names = [one.name for one in session.get_outputs()]
     given = {one.name: feeds[one.name] for one in session.get_inputs()}
     return dict(zip(names, session.run(names, given), strict=True))
 
 
-def explained(bundle: Path, checkpoint: Path) -> tuple[Explanation, Compiled]:
+def explained(
+    bundle: Path, checkpoint: Path, kv_cache: CacheKind = "base"
+) -> tuple[Explanation, Compiled]:
     opened, compiled = Bundle.open(bundle), Compiled()
-    record = record_of(bundle, options=OPTIONS)
+    record = record_of(bundle, options=replace(OPTIONS, kv_cache=kv_cache))
     runner = OnTensorRt(opened, record, compiled.toolkit, compiled)
     return explain(opened, open_checkpoint(checkpoint), TEXT, TEXT, runner=runner), compiled
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize(
+    ("precision", "kv_cache"), [("bf16", "base"), ("bf16", "fp16"), ("fp8", "base")]
+)
 def test_every_piece_compiles_and_a_sound_bundle_is_sound(
-    precision: str, small: dict[str, Path]
+    precision: str, kv_cache: CacheKind, small: dict[str, Path]
 ) -> None:
-    result, compiled = explained(small[precision], small["bf16"])
+    result, compiled = explained(small[precision], small["bf16"], kv_cache)
     assert result.found == ()
+    assert compiled.caches == {"HALF" if kv_cache == "fp16" else "BF16"}
     limits = {one.place: one.limit for one in result.places}
     assert limits["mlp.up_proj"] == LIMITS[precision] and limits["residual"] == LIMITS["bf16"]
     assert result.runner.startswith("tensorrt-rtx")

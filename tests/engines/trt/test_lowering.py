@@ -23,9 +23,9 @@ pytestmark = pytest.mark.model
 T = 256  # what the session's cache grows to first
 
 
-def materialise(bundle: Path, target: Path) -> Path:
+def materialise(bundle: Path, target: Path, *, in_fp16: bool = False) -> Path:
     """The lowered graph as a bundle of its own, its merged weights in a file."""
-    lowered = lower(bundle, GRAPH_FILE, capacity=T)
+    lowered = lower(bundle, GRAPH_FILE, capacity=T, in_fp16=in_fp16)
     model = without_candidates(onnx.ModelProto.FromString(lowered.model))
     (target / "weights").mkdir(parents=True)
     file = target / "weights" / "model.safetensors"

@@ -12,6 +12,7 @@ from nemo_trt.engines.trt.attention import place
 from nemo_trt.engines.trt.engine_record import LOWERING_VERSION
 from nemo_trt.passes import (
     add_candidates,
+    attend_in_fp16,
     fix_capacity,
     graph_pass,
     merge_products,
@@ -23,7 +24,8 @@ pytestmark = pytest.mark.unit
 
 CODE = {
     add_candidates: "8d1bf984a05fd8ec",
-    lowering: "37ed8374e36c5a21",
+    attend_in_fp16: "54d2c4812a8c8995",
+    lowering: "8a6d29442f540ac4",
     fix_capacity: "6d5d0d11ddf84d22",
     merge_products: "a36869b0a2a86eb5",
     scale_queries: "8f09e67d3954c775",
