@@ -186,7 +186,7 @@ def command(
         return
 
     from nemo_trt.serve.http import create_app, serve_forever
-    from nemo_trt.serve.http.middleware import log_to_stderr
+    from nemo_trt.serve.log import log_to_stderr
 
     log_to_stderr()
     app = create_app(

@@ -22,7 +22,7 @@ _JSON = {"whitespace_pattern": r"( |\n[ \t]{0,16})?", "lenient": False}
 _LONGEST_MESSAGE = 500
 _MAX_BYTES = 2**18
 """Of a grammar or schema."""
-_CACHED = 32
+CACHED = 32
 
 
 class Grammar(Constraint, Protocol):
@@ -81,7 +81,7 @@ class Grammars(ABC):
 
         self._trial = trial
         self._matcher: Any = llguidance.LLMatcher
-        self._compile = lru_cache(maxsize=_CACHED)(self._tried)
+        self._compile = lru_cache(maxsize=CACHED)(self._tried)
 
     @abstractmethod
     def compiled(self, grammar: str) -> Grammar:

@@ -130,9 +130,13 @@ class Lifetime:
         if self.engine:
             self.engine.wait_stopped()
 
+    def refuse(self) -> None:
+        """Take nothing more from now on."""
+        self._draining = True
+
     async def drain(self, timeout_s: float) -> bool:
         """Take nothing more and wait until all is answered; False if that takes too long."""
-        self._draining = True
+        self.refuse()
         if self.engine is None or not self._ownership.is_here:
             return True
         return await self.engine.drain(timeout_s)

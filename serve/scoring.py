@@ -35,12 +35,13 @@ class PromptScores:
         top: alternatives to report for each token.
 
     Attributes:
+        top: the same.
         scores: of the second token and those that follow it.
     """
 
     def __init__(self, top: int) -> None:
         self.scores: list[TokenScore] = []
-        self._top = top
+        self.top = top
 
     def push(self, logits: Logits, following: Sequence[int]) -> None:
         """Take (n, V) logits and the tokens that follow their positions, n or one fewer.
@@ -55,8 +56,8 @@ class PromptScores:
         largest = require_finite(row)
         log_sum = largest + float(np.log(np.exp(row - largest).sum(dtype=np.float64)))
         top: tuple[tuple[int, float], ...] = ()
-        if self._top:
-            best = np.argpartition(row, -self._top)[-self._top :]
+        if self.top:
+            best = np.argpartition(row, -self.top)[-self.top :]
             best = best[np.lexsort((best, -row[best]))]
             top = tuple((int(at), float(row[at]) - log_sum) for at in best)
         return TokenScore(

@@ -67,39 +67,39 @@ class ToolConstraint:
         calls: Constraint,
         text: Constraint | None = None,
     ) -> None:
-        self._trigger, self._vocab_size, self._choice = trigger, vocab_size, choice
-        self._calls, self._text = calls, text
+        self.trigger, self.vocab_size, self.choice = trigger, vocab_size, choice
+        self.calls, self.text = calls, text
         self._calling, self._started = False, False
 
     @property
     def finished(self) -> bool:
         """Whether nothing but an end token may come."""
         if self._calling:
-            return self._calls.finished
-        return self._text is not None and self._text.finished
+            return self.calls.finished
+        return self.text is not None and self.text.finished
 
     def allowed(self) -> NDArray[np.bool_] | None:
         """(V,) tokens that may come next; None where all may."""
         if self._calling:
-            return self._calls.allowed()
-        if self._choice == "required":
-            mask = np.zeros(self._vocab_size, np.bool_)
+            return self.calls.allowed()
+        if self.choice == "required":
+            mask = np.zeros(self.vocab_size, np.bool_)
         else:
-            found = self._text.allowed() if self._text else None
+            found = self.text.allowed() if self.text else None
             if found is None or self._started:
                 return found
             mask = found.copy()
-        mask[self._trigger] = True
+        mask[self.trigger] = True
         return mask
 
     def accept(self, token_id: int) -> None:
         """The answer goes on with a token that was allowed."""
         if self._calling:
-            self._calls.accept(token_id)
-        elif token_id == self._trigger:
+            self.calls.accept(token_id)
+        elif token_id == self.trigger:
             self._calling = True
-        elif self._text:
-            self._text.accept(token_id)
+        elif self.text:
+            self.text.accept(token_id)
         self._started = True
 
 

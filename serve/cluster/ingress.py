@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nemo_trt.serve.http.middleware import log_to_stderr
+from nemo_trt.serve.log import log_to_stderr
 from nemo_trt.serve.options import ServeOptions
 
 from .proxy import create_proxy

@@ -11,7 +11,7 @@ from typing import Any
 from nemo_trt.bundle import Bundle
 from nemo_trt.errors import MachineError
 from nemo_trt.serve.approval import require_verdict
-from nemo_trt.serve.http.server import listen
+from nemo_trt.serve.running import listen
 
 from .cluster_options import ClusterOptions
 from .ray_here import own_ray

@@ -13,8 +13,8 @@ from nemo_trt.bundle import Bundle
 from nemo_trt.engines.ort_session import affordable_seq_len
 from nemo_trt.errors import StateError
 from nemo_trt.serve.http import create_app
-from nemo_trt.serve.http.middleware import log_to_stderr
 from nemo_trt.serve.lifetime import CACHE_SHARE
+from nemo_trt.serve.log import log_to_stderr
 from nemo_trt.verdict import read_verdict
 
 from .call import Call

@@ -18,7 +18,7 @@ class LocalService(Service):
 
     def __init__(self, lifetime: Lifetime) -> None:
         super().__init__(lifetime.bundle, lifetime.options)
-        self._lifetime = lifetime
+        self.lifetime = lifetime
         self._grammars: Grammars | None = None
         self._trial = GrammarTrial()
         self._making = threading.Lock()
@@ -26,37 +26,37 @@ class LocalService(Service):
     @property
     def engine(self) -> AsyncEngine | None:
         """None before it is ready."""
-        return self._lifetime.engine
+        return self.lifetime.engine
 
     @property
     def metrics(self) -> Metrics:
         """There from the beginning."""
-        return self._lifetime.metrics
+        return self.lifetime.metrics
 
     @property
     def startup_s(self) -> float | None:
         """Seconds that opening took; None before."""
-        return self._lifetime.startup_s
+        return self.lifetime.startup_s
 
     @property
     def state(self) -> State:
         """Where the server's life stands."""
-        return self._lifetime.state
+        return self.lifetime.state
 
     @property
     def failure(self) -> str | None:
         """What kept the engine from opening, or stopped it since; a fork does."""
-        return self._lifetime.failure
+        return self.lifetime.failure
 
     @property
     def validated(self) -> bool:
         """Whether the verdict is a pass of what is served."""
-        return self._lifetime.verdict.passed
+        return self.lifetime.verdict.passed
 
     @property
     def verdict(self) -> str:
         """What the validator said of it: "pass", "fail", or why there is no verdict."""
-        return self._lifetime.verdict.words
+        return self.lifetime.verdict.words
 
     async def metrics_text(self) -> bytes:
         """All metrics in Prometheus's text format."""
@@ -71,19 +71,19 @@ class LocalService(Service):
         Raises:
             MachineError: it did not open.
         """
-        self._lifetime.wait()
+        self.lifetime.wait()
 
     def wait_stopped(self) -> None:
         """Block until the engine has stopped: closed, or with `failure` set."""
-        self._lifetime.wait_stopped()
+        self.lifetime.wait_stopped()
 
     async def drain(self, timeout_s: float) -> bool:
         """Take nothing more and wait until all is answered; False if that takes too long."""
-        return await self._lifetime.drain(timeout_s)
+        return await self.lifetime.drain(timeout_s)
 
     def close(self) -> None:
         """End what runs and free the engine; a second call does nothing."""
-        self._lifetime.close()
+        self.lifetime.close()
         self._close_workers()
         self._trial.close()
 

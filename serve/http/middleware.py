@@ -1,9 +1,7 @@
 """What every request passes: its id, the API key, the size of its body, log, error count."""
 
 import json
-import logging
 import re
-import sys
 import time
 import uuid
 from typing import Any
@@ -12,24 +10,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nemo_trt.serve.hosts import host_refusal
+from nemo_trt.serve.log import LOG
 from nemo_trt.serve.options import ServeOptions
 
 from .errors import ApiError, error_response, own_path
 from .request_log import begin, end
 from .service import ErrorCount
 
-LOG = logging.getLogger("nemo_trt.serve")
-"""One JSON object a request, level INFO."""
-
 _OPEN = ("/health/", "/page/")
 _OPEN_PATHS = ("/", "/metrics", "/health", "/ping", "/version")
 _PLAIN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-
-
-def log_to_stderr() -> None:
-    """Have this process write a line a request to stderr."""
-    LOG.addHandler(logging.StreamHandler(sys.stderr))
-    LOG.setLevel(logging.INFO)
 
 
 class RequestMiddleware:

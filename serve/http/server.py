@@ -2,16 +2,13 @@
 
 import asyncio
 import contextlib
-import gc
-import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator
 
 import uvicorn
 from fastapi import FastAPI
 
-from nemo_trt.errors import FaultError, MachineError
+from nemo_trt.serve.running import few_pauses, listen, serve_until_signal
 
 from .connections import (
     ACCEPTED_AT_ONCE,
@@ -22,10 +19,6 @@ from .connections import (
 )
 from .service import Service
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_SWITCH_S = 0.0005
-"""For which a thread of Python keeps the interpreter while others want it: a tenth of Python's own,
-so that workers which prepare requests hold up no token."""
 _WAIT_IN_KERNEL = 1024
 """Connections that wait to be accepted."""
 
@@ -51,39 +44,8 @@ def serve_forever(
         MachineError: the address cannot be had, or the engine did not open.
     """
     listener, address = listen(host, port)
-    with contextlib.closing(listener), _few_pauses():
+    with contextlib.closing(listener), few_pauses():
         asyncio.run(_serve(app, listener, drain_timeout_s, lambda: on_ready(address)))
-
-
-@contextlib.contextmanager
-def _few_pauses() -> Iterator[None]:
-    """Settings of this process, for the time that it serves."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(_SWITCH_S)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
-        gc.unfreeze()
-
-
-def listen(host: str, port: int) -> tuple[socket.socket, str]:
-    """A socket that listens, and its address as a URL.
-
-    Raises:
-        MachineError: the address cannot be had.
-    """
-    try:
-        listener = socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-        )
-    except OSError as error:
-        raise MachineError(
-            f"{host}:{port} must be free to listen on: {error.strerror or error}. "
-            "Choose another --host or --port."
-        ) from error
-    shown = f"[{host}]" if ":" in host else host
-    return listener, f"http://{shown}:{listener.getsockname()[1]}"
 
 
 class _Server(uvicorn.Server):
@@ -101,50 +63,37 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _serve(
-    app: FastAPI, listener: socket.socket, drain_timeout_s: float, on_ready: Callable[[], None]
-) -> None:
-    service: Service = app.state.service
-    server = _Server(
+def server_of(app: FastAPI, *, accepted_at_once: int = ACCEPTED_AT_ONCE) -> uvicorn.Server:
+    """A server of an application that leaves signals alone and bounds its connections."""
+    return _Server(
         uvicorn.Config(
             app,
             http=GuardedProtocol.limited_to(affordable_connections()),
             ws="none",
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-            backlog=ACCEPTED_AT_ONCE,
+            backlog=accepted_at_once,
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=5,
         )
     )
-    stop, hurry = asyncio.Event(), asyncio.Event()
 
-    def on_signal() -> None:
-        (hurry if stop.is_set() else stop).set()
 
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(AcceptErrors())
-    for number in _SIGNALS:
-        loop.add_signal_handler(number, on_signal)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    opening = asyncio.create_task(asyncio.to_thread(service.wait))
-    stopping = asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait({serving, opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if opening.done() and not opening.exception():
-            gc.freeze()  # a collection over a tokenizer's vocabulary stops everything for 60 ms
-            on_ready()
-            stopped = asyncio.create_task(asyncio.to_thread(service.wait_stopped))
-            await asyncio.wait({serving, stopping, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        draining = asyncio.create_task(service.drain(drain_timeout_s))
-        hurrying = asyncio.create_task(hurry.wait())
-        await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
-        hurrying.cancel()
-        await asyncio.to_thread(service.close)  # what still runs is told so, before it is cut off
-    finally:
-        stopping.cancel()
+async def _serve(
+    app: FastAPI, listener: socket.socket, drain_timeout_s: float, on_ready: Callable[[], None]
+) -> None:
+    service: Service = app.state.service
+    server = server_of(app)
+    asyncio.get_running_loop().set_exception_handler(AcceptErrors())
+
+    def end() -> None:
         server.should_exit = True
-        await serving
-        await opening
-    if service.failure:
-        raise FaultError(f"The engine has failed: {service.failure}. Start the server again.")
+
+    await serve_until_signal(
+        service,
+        asyncio.create_task(asyncio.to_thread(service.wait)),
+        asyncio.create_task(server.serve(sockets=[listener])),
+        end=end,
+        drain_timeout_s=drain_timeout_s,
+        on_ready=on_ready,
+    )

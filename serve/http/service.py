@@ -8,9 +8,9 @@ from nemo_trt.bundle import Bundle
 from nemo_trt.serve.grammars import Grammars
 from nemo_trt.serve.interface import Engine, State
 from nemo_trt.serve.options import ServeOptions
+from nemo_trt.serve.workers import Workers
 
 from .errors import ApiError
-from .workers import Workers
 
 
 class ErrorCount(Protocol):

@@ -161,7 +161,7 @@ def test_serve(monkeypatch: Patch) -> None:
 
     monkeypatch.setattr(http, "create_app", create)
     monkeypatch.setattr(http, "serve_forever", ends)
-    monkeypatch.setattr("nemo_trt.serve.http.middleware.log_to_stderr", lambda: None)
+    monkeypatch.setattr("nemo_trt.serve.log.log_to_stderr", lambda: None)
     found = reached(SERVED)
     assert found.arguments == ("the application",)
     assert found.named.pop("on_ready") is not None
@@ -384,7 +384,7 @@ def test_an_option_that_is_new_has_a_test_here() -> None:
     elsewhere = {
         "demo": {"--question"},
         "run": {"--logprobs"},  # test_cli.py
-        "serve": {"--api-key-file"},  # tests/serve/test_keys.py
+        "serve": {"--api-key-file", "--front-ends"},  # test_keys.py, test_serve_front_ends.py
         "export": {"--scales"},  # test_engines.py
         "validate": {"--report", "--repro", "--verify-key"},  # tests/validate, test_verdict.py
     }

@@ -20,7 +20,7 @@ from nemo_trt.serve.http.json_bounds import MAX_NAMED, MAX_VALUES
 from nemo_trt.serve.http.responses_schema import ResponsesRequest
 from nemo_trt.serve.http.schema import ChatRequest, CompletionRequest, DetokenizeRequest
 from nemo_trt.serve.http.validation import explain
-from nemo_trt.serve.http.workers import Workers
+from nemo_trt.serve.workers import Workers
 from nemo_trt.utf8 import undecodable
 
 pytestmark = pytest.mark.unit

@@ -16,7 +16,7 @@ from nemo_trt.serve.http.logprobs import require_few
 from nemo_trt.serve.http.message_schema import UserMessage
 from nemo_trt.serve.http.prompts import conversation, drafts, encoded, require_room
 from nemo_trt.serve.http.schema import Prediction
-from nemo_trt.serve.http.workers import Workers
+from nemo_trt.serve.workers import Workers
 from tests.waiting import until
 
 pytestmark = pytest.mark.unit

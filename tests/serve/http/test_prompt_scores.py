@@ -24,10 +24,10 @@ def test_a_chat_that_runs_when_the_server_begins_to_drain_has_its_scores(
     accepting = service.engine.generate
 
     def drains(*arguments: Any, **options: Any) -> Any:
-        service._lifetime._draining = True
+        service.lifetime._draining = True
         return accepting(*arguments, **options)
 
-    monkeypatch.setattr(service._lifetime, "_draining", False)  # and set back
+    monkeypatch.setattr(service.lifetime, "_draining", False)  # and set back
     monkeypatch.setattr(service.engine, "generate", drains)
     found = post(tekken, "chat/completions", CHAT | {"prompt_logprobs": 1})
     assert service.state == "draining"
