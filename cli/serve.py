@@ -3,7 +3,9 @@
 import os
 import time
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +17,9 @@ from nemo_trt.verdict import PASS
 from nemo_trt.where import Where
 
 from .shared_options import where_options
+
+if TYPE_CHECKING:
+    from nemo_trt.serve.lifetime import Lifetime
 
 _DEFAULTS = {field.name: field.default for field in fields(ServeOptions)}
 
@@ -108,6 +113,13 @@ _DEFAULTS = {field.name: field.default for field in fields(ServeOptions)}
 @click.option(
     "--autoscale", metavar="MIN:MAX", help="With --ray: scale the replicas with the queue length."
 )
+@click.option(
+    "--front-ends",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Processes for HTTP and tokenizing, besides the engine's; 0: one process for all.",
+)
 @click.option("--log-text", is_flag=True, help="Write prompts and answers to the log.")
 def command(
     bundle: Path,
@@ -131,6 +143,7 @@ def command(
     ray: bool,
     replicas: int | None,
     autoscale: str | None,
+    front_ends: int,
     log_text: bool,
 ) -> None:
     """Serve BUNDLE over HTTP: OpenAI's API under /v1, a chat page at /, metrics at /metrics.
@@ -141,6 +154,8 @@ def command(
     start = time.perf_counter()
     if not ray and (replicas or autoscale):
         raise click.UsageError("--replicas and --autoscale go with --ray.")
+    if ray and front_ends:
+        raise click.UsageError("--front-ends does not go with --ray; leave one of them out.")
     if where.kind != "cpu" and threads:
         raise click.UsageError("--threads goes with --backend cpu alone; leave it out.")
     if where.kind == "engine" and (max_batch or max_seq_len):
@@ -185,26 +200,33 @@ def command(
         serve_cluster_forever(cluster, host=host, port=port, on_ready=ready)
         return
 
-    from nemo_trt.serve.http import create_app, serve_forever
     from nemo_trt.serve.log import log_to_stderr
 
     log_to_stderr()
-    app = create_app(
-        bundle,
-        where,
-        options=options,
-        max_batch=max_batch,
-        max_seq_len=max_seq_len,
-        threads=threads,
-    )
+    rows = {"max_batch": max_batch, "max_seq_len": max_seq_len, "threads": threads}
+    there: Any = {"host": host, "port": port, "drain_timeout_s": drain_timeout}
 
-    def on_ready(address: str) -> None:
-        service = app.state.service
-        facts = service.describe()
-        size = f" {facts['slots']} slots of at most {facts['max_seq_len']} tokens."
-        ready(service.model_name, address, service.verdict, size)
+    def opened(lifetime: "Lifetime", address: str) -> None:
+        assert lifetime.engine is not None
+        facts = lifetime.engine.facts
+        size = f" {facts.slots} slots of at most {facts.max_seq_len} tokens."
+        name = options.model_name or lifetime.bundle.source_name
+        ready(name, address, lifetime.verdict.words, size)
 
-    serve_forever(app, host=host, port=port, drain_timeout_s=drain_timeout, on_ready=on_ready)
+    if front_ends:
+        from nemo_trt.serve.lifetime import Lifetime
+        from nemo_trt.serve.processes import serve_by_front_ends
+
+        begun = Lifetime.begin(bundle, where, options, **rows)
+        told = partial(opened, begun)
+        serve_by_front_ends(begun, front_ends=front_ends, on_ready=told, **there)
+    else:
+        from nemo_trt.serve.http import create_app, serve_forever
+
+        app = create_app(bundle, where, options=options, **rows)
+        serve_forever(
+            app, on_ready=lambda address: opened(app.state.service.lifetime, address), **there
+        )
 
 
 def _range(text: str | None) -> tuple[int, int] | None:

@@ -21,6 +21,7 @@ _EXTRAS = {
     "starlette": "serve",
     "uvicorn": "serve",
     "llguidance": "serve",
+    "msgpack": "serve",
     "prometheus_client": "serve",
     "ray": "ray",
 }
