@@ -1,12 +1,13 @@
 """Scheduler, engine and server at a GPU's pace: over a session that takes its time and no CPU.
 
 python benchmarks/pace.py [--streams N] [--step-ms MS | --target NAME] [--temperature T]
-    [--top-p P] [--page TOKENS] [--http] [--json FILE]
+    [--top-p P] [--page TOKENS] [--http [--front-ends N ...]] [--json FILE]
 
 Streams run side by side; once each has its first token, tokens and CPU time are counted for
 `--seconds`. The ideal is what the steps allow if the host took no time: a token of each stream a
-step. CPU time is the kernel's; over HTTP the server is a process of its own, and the client's share
-of the processors is a figure too.
+step. CPU time is the kernel's; over HTTP the server is a process of its own, or several: then the
+engine's is a figure, too, and so is the client's. With several numbers of front ends, each is
+measured in turn.
 """
 
 import argparse
@@ -32,6 +33,9 @@ from nemo_trt.engines.targets import target_named
 from nemo_trt.engines.tokenizers import open_tokenizer
 from nemo_trt.serve import AsyncEngine, ServeOptions, create_app
 from nemo_trt.serve.http.server import serve_forever
+from nemo_trt.serve.lifetime import Lifetime
+from nemo_trt.serve.processes import serve_by_front_ends
+from nemo_trt.where import CPU
 
 PROMPT_TOKENS = 32
 MAX_SEQ_LEN = 65536
@@ -85,9 +89,14 @@ def main() -> None:
             return
         runs = []
         for count in arguments.streams:
-            found = over_http if arguments.http else in_process
-            runs.append(asyncio.run(found(folder, arguments, count)))
-            print(shown(runs[-1]), file=sys.stderr)
+            for front_ends in arguments.front_ends if arguments.http else [0]:
+                found = (
+                    over_http(folder, arguments, count, front_ends)
+                    if arguments.http
+                    else in_process(folder, arguments, count)
+                )
+                runs.append(asyncio.run(found))
+                print(shown(runs[-1]), file=sys.stderr)
     print(table(runs))
     if arguments.json:
         result = runs[0] if len(runs) == 1 else {"runs": runs}
@@ -103,6 +112,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--top-p", type=float, default=0.9)
     parser.add_argument("--http", action="store_true", help="streamed, from a server process")
+    parser.add_argument("--front-ends", type=int, nargs="+", default=[0], help="0: one process")
     parser.add_argument("--page", type=int, default=0, help="tokens of a page; 0: rows")
     parser.add_argument("--seconds", type=float, default=3.0, help="to measure")
     parser.add_argument("--bundle", type=Path, help="with a tokenizer; by default one is made")
@@ -184,12 +194,12 @@ async def in_process(
 
 
 async def over_http(
-    folder: Path, arguments: argparse.Namespace, count: int
+    folder: Path, arguments: argparse.Namespace, count: int, front_ends: int
 ) -> dict[str, float | str]:
     """Streamed completions of a server process; the client reads bytes and parses nothing."""
     command = [sys.executable, __file__, "--serve", "--bundle", str(folder)]
     command += ["--temperature", str(arguments.temperature)]
-    command += ["--page", str(arguments.page)]
+    command += ["--page", str(arguments.page), "--front-ends", str(front_ends)]
     command += ["--streams", str(count), "--step-ms", str(arguments.step_ms)]
     if arguments.target:
         command = [*command[:-2], "--target", arguments.target]
@@ -205,19 +215,26 @@ async def over_http(
             for index in range(count)
         ]
         await answering(streams, count, tasks)
-        server, own = cpu_s(process.pid), time.process_time()
+        parts = [process.pid, *children(process.pid)]
+        engine, server, own = cpu_s(process.pid), sum(map(cpu_s, parts)), time.process_time()
         start = time.perf_counter()
         await asyncio.sleep(arguments.seconds)
         end = time.perf_counter()
-        server, own = cpu_s(process.pid) - server, time.process_time() - own
+        engine = cpu_s(process.pid) - engine
+        server, own = sum(map(cpu_s, parts)) - server, time.process_time() - own
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     finally:
         process.terminate()
         process.wait()
-    found = result(arguments, streams, count, start, end, server)
-    return found | {"client_us_per_token": 1e6 * own / streams.between(start, end)}
+    tokens = streams.between(start, end)
+    return {
+        **result(arguments, streams, count, start, end, server),
+        "front_ends": front_ends,
+        "engine_us_per_token": 1e6 * engine / tokens,
+        "client_us_per_token": 1e6 * own / tokens,
+    }
 
 
 async def read_stream(
@@ -291,18 +308,32 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def children(pid: int) -> list[int]:
+    """Processes that one has started."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
 def serve(folder: Path, arguments: argparse.Namespace) -> None:
     """Serve the paced session until SIGTERM; the address goes to standard output."""
     count = arguments.streams[0]
     options = ServeOptions(model_name="pace", allow_unvalidated=True, max_queue=count)
-    app = create_app(paced_runner(folder, arguments, count), options=options)
-    serve_forever(
-        app,
-        host="127.0.0.1",
-        port=0,
-        drain_timeout_s=0,
-        on_ready=lambda address: print(address, flush=True),
-    )
+    runner, address = paced_runner(folder, arguments, count), {"host": "127.0.0.1", "port": 0}
+
+    def on_ready(address: str) -> None:
+        print(address, flush=True)
+
+    if front_ends := arguments.front_ends[0]:
+        serve_by_front_ends(
+            Lifetime.begin(runner, CPU, options),
+            front_ends=front_ends,
+            **address,
+            drain_timeout_s=0,
+            on_ready=on_ready,
+        )
+    else:
+        app = create_app(runner, options=options)
+        serve_forever(app, **address, drain_timeout_s=0, on_ready=on_ready)
 
 
 def shown(run: dict[str, float | str]) -> str:
