@@ -15,7 +15,7 @@ Mask = NDArray[np.bool_] | None
 
 
 class Settings:
-    """The sampling parameters of P rows, each (P,).
+    """The sampling parameters of P rows, each (P,); P may be 0.
 
     Attributes:
         temperature: float32, at least `COLDEST`.
@@ -26,11 +26,11 @@ class Settings:
 
     def __init__(self, params: "Sequence[SamplingParams]", vocab_size: int) -> None:
         self.temperature = np.array([max(one.temperature, COLDEST) for one in params], np.float32)
-        self.top_p = np.array([one.top_p for one in params])
-        self.min_p = np.array([one.min_p for one in params])
-        self.top_k = np.array([one.top_k for one in params])
+        self.top_p = np.array([one.top_p for one in params], np.float64)
+        self.min_p = np.array([one.min_p for one in params], np.float64)
+        self.top_k = np.array([one.top_k for one in params], np.int64)
         self.top_k[self.top_k >= vocab_size] = 0
-        self.greedy = np.array([one.temperature == 0 for one in params])
+        self.greedy = np.array([one.temperature == 0 for one in params], np.bool_)
         self.nucleus = ~self.greedy & (self.top_p < 1) & (self.min_p == 0) & (self.top_k == 0)
 
     def of(self, rows: NDArray[np.int64]) -> Self:
