@@ -27,7 +27,7 @@ from .gguf_file import TYPES, GgufTensor, read_header
 from .gguf_tokenizer import tokenizer_of
 from .tokenizer_files import in_folder
 
-_LAYER = {
+LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -38,7 +38,7 @@ _LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_OTHER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+OTHER_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _NAME = re.compile(r"^(?:blk\.(?P<layer>\d+)\.)?(?P<leaf>[a-z_]+)\.weight$")
 _PART = re.compile(r"^(.+)-\d{5}-of-(\d{5})\.gguf$")  # the names that llama-gguf-split gives
 _TOKEN_ID = "tokenizer.ggml.{}_token_id"
@@ -161,7 +161,7 @@ def _canonical(
     }
     for name, stored in tensors.items():
         match = _NAME.match(name)
-        names = _LAYER if match and match["layer"] else _OTHER
+        names = LAYER_NAMES if match and match["layer"] else OTHER_NAMES
         if match is None or match["leaf"] not in names:
             raise CheckpointError(
                 f"{path} holds {name}, which a model of this family does not have."

