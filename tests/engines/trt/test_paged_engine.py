@@ -123,7 +123,7 @@ def test_a_pool_need_not_hold_every_row_whole(
 ) -> None:
     """256 rows of 65,536 tokens take 34 GB of an L4's 24: one row must fit, and many may share."""
 
-    def reached(*_: Any) -> None:
+    def reached(*_: Any, **__: Any) -> None:
         raise InterruptedError
 
     monkeypatch.setattr(builder, "lower", reached)
