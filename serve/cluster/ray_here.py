@@ -14,6 +14,8 @@ _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a replica without a GPU sees none, unwarned
     "RAY_DEDUP_LOGS": "0",  # each line is another request's
     "RAY_COLOR_PREFIX": "0",
+    "RAY_worker_niceness": "0",  # 15 by itself: beside other work on the machine, replicas starve
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # of 5 it kills a proxy that a busy core delays
 }
 
 

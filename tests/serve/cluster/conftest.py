@@ -49,7 +49,7 @@ class Cluster:
 
     def until(self, name: str, wanted: float) -> None:
         """Wait until a metric's sum over all replicas has a value."""
-        for _ in range(600):
+        for _ in range(6000):
             found = sum(self.samples(name).values())
             if found == wanted:
                 return
@@ -70,11 +70,11 @@ def run_cluster(bundle: Path, log: Path, *options: str) -> Iterator[Cluster]:
                 pytest.fail(log.read_text())
             time.sleep(0.1)
         headers = {"Authorization": f"Bearer {KEY}"}
-        with httpx.Client(base_url=found[1], headers=headers, timeout=120) as client:
+        with httpx.Client(base_url=found[1], headers=headers, timeout=600) as client:
             yield Cluster(process, found[1], client)
     finally:
         process.terminate()
-        process.wait(120)
+        process.wait(300)
 
 
 @pytest.fixture(scope="module")
@@ -98,5 +98,5 @@ def alone(tekken_bundle: Path, served: Any) -> Iterator[httpx.Client]:
     )
     with served(app) as url:
         app.state.service.wait()
-        with httpx.Client(base_url=url, timeout=120) as client:
+        with httpx.Client(base_url=url, timeout=600) as client:
             yield client

@@ -80,6 +80,11 @@ def test_the_ingress_asks_for_the_key_and_bounds_bodies(cluster: Cluster) -> Non
     assert cluster.samples("errors_total")["ingress"] == 2
 
 
+def test_replicas_have_the_priority_of_whoever_started_them(cluster: Cluster) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in cluster.replicas().values()} == {own}
+
+
 def test_a_request_has_one_id_everywhere(cluster: Cluster) -> None:
     answer = cluster.client.get("/v1/models", headers={"X-Request-Id": "my-own.id"})
     assert answer.headers.get_list("x-request-id") == ["my-own.id"]
@@ -124,7 +129,7 @@ def test_a_client_that_leaves_frees_its_slot(cluster: Cluster, stream: bool) -> 
     ended = sum(cluster.samples("requests_total").values())
     generated = sum(cluster.samples("generation_tokens_total").values())
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
-    with closing(HTTPConnection(cluster.url.removeprefix("http://"), timeout=120)) as leaving:
+    with closing(HTTPConnection(cluster.url.removeprefix("http://"), timeout=600)) as leaving:
         leaving.request("POST", "/v1/completions", json.dumps(body), headers)
         cluster.until("requests_running", 1)
         if stream:
@@ -156,7 +161,7 @@ class Asking(threading.Thread):
     def run(self) -> None:
         headers = {"Authorization": f"Bearer {KEY}"}
         with (
-            httpx.Client(base_url=self.cluster.url, headers=headers, timeout=120) as client,
+            httpx.Client(base_url=self.cluster.url, headers=headers, timeout=600) as client,
             client.stream("POST", "/v1/completions", json=self.body) as answer,
         ):
             self.status = answer.status_code
@@ -184,7 +189,7 @@ def test_a_replica_that_is_killed_loses_its_streams_alone(
     whole = [Asking(cluster, number, False) for number in range(4, 8)]
     for stream in streams:  # one by one, so that each replica has two
         stream.start()
-        assert stream.begun.wait(60)
+        assert stream.begun.wait(600)
     for one in whole:
         one.start()
     cluster.until("requests_waiting", len(whole))
@@ -193,7 +198,7 @@ def test_a_replica_that_is_killed_loses_its_streams_alone(
     assert running[killed] == SLOTS
     os.kill(before[killed], signal.SIGKILL)
     for one in (*streams, *whole):
-        one.join(120)
+        one.join(600)
         assert not one.is_alive()
     lost = [one for one in streams if one.events[-1] != "[DONE]"]
     assert len(lost) == SLOTS
@@ -210,7 +215,7 @@ def test_a_replica_that_is_killed_loses_its_streams_alone(
         finish = one.events[-2 if one.stream else -1]["choices"][0]["finish_reason"]
         assert finish == expected["finish_reason"] == "length"
     after = cluster.replicas()
-    for _ in range(600):
+    for _ in range(6000):
         if len(after) == 2:
             break
         time.sleep(0.1)
