@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from nemo_trt import contract
 from nemo_trt.bundle import Bundle
+from nemo_trt.choices import require_choice
 from nemo_trt.config import ModelConfig
 from nemo_trt.errors import BundleError, MachineError, RequestError
 from nemo_trt.manifest import GRAPH_FILE
@@ -53,10 +54,13 @@ class OrtSession(BaseSession):
     ) -> None:
         compute = DType.FP16 if bundle.precision is DType.FP16 else DType.FP32
         fp8 = bundle.precision is DType.FP8  # rounds to FP8 where the graph says so
-        if rounding and bundle.precision.base is not DType.BF16:
-            raise RequestError(
-                f"A bundle whose rounding is rehearsed must be bf16 or fp8, got {bundle.precision}."
-            )
+        if rounding is not None:
+            require_choice("rounding", rounding, (DType.BF16, DType.FP16))
+            if bundle.precision.base is not DType.BF16:
+                raise RequestError(
+                    "A bundle whose rounding is rehearsed must be bf16 or fp8, got "
+                    f"{bundle.precision}."
+                )
         super().__init__(
             bundle,
             max_batch=max_batch,
@@ -97,6 +101,7 @@ class OrtSession(BaseSession):
         Raises:
             BundleError: the bundle is damaged.
             MachineError: ONNX Runtime cannot run it here.
+            RequestError: `rounding` is another dtype, or the bundle has no such engine.
         """
         return cls(
             Bundle.open(bundle),

@@ -120,5 +120,8 @@ def test_only_what_an_engine_rounds_is_rehearsed(
     assert "give --rounding, too" in capsys.readouterr().err
     with pytest.raises(RequestError, match="must be bf16 or fp8, got fp32"):
         OrtSession.open(tiny.bundle, rounding=DType.BF16)
+    for other in (DType.FP32, DType.FP8):
+        with pytest.raises(RequestError, match=f"must be one of bf16, fp16, got .*{other}"):
+            OrtSession.open(bf16, rounding=other)
     with pytest.raises(RequestError, match="on the CPU alone"):
         validate_bundle(bf16, where="cuda", rounding=DType.FP16)
