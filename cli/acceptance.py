@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nemo_trt.defaults import DECODE_STEPS, MAX_KL
+from nemo_trt.defaults import DECODE_STEPS
 
-from .shared_options import length_options
+from .shared_options import calibration_options, gpu_option, length_options
 
 if TYPE_CHECKING:
     from nemo_trt.acceptance import Summary
@@ -18,7 +18,7 @@ EXIT_CODES = {"pass": 0, "fail": 1, "incomplete": 3}
 @click.command(epilog="Example: nemo-trt acceptance ./Mistral-Nemo-Instruct-2407 ./out --gpu h100")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--gpu", required=True, help="Name of the GPU, such as h100; see nemo-trt plan.")
+@gpu_option
 @click.option(
     "--precision",
     "precisions",
@@ -41,19 +41,7 @@ EXIT_CODES = {"pass": 0, "fail": 1, "incomplete": 3}
     type=click.Path(path_type=Path),
     help="Checkpoint to compare with; by default CHECKPOINT.",
 )
-@click.option(
-    "--calibration",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="FP8: calibration texts, JSON lines or one per line; by default built-in texts.",
-)
-@click.option("--samples", type=click.IntRange(1), help="FP8: use only the first N samples.")
-@click.option(
-    "--max-kl",
-    type=click.FloatRange(0),
-    default=MAX_KL,
-    show_default=True,
-    help="FP8: exclude projections until the KL divergence of the rest is at most this, in nats.",
-)
+@calibration_options
 @click.option(
     "--validate-seq-len",
     type=click.IntRange(64),

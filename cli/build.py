@@ -7,20 +7,19 @@ import click
 
 from nemo_trt.defaults import ENGINE_SEQ_LEN
 
+from .shared_options import engine_options, gpu_option
+
 if TYPE_CHECKING:
     from nemo_trt.engines.trt.engine_record import EngineRecord
 
 
 @click.command(epilog="Example: nemo-trt build ./nemo-fp8 --gpu l40s --max-seq-len 8192")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--gpu", required=True, help="Name of the GPU, such as h100; see nemo-trt plan.")
+@gpu_option
 @click.option(
     "--max-seq-len",
     type=click.IntRange(16),
     help=f"Tokens per row; by default {ENGINE_SEQ_LEN}, or fewer if they do not fit.",
-)
-@click.option(
-    "--max-batch", type=click.IntRange(1), default=1, show_default=True, help="Number of rows."
 )
 @click.option(
     "--prefill-chunk",
@@ -56,29 +55,13 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Allow contexts that are too long for fused attention; slower.",
 )
-@click.option(
-    "--attention",
-    type=click.Choice(["native", "paged"]),
-    default="native",
-    show_default=True,
-    help="native: TensorRT's own, over rows of --max-seq-len. paged: ours, over a cache in pages; "
-    "for contexts that TensorRT's cannot take. Not yet run on a GPU.",
-)
+@engine_options
 @click.option(
     "--page",
     type=click.Choice([16, 32, 64, 128]),
     default=64,
     show_default=True,
     help="Tokens of a page, with --attention paged.",
-)
-@click.option(
-    "--kv-cache",
-    type=click.Choice(["base", "fp16", "fp8"]),
-    default="base",
-    show_default=True,
-    help="Dtype of keys and values. base: that of activations. fp16: attention of a BF16 or FP8 "
-    "bundle computes in FP16, too. fp8, with --attention paged: in the layers that take it, with "
-    "the scales of an FP8 bundle.",
 )
 @click.option(
     "--log",

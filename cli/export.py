@@ -5,18 +5,11 @@ from typing import Any
 
 import click
 
-from nemo_trt.defaults import MAX_KL
 from nemo_trt.precision import PRECISIONS, DType
 
-from .shared_options import dequantise_option, format_option
+from .shared_options import calibration_options, dequantise_option, format_option
 
 _FP8_OPTIONS = (
-    click.option(
-        "--calibration",
-        type=click.Path(path_type=Path, dir_okay=False, exists=True),
-        help="FP8: calibration texts, JSON lines or one per line; by default built-in texts.",
-    ),
-    click.option("--samples", type=click.IntRange(1), help="FP8: use only the first N samples."),
     click.option(
         "--scales",
         type=click.Path(path_type=Path, exists=True),
@@ -29,14 +22,6 @@ _FP8_OPTIONS = (
         show_default=True,
         help="FP8: range of an activation: its largest magnitude, the 99.999th percentile, or "
         "the magnitude with the least squared error.",
-    ),
-    click.option(
-        "--max-kl",
-        type=click.FloatRange(0),
-        default=MAX_KL,
-        show_default=True,
-        help="FP8: exclude projections until the expected KL divergence of the rest is at most "
-        "this, in nats; 100 excludes none.",
     ),
     click.option(
         "--fp8-weights",
@@ -91,6 +76,7 @@ def fp8_options(command: Any) -> Any:
 @click.option("--sha256", is_flag=True, help="Record the SHA-256 of every weight file.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
+@calibration_options
 @fp8_options
 @click.pass_context
 def command(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .shared_options import engine_options
+
 if TYPE_CHECKING:
     from nemo_trt.engines.planned import CacheKind, Planned
     from nemo_trt.engines.planner import Budget
@@ -20,27 +22,11 @@ if TYPE_CHECKING:
     "--max-seq-len", type=click.IntRange(1), help="Tokens per row; by default the most that fit."
 )
 @click.option(
-    "--max-batch", type=click.IntRange(1), default=1, show_default=True, help="Number of rows."
-)
-@click.option(
     "--precision",
     type=click.Choice(["bf16", "fp16", "fp8"]),
     help="Precision to plan for; by default that of the bundle, or of the checkpoint's weights.",
 )
-@click.option(
-    "--attention",
-    type=click.Choice(["native", "paged"]),
-    default="native",
-    show_default=True,
-    help="Attention of the engine; see `build`.",
-)
-@click.option(
-    "--kv-cache",
-    type=click.Choice(["base", "fp16", "fp8"]),
-    default="base",
-    show_default=True,
-    help="Cache of the engine; see `build`.",
-)
+@engine_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     source: Path,

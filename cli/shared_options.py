@@ -2,11 +2,12 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from nemo_trt.defaults import DECODE_LENGTHS, PREFILL_LENGTHS
+from nemo_trt.defaults import DECODE_LENGTHS, MAX_KL, PREFILL_LENGTHS
 from nemo_trt.where import Where
 
 if TYPE_CHECKING:
@@ -49,6 +50,44 @@ _LENGTHS = (
         help="Tokens in the cache when decoding is measured; may be repeated.",
     ),
 )
+_ENGINE = (
+    click.option(
+        "--max-batch", type=click.IntRange(1), default=1, show_default=True, help="Number of rows."
+    ),
+    click.option(
+        "--attention",
+        type=click.Choice(["native", "paged"]),
+        default="native",
+        show_default=True,
+        help="native: TensorRT's own, over rows of --max-seq-len. paged: ours, over a cache in "
+        "pages; for contexts that TensorRT's cannot take. Not yet run on a GPU.",
+    ),
+    click.option(
+        "--kv-cache",
+        type=click.Choice(["base", "fp16", "fp8"]),
+        default="base",
+        show_default=True,
+        help="Dtype of keys and values. base: that of activations. fp16: attention of a BF16 or "
+        "FP8 bundle computes in FP16, too. fp8, with --attention paged: in the layers that take "
+        "it, with the scales of an FP8 bundle.",
+    ),
+)
+_CALIBRATION = (
+    click.option(
+        "--calibration",
+        type=click.Path(path_type=Path, dir_okay=False, exists=True),
+        help="FP8: calibration texts, JSON lines or one per line; by default built-in texts.",
+    ),
+    click.option("--samples", type=click.IntRange(1), help="FP8: use only the first N samples."),
+    click.option(
+        "--max-kl",
+        type=click.FloatRange(0),
+        default=MAX_KL,
+        show_default=True,
+        help="FP8: exclude projections until the expected KL divergence of the rest is at most "
+        "this, in nats; 100 excludes none.",
+    ),
+)
 _SAMPLING = (
     click.option(
         "--max-tokens",
@@ -86,6 +125,10 @@ format_option = click.option(
     "--format", help="Checkpoint format; by default the first one whose files are found."
 )
 """Adds --format, which `open_checkpoint` takes."""
+gpu_option = click.option(
+    "--gpu", required=True, help="Name of the GPU, such as h100; see nemo-trt plan."
+)
+"""Adds --gpu, the GPU that an engine is built for."""
 dequantise_option = click.option("--dequantise", is_flag=True, help="Convert FP8 weights to BF16.")
 """Adds --dequantise, which `open_checkpoint` takes."""
 
@@ -111,6 +154,16 @@ def session_options(command: Command) -> Command:
 def length_options(command: Command) -> Command:
     """Add --prefill and --decode, the lengths to measure."""
     return _add(command, _LENGTHS)
+
+
+def engine_options(command: Command) -> Command:
+    """Add --max-batch, --attention and --kv-cache, which an engine is built or planned with."""
+    return _add(command, _ENGINE)
+
+
+def calibration_options(command: Command) -> Command:
+    """Add --calibration, --samples and --max-kl, which an FP8 export reads."""
+    return _add(command, _CALIBRATION)
 
 
 def sampling_options(command: Command) -> Command:

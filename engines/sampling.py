@@ -151,12 +151,7 @@ class Sampler:
 
     def choose(self, logits: Floats, allowed: NDArray[np.bool_] | None, uniform: float) -> Sampled:
         """`sample`, by a number that was drawn already."""
-        peak = float(logits.max())
-        if not math.isfinite(peak):
-            raise BundleError(
-                f"The engine's logits must be finite, got a maximum of {peak}. "
-                "Run nemo-trt validate."
-            )
+        peak = require_finite(logits)
         if self._scratch is None:
             self._scratch = np.empty(self.vocab_size, np.float32)
         adjusted = logits

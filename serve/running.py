@@ -11,7 +11,6 @@ from typing import Protocol
 
 from nemo_trt.errors import FaultError, MachineError
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SWITCH_S = 0.0005
 """For which a thread of Python keeps the interpreter while others want it: a tenth of Python's own,
 so that workers which prepare requests hold up no token."""
@@ -65,6 +64,19 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
     return listener, f"http://{shown}:{listener.getsockname()[1]}"
 
 
+def signal_events() -> tuple[asyncio.Event, asyncio.Event]:
+    """Events that SIGTERM and SIGINT set in the running loop: the first signal one, later ones the
+    other."""
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    return stop, hurry
+
+
 async def serve_until_signal(
     served: Served,
     opening: "asyncio.Task[None]",
@@ -84,14 +96,7 @@ async def serve_until_signal(
         FaultError: the engine failed while it served; what waited has its answer.
         MachineError: the engine did not open.
     """
-    stop, hurry = asyncio.Event(), asyncio.Event()
-
-    def on_signal() -> None:
-        (hurry if stop.is_set() else stop).set()
-
-    loop = asyncio.get_running_loop()
-    for number in _SIGNALS:
-        loop.add_signal_handler(number, on_signal)
+    stop, hurry = signal_events()
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({serving, opening, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,13 +10,12 @@ from typing import Any
 from nemo_trt.bundle import Bundle
 from nemo_trt.errors import MachineError
 from nemo_trt.serve.approval import require_verdict
-from nemo_trt.serve.running import listen
+from nemo_trt.serve.running import listen, signal_events
 
 from .cluster_options import ClusterOptions
 from .ray_here import own_ray
 
 _APP = "nemo-trt"
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _POLL_S = 0.2
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}  # each replica has a log of its own
 
@@ -62,14 +60,7 @@ async def _serve(
     from .deploy import application
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    stop, hurry = asyncio.Event(), asyncio.Event()
-
-    def on_signal() -> None:
-        (hurry if stop.is_set() else stop).set()
-
-    loop = asyncio.get_running_loop()
-    for number in _SIGNALS:
-        loop.add_signal_handler(number, on_signal)
+    stop, hurry = signal_events()
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": host, "port": port},

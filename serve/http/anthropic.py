@@ -1,5 +1,7 @@
 """POST /v1/messages and /v1/messages/count_tokens: Anthropic's API."""
 
+from functools import partial
+
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
@@ -10,12 +12,10 @@ from .anthropic_events import MessageWriter
 from .anthropic_input import FIELDS, chat_request, tokenize_request
 from .anthropic_schema import CountRequest, MessagesRequest
 from .bodies import JsonRoute
-from .chat_run import start
-from .errors import RESPONSES, ApiError
+from .errors import RESPONSES
 from .prompts import conversation
 from .service import Service
 from .streaming import unless_gone
-from .translation import renamed
 from .written import response
 
 router = APIRouter(route_class=JsonRoute)
@@ -27,13 +27,8 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
     """Answer a conversation, in blocks of content."""
     service: Service = request.app.state.service
     chat = await service.parsers.run(chat_request, body)
-    try:
-        run = await unless_gone(request, start(chat, service))
-    except ApiError as error:
-        raise renamed(error, FIELDS) from None
-    if run is None:
-        return Response(status_code=499)
-    return await response(request, run, MessageWriter(service.model_name), stream=body.stream)
+    writer = partial(MessageWriter, service.model_name)
+    return await response(request, chat, FIELDS, writer, stream=body.stream)
 
 
 @router.post(f"{PATH}/count_tokens", responses=_RESPONSES)

@@ -8,14 +8,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from .bodies import JsonRoute
-from .chat_run import start
-from .errors import RESPONSES, ApiError
+from .errors import RESPONSES
 from .response_events import ResponseWriter
 from .responses_input import FIELDS, chat_request
 from .responses_schema import ResponsesRequest
 from .service import Service
-from .streaming import unless_gone
-from .translation import renamed
 from .written import response
 
 router = APIRouter(route_class=JsonRoute)
@@ -26,14 +23,11 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
     """Answer a conversation, in items of output."""
     service: Service = request.app.state.service
     chat = await service.parsers.run(chat_request, body)
-    try:
-        run = await unless_gone(request, start(chat, service))
-    except ApiError as error:
-        raise renamed(error, FIELDS) from None
-    if run is None:
-        return Response(status_code=499)
-    writer = ResponseWriter(_response(body, service))
-    return await response(request, run, writer, stream=body.stream)
+
+    def writer() -> ResponseWriter:
+        return ResponseWriter(_response(body, service))
+
+    return await response(request, chat, FIELDS, writer, stream=body.stream)
 
 
 def _response(body: ResponsesRequest, service: Service) -> dict[str, Any]:

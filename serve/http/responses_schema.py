@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from .message_schema import (
-    FunctionName,
+    Function,
     Lenient,
     Many,
     Name,
@@ -77,14 +77,10 @@ Item = Annotated[
 ]
 
 
-class FunctionTool(Lenient):
+class FunctionTool(Function):
     """A function that the model may call; the only kind of tool."""
 
     type: Literal["function"]
-    name: FunctionName
-    description: Text = ""
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    strict: bool = False
 
 
 class ChosenFunction(Strict):

@@ -1,6 +1,6 @@
 """Sends one answer as a writer tells it: whole, or as events that bear names."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Protocol
 
 from fastapi import Request
@@ -8,9 +8,11 @@ from starlette.responses import JSONResponse, Response
 
 from nemo_trt.errors import NemoTrtError
 
-from .chat_run import ChatRun, Delta
+from .chat_run import ChatRun, Delta, start
 from .errors import ApiError
+from .schema import ChatRequest
 from .streaming import Chunk, EventStream, cancel, told, unless_gone, usage
+from .translation import Fields, renamed
 
 
 class Writer(Protocol):
@@ -33,8 +35,34 @@ class Writer(Protocol):
         """The last events, where the answer breaks off."""
 
 
-async def response(request: Request, run: ChatRun, writer: Writer, *, stream: bool) -> Response:
-    """The response to a request, as far as its client listens."""
+async def response(
+    request: Request,
+    chat: ChatRequest,
+    fields: Fields,
+    writer: Callable[[], Writer],
+    *,
+    stream: bool,
+) -> Response:
+    """The response to a request of another API, as far as its client listens.
+
+    Args:
+        chat: the same request to the chat API.
+        fields: see `renamed`.
+        writer: makes the writer once the request has been accepted.
+
+    Raises:
+        ApiError: the request is refused; it names the client's own fields.
+    """
+    try:
+        run = await unless_gone(request, start(chat, request.app.state.service))
+    except ApiError as error:
+        raise renamed(error, fields) from None
+    if run is None:
+        return Response(status_code=499)
+    return await _answer(request, run, writer(), stream=stream)
+
+
+async def _answer(request: Request, run: ChatRun, writer: Writer, *, stream: bool) -> Response:
     if stream:
         return EventStream(run.answers, _streamed(writer, run), run.headers, named=True)
     try:
