@@ -30,7 +30,6 @@ from nemo_trt.progress import Silent
 pytestmark = pytest.mark.e2e
 
 pytest.importorskip("tensorrt_rtx", reason="compiles with TensorRT-RTX")
-L4 = target_named("l4")
 OPTIONS = BuildOptions(
     target="l4", sm=89, max_seq_len=256, max_batch=2, prefill_chunk=32, max_logits=8
 )
@@ -39,8 +38,8 @@ OPTIONS = BuildOptions(
 def build(
     bundle: Bundle | Path, options: BuildOptions = OPTIONS, **more: Any
 ) -> tuple[EngineRecord, bool]:
-    toolkit = load_toolkit("tensorrt-rtx")
-    return builder.build_plans(bundle, options, toolkit, target=L4, **more)
+    toolkit, target = load_toolkit("tensorrt-rtx"), target_named(options.target)
+    return builder.build_plans(bundle, options, toolkit, target=target, **more)
 
 
 def test_products_of_one_input_are_merged_and_their_weights_mapped(small: dict[str, Path]) -> None:
@@ -113,11 +112,13 @@ def test_attention_in_fp16_has_as_many_kernels_and_is_another_engine(
         check(found, *arguments, **more)
 
     monkeypatch.setattr(builder, "require_fused_decode", keep)
-    record, built = build(bundle, half)
-    ends = [one for kernel in kernels for one in (*kernel.inputs, *kernel.outputs)]
-    assert {one.dtype for one in ends if one.name.startswith("present.")} == {"Half"}
-    assert built and record.name == f"{base.name}-kv16"
-    assert record.plans[0].launches_per_layer == base.plans[0].launches_per_layer
+    for options in (replace(half, target="rtx5090", sm=120), half):
+        kernels.clear()
+        record, built = build(bundle, options)
+        ends = [one for kernel in kernels for one in (*kernel.inputs, *kernel.outputs)]
+        assert {one.dtype for one in ends if one.name.startswith("present.")} == {"Half"}
+        assert built and record.name == f"{options.target}-{precision}-kv16"
+        assert record.plans[0].launches_per_layer == base.plans[0].launches_per_layer
     assert read_record(bundle, record.name) == record and build(bundle, half) == (record, False)
     assert build(bundle) == (base, False), "they lie beside each other"
 
