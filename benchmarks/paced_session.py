@@ -6,7 +6,7 @@ on one stream. Nothing is computed, so a process' CPU time is the host's share a
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,13 +71,12 @@ class _Prepared:
 
     def logits(self, row: int, first: int, last: int) -> Logits:
         """See `StepResult.logits`. A fetch costs the host what its copy costs."""
-        fetched = self._logits[(self._start + row) % len(self._logits)].copy()
+        fetched = self._logits[(self._start + row) % _DISTRIBUTIONS].copy()
         return np.broadcast_to(fetched, (last - first, len(fetched)))
 
     def candidates(self, at: Sequence[At]) -> Candidates:
         """See `StepResult.candidates`."""
-        rows = [(self._start + row) % len(self._logits) for row, _ in at]
-        return self._candidates.of(np.array(rows))
+        return self._candidates.of(np.array([row for row, _ in at]) + self._start)
 
 
 def waking_s() -> float:
@@ -126,7 +125,10 @@ class PacedSession(BaseSession):
             row[random.integers(0, vocab_size, _PEAKS)] += random.normal(12, 2, _PEAKS)
         self._logits: NDArray[np.float32] = rows
         degrees = np.full(len(rows), temperature, np.float32)
-        self._candidates = top_candidates(rows, degrees)
+        picked = top_candidates(rows, degrees)
+        # Where they go on from the start again, so that no step has to turn around.
+        around = np.arange(_DISTRIBUTIONS + max_batch) % _DISTRIBUTIONS
+        self._candidates = replace(picked, ids=picked.ids.astype(np.int32)).of(around)
         self._ends, self._wakes_s = 0.0, waking_s()
 
     def launch(

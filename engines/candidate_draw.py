@@ -7,7 +7,7 @@ token is the same at both bounds has its token; any other needs its whole logits
 import numpy as np
 from numpy.typing import NDArray
 
-from .candidates import Candidates, Floats
+from .candidates import Candidates, Floats, Ids
 from .draws import Draws, Settings
 from .quick_draw import quick_draw
 from .sampling import Sampled
@@ -30,7 +30,7 @@ class Drawn:
         self,
         candidates: Candidates,
         draws: Draws,
-        columns: NDArray[np.int64],
+        tokens: NDArray[np.int64],
         decided: NDArray[np.bool_],
     ) -> None:
         self._samplers = draws.samplers
@@ -41,9 +41,10 @@ class Drawn:
             if min(count, vocab_size) > width:
                 decided[row] = False
             elif decided[row]:
-                self._reports[row] = _report(candidates, row, int(columns[row]), count)
-        self.tokens: list[int] = candidates.ids[np.arange(len(columns)), columns].tolist()
-        self.undecided: list[int] = np.flatnonzero(~decided).tolist()
+                own = candidates.of(np.array([row])).in_order()
+                self._reports[row] = _report(own, int(tokens[row]), count)
+        self.tokens: list[int] = tokens.tolist()
+        self.undecided: list[int] = [] if decided.all() else np.flatnonzero(~decided).tolist()
 
     def take(self, row: int) -> Sampled:
         """The token of a position that is decided; its sampler remembers it. Once for each."""
@@ -56,20 +57,22 @@ def draw_candidates(candidates: Candidates, draws: Draws) -> Drawn:
     """Choose a token for each position, where the candidates decide; no sampler is told."""
     with np.errstate(all="ignore"):  # a row that is not finite is not decided
         if candidates.complete:
-            columns, decided = _slow_draw(candidates, draws, np.arange(len(candidates)))
+            tokens, decided = _slow_draw(candidates, draws, np.arange(len(candidates)))
         else:
-            columns, decided = quick_draw(candidates, draws.settings, draws.uniforms, _MASS_ERROR)
-            decided[draws.adjusted] = False
+            tokens, decided = quick_draw(candidates, draws.settings, draws.uniforms, _MASS_ERROR)
+            if draws.adjusted:
+                decided[draws.adjusted] = False
             if not decided.all():
                 rest = np.flatnonzero(~decided)
-                columns[rest], decided[rest] = _slow_draw(candidates.of(rest), draws, rest)
-    return Drawn(candidates, draws, columns, decided)
+                tokens[rest], decided[rest] = _slow_draw(candidates.of(rest), draws, rest)
+    return Drawn(candidates, draws, tokens, decided)
 
 
 def _slow_draw(
     candidates: Candidates, draws: Draws, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The columns of some rows, whose candidates these are, and which are certain."""
+    """The tokens of some rows, whose candidates these are, and which are certain."""
+    candidates = candidates.in_order()
     adjusted, decided = candidates.logits, np.isfinite(candidates.logits[:, 0])
     decided &= np.isfinite(candidates.mass) & np.isfinite(candidates.mass_tempered)
     changed = np.isin(rows, draws.adjusted)
@@ -84,7 +87,7 @@ def _slow_draw(
             adjusted[at] = found
     settings = draws.settings.of(rows)
     draw = _Draw(candidates, adjusted, changed, decided, settings, draws.uniforms[rows])
-    return draw.columns(), draw.decided
+    return candidates.ids[np.arange(len(rows)), draw.columns()], draw.decided
 
 
 class _Draw:
@@ -221,7 +224,7 @@ def _nucleus_floor(
 
 
 def _draw_by_id(
-    ids: NDArray[np.int64], weights: Floats, kept: NDArray[np.bool_], uniforms: NDArray[np.float64]
+    ids: Ids, weights: Floats, kept: NDArray[np.bool_], uniforms: NDArray[np.float64]
 ) -> NDArray[np.int64]:
     """The column that the inverse of the cumulative distribution, in the order of ids, gives."""
     widest = max(int(_count(kept).max()), 1)  # weights descend: what is kept stands first
@@ -241,13 +244,10 @@ def _count(condition: NDArray[np.bool_]) -> NDArray[np.int64]:
     return counts
 
 
-def _report(candidates: Candidates, row: int, column: int, count: int) -> Sampled:
-    """A position's token with its log-probability, and those of the `count` likeliest."""
-    logits = candidates.logits[row]
-    normaliser = float(logits[0]) + float(np.log(np.float64(candidates.mass[row])))
-    top = tuple(
-        (int(candidates.ids[row, at]), float(logits[at]) - normaliser)
-        for at in range(min(count, len(logits)))
-    )
-    token = int(candidates.ids[row, column])
-    return Sampled(token_id=token, logprob=float(logits[column]) - normaliser, top_logprobs=top)
+def _report(candidates: Candidates, token: int, count: int) -> Sampled:
+    """A token of one position in order, with its log-probability, and the `count` likeliest."""
+    ids, logits = candidates.ids[0].tolist(), candidates.logits[0].tolist()
+    normaliser = logits[0] + float(np.log(np.float64(candidates.mass[0])))
+    top = tuple((ids[at], logits[at] - normaliser) for at in range(min(count, len(ids))))
+    logprob = logits[ids.index(token)] - normaliser
+    return Sampled(token_id=token, logprob=logprob, top_logprobs=top)

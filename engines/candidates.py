@@ -1,6 +1,7 @@
 """The largest logits of some positions and the mass of all: what sampling mostly needs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ COLDEST = 1e-30
 _COLUMNS = 64
 
 Floats = NDArray[np.float32]
+Ids = NDArray[np.signedinteger[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,13 +22,14 @@ class Candidates:
 
     Attributes:
         ids: (P, K) tokens.
-        logits: (P, K) their logits, descending; of equals the lower id first.
+        logits: (P, K) their logits, descending. A device orders equals as it likes; `in_order` has
+            the lower id first.
         mass: (P,) sum over all V tokens of exp(logit - largest).
         mass_tempered: (P,) sum over all V tokens of exp((logit - largest) / temperature).
         vocab_size: V.
     """
 
-    ids: NDArray[np.int64]
+    ids: Ids
     logits: Floats
     mass: Floats
     mass_tempered: Floats
@@ -44,6 +47,15 @@ class Candidates:
             mass_tempered=self.mass_tempered[positions],
             vocab_size=self.vocab_size,
         )
+
+    def in_order(self) -> "Candidates":
+        """The same, descending whatever a device did, and of equals the lower id first."""
+        bits = (self.logits + np.float32(0)).view(np.int32)  # -0 becomes 0
+        rising = _rising(bits)  # integers in the order of the floats
+        keys = -(rising.astype(np.int64)) << 32 | self.ids
+        keys.sort(axis=1)
+        logits = _rising(-(keys >> 32).astype(np.int32)).view(np.float32)
+        return replace(self, ids=keys & 0xFFFFFFFF, logits=logits)
 
     @property
     def complete(self) -> bool:
@@ -77,14 +89,9 @@ def top_candidates(logits: Floats, temperatures: Floats) -> Candidates:
     )
 
 
-def in_order(ids: NDArray[np.int32], logits: Floats) -> tuple[NDArray[np.int64], Floats]:
-    """(P, K) tokens and logits in the order of `Candidates`: a device orders equals as it likes."""
-    bits = (logits + np.float32(0)).view(np.int32)  # -0 becomes 0
-    rising = bits ^ (bits >> 31 & np.int32(0x7FFFFFFF))  # integers in the order of the floats
-    keys = -(rising.astype(np.int64)) << 32 | ids
-    keys.sort(axis=1)
-    rising = -(keys >> 32).astype(np.int32)
-    return keys & 0xFFFFFFFF, (rising ^ (rising >> 31 & np.int32(0x7FFFFFFF))).view(np.float32)
+def _rising(bits: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Bits of floats as integers in their order, and back."""
+    return bits ^ (bits >> 31 & np.int32(0x7FFFFFFF))
 
 
 def largest_ids(values: Floats, count: int) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_trt import contract
-from nemo_trt.engines.candidates import NUM_CANDIDATES, Candidates, in_order
+from nemo_trt.engines.candidates import NUM_CANDIDATES, Candidates
 from nemo_trt.engines.device import Device
 from nemo_trt.engines.session import Logits
 from nemo_trt.engines.step_result import At
@@ -98,10 +98,9 @@ class Outputs:
     def candidates(self, positions: Sequence[int]) -> Candidates:
         """Those of some of the host's positions."""
         some = list(positions)
-        ids, logits = in_order(self._host[IDS][some], self._host[VALUES][some])  # type: ignore[arg-type]
         return Candidates(
-            ids=ids,
-            logits=logits,
+            ids=self._host[IDS][some],  # type: ignore[arg-type]
+            logits=self._host[VALUES][some],  # type: ignore[arg-type]
             mass=self._host[MASS][some],  # type: ignore[arg-type]
             mass_tempered=self._host[MASS_TEMPERED][some],  # type: ignore[arg-type]
             vocab_size=self._vocab_size,

@@ -9,13 +9,21 @@ import pytest
 from onnx import TensorProto, helper
 
 from nemo_trt import contract
-from nemo_trt.engines.candidates import COLDEST, Candidates, in_order, top_candidates
+from nemo_trt.engines.candidates import COLDEST, Candidates, top_candidates
 from nemo_trt.engines.sampling import Sampler, SamplingParams
 from nemo_trt.passes.add_candidates import OUTPUTS, TEMPERATURES
 
 from .plain_sampling import plain_token
 from .tail import with_candidates
-from .test_candidates import GRID, SHAPES, VOCAB, logits_of, sample_candidates, sampler_of
+from .test_candidates import (
+    GRID,
+    SHAPES,
+    VOCAB,
+    as_ordered_by_a_device,
+    logits_of,
+    sample_candidates,
+    sampler_of,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -40,19 +48,26 @@ def tail() -> Any:
 
 
 def found_by(tail: Any, logits: np.ndarray, temperatures: np.ndarray) -> Candidates:
-    """As a device would give them that orders equals as it likes."""
+    """As a device gives them that orders equals as it likes."""
     degrees = np.maximum(temperatures, np.float32(COLDEST))
     ids, values, mass, tempered = tail.run(
         list(OUTPUTS), {"given": logits[:, None], TEMPERATURES: degrees}
     )
-    shuffled = np.random.default_rng(0).permutation(ids.shape[2])
-    ids, values = in_order(ids[:, 0, shuffled], values[:, 0, shuffled])
-    return Candidates(
-        ids=ids,
-        logits=values,
+    found = Candidates(
+        ids=ids[:, 0],
+        logits=values[:, 0],
         mass=mass[:, 0],
         mass_tempered=tempered[:, 0],
         vocab_size=logits.shape[1],
+    )
+    return as_ordered_by_a_device(found)
+
+
+def of(ids: np.ndarray, logits: np.ndarray) -> Candidates:
+    """Candidates whose sums are not looked at."""
+    nothing = np.zeros(len(ids), np.float32)
+    return Candidates(
+        ids=ids, logits=logits, mass=nothing, mass_tempered=nothing, vocab_size=131_072
     )
 
 
@@ -61,7 +76,7 @@ def found_by(tail: Any, logits: np.ndarray, temperatures: np.ndarray) -> Candida
 def test_the_graph_finds_what_numpy_finds(tail: Any, shape: str, temperature: float) -> None:
     logits = np.array([logits_of(shape, seed) for seed in range(3)])
     degrees = np.full(3, temperature, np.float32)
-    found, expected = found_by(tail, logits, degrees), top_candidates(logits, degrees)
+    found, expected = found_by(tail, logits, degrees).in_order(), top_candidates(logits, degrees)
     assert np.array_equal(found.logits, expected.logits)
     assert np.array_equal(found.ids, expected.ids)
     np.testing.assert_allclose(found.mass, expected.mass, rtol=1e-5)
@@ -71,7 +86,7 @@ def test_the_graph_finds_what_numpy_finds(tail: Any, shape: str, temperature: fl
 def test_few_tokens_are_all_candidates() -> None:
     tail = ort.InferenceSession(graph_of(9).SerializeToString())
     found = found_by(tail, np.zeros((2, 9), np.float32), np.ones(2, np.float32))
-    assert found.complete and found.ids.tolist() == [list(range(9))] * 2
+    assert found.complete and found.in_order().ids.tolist() == [list(range(9))] * 2
 
 
 @pytest.mark.parametrize("shape", ["flat", "ties", "a cliff at K", "normal"])
@@ -106,11 +121,22 @@ def test_equals_stand_in_the_order_of_ids() -> None:
     logits[:, :3] = -np.inf
     logits[logits == 0] = random.choice([0.0, -0.0], (logits == 0).sum())
     ids = np.array([random.permutation(131_072)[:50] for _ in logits], np.int32)
-    found_ids, found = in_order(ids, logits)
+    found = of(ids, logits).in_order()
     for row in range(20):
         order = np.lexsort((ids[row], -logits[row]))
-        assert np.array_equal(found_ids[row], ids[row][order])
-        assert np.array_equal(found[row], logits[row][order])
+        assert np.array_equal(found.ids[row], ids[row][order])
+        assert np.array_equal(found.logits[row], logits[row][order])
+
+
+def test_of_equals_the_lower_token_is_reported_first() -> None:
+    logits = np.zeros(VOCAB, np.float32)
+    logits[[9, 400, 600]] = 40.0
+    exact = top_candidates(logits[None], np.zeros(1, np.float32))
+    exact.ids[0, :3] = [600, 9, 400]
+    (found,) = sample_candidates(exact, [Sampler(SamplingParams(logprobs=2), VOCAB)], [None], [0.5])
+    assert found and found.token_id == 9
+    assert [token for token, _ in found.top_logprobs] == [9, 400]
+    assert found.logprob == found.top_logprobs[0][1]
 
 
 def test_of_equals_at_the_edge_no_device_decides_which_are_drawn() -> None:

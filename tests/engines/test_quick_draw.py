@@ -8,7 +8,7 @@ from nemo_trt.engines.draws import Settings
 from nemo_trt.engines.quick_draw import WIDTH, quick_draw
 from nemo_trt.engines.sampling import Sampler, SamplingParams
 
-from .test_candidates import SHAPES, VOCAB, logits_of
+from .test_candidates import SHAPES, VOCAB, as_ordered_by_a_device, logits_of
 
 pytestmark = pytest.mark.unit
 
@@ -41,12 +41,13 @@ def test_a_row_that_is_sure_has_the_token_of_the_whole_row(params: SamplingParam
     logits = np.array([*logits, *map(rounded_normal, range(60))])
     count = len(logits)
     uniforms = np.random.default_rng(1).random(count)
-    candidates = top_candidates(logits, np.full(count, params.temperature, np.float32))
+    exact = top_candidates(logits, np.full(count, params.temperature, np.float32))
+    candidates = as_ordered_by_a_device(exact)
     with np.errstate(all="ignore"):
-        columns, sure = quick_draw(candidates, Settings([params] * count, VOCAB), uniforms, 1e-4)
+        tokens, sure = quick_draw(candidates, Settings([params] * count, VOCAB), uniforms, 1e-4)
     for row in np.flatnonzero(sure):
         whole = Sampler(params, VOCAB).choose(logits[row], None, float(uniforms[row]))
-        assert candidates.ids[row, columns[row]] == whole.token_id, row
+        assert tokens[row] == whole.token_id, row
     assert sure.sum() >= (4 if params.temperature == 3 else count // 4)
 
 
@@ -60,9 +61,34 @@ def test_what_needs_more_is_left_to_others() -> None:
         _, sure = quick_draw(candidates, Settings([params] * 3, VOCAB), uniforms, 1e-4)
         assert not sure.any()
     mixed = Settings([QUICK[0], OTHERS[0], QUICK[1]], VOCAB)
-    columns, sure = quick_draw(candidates, mixed, uniforms, 1e-4)
+    tokens, sure = quick_draw(candidates, mixed, uniforms, 1e-4)
     assert sure.tolist() == [True, False, True]
-    assert candidates.ids[[0, 2], columns[[0, 2]]].tolist() == [7, 7]
+    assert tokens[[0, 2]].tolist() == [7, 7]
+
+
+@pytest.mark.parametrize("others", [QUICK[0], QUICK[1]], ids=str)
+def test_of_a_greedy_row_whose_likeliest_has_an_equal_nothing_is_said(
+    others: SamplingParams,
+) -> None:
+    logits = np.random.default_rng(0).normal(0, 2, (3, VOCAB)).astype(np.float32)
+    logits[:, 7] += 30
+    logits[1, [300, 500]] = 50
+    candidates = top_candidates(logits, np.full(3, others.temperature, np.float32))
+    params = Settings([others, SamplingParams(), others], VOCAB)
+    tokens, sure = quick_draw(candidates, params, np.full(3, 0.2), 1e-4)
+    assert sure.tolist() == [True, False, True]
+    assert tokens[[0, 2]].tolist() == [7, 7]
+
+
+@pytest.mark.parametrize("params", QUICK[:2], ids=str)
+def test_of_a_row_that_does_not_descend_nothing_is_said(params: SamplingParams) -> None:
+    logits = np.random.default_rng(0).normal(0, 2, (3, VOCAB)).astype(np.float32)
+    logits[:, 7] += 30
+    candidates = top_candidates(logits, np.full(3, 0.7, np.float32))
+    for array in (candidates.ids, candidates.logits):
+        array[1, 200:202] = array[1, 201:199:-1]
+    _, sure = quick_draw(candidates, Settings([params] * 3, VOCAB), np.full(3, 0.2), 1e-4)
+    assert sure.tolist() == [True, False, True]
 
 
 def test_a_nucleus_that_ends_where_the_looking_ends_is_not_sure() -> None:
