@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -101,6 +102,50 @@ def sample_bundle(sample_checkpoint: Path, cached: Any) -> Exported:
         export_bundle(sample_checkpoint, folder / "bundle")
 
     return Exported(sample_checkpoint, cached("sample", make) / "bundle")
+
+
+@pytest.fixture(scope="session")
+def shallow(sample_checkpoint: Path, cached: Any) -> Exported:
+    """The sample model's first four layers: real weights and tokenizer, a quarter of the work."""
+
+    def make(folder: Path) -> None:
+        from nemo_trt.export.bundle import export_bundle
+
+        first_layers(sample_checkpoint, folder / "checkpoint", 4)
+        export_bundle(folder / "checkpoint", folder / "bundle")
+
+    folder = cached("shallow", make)
+    return Exported(folder / "checkpoint", folder / "bundle")
+
+
+def first_layers(source: Path, target: Path, num_layers: int) -> None:
+    """Write a Hugging Face checkpoint again without its later layers."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, target)
+    config = json.loads((source / "config.json").read_text())
+    config["num_hidden_layers"] = num_layers
+    (target / "config.json").write_text(json.dumps(config))
+    kept = {
+        name: tensor
+        for name, tensor in load_file(source / "model.safetensors").items()
+        if not name.startswith("model.layers.") or int(name.split(".")[2]) < num_layers
+    }
+    save_file(kept, target / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.fixture(scope="session")
+def sample_fp8(sample_checkpoint: Path, cached: Any) -> Path:
+    """The sample model's FP8 bundle, quantised as a user would."""
+
+    def make(folder: Path) -> None:
+        from nemo_trt.cli.main import run
+
+        command = ["export", str(sample_checkpoint), str(folder / "bundle"), "--precision", "fp8"]
+        assert run(command) == 0
+
+    rooms = ("nemo_trt", "export", "engines", "validate", "cli")
+    return Path(cached("sample-fp8", make, rooms=rooms) / "bundle")
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,8 @@ FIXTURES = {
     "small": "model",
     "sample_checkpoint": "e2e",
     "sample_bundle": "e2e",
+    "shallow": "e2e",
+    "sample_fp8": "e2e",
     "accepted_checkpoint": "e2e",
     "browser": "e2e",
     "cluster": "e2e",

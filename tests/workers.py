@@ -22,13 +22,13 @@ import pytest
 GROUPS = {
     "tensorrt": ("tests/engines/trt/", "tests/acceptance/", "tests/cli/test_engines.py"),
     "ray": ("tests/serve/cluster/",),
+    "fp8": ("tests/validate/test_fp8.py", "tests/export/quantization/test_cache_quality.py"),
     "browser": ("tests/serve/page/", "tests/validate/test_page.py"),
 }
 FIRST = (  # minutes each: begun late, one of them would end alone
     "tensorrt",
     "ray",
-    "tests/serve/http/test_life.py",
-    "tests/validate/test_seeded_faults.py",
+    "fp8",
     "tests/export/checkpoints/test_fp8_kept.py",
     "tests/export/test_bundle.py",
     "browser",

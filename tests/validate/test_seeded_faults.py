@@ -1,5 +1,5 @@
-"""The validator fails every seeded fault on the tiny model, and on the real one those that random
-weights show badly."""
+"""The validator fails every seeded fault on the tiny model, and on real weights those that random
+ones show badly. That a whole real model passes is seen in test_language.py."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -66,8 +66,8 @@ def judge_tiny(tiny: Any) -> Judge:
 
 
 @pytest.fixture(scope="module")
-def judge_sample(sample_bundle: Any) -> Judge:
-    return Judge(sample_bundle.checkpoint, sample_bundle.bundle, prompts=PROMPTS[:3])
+def judge_shallow(shallow: Any) -> Judge:
+    return Judge(shallow.checkpoint, shallow.bundle, prompts=PROMPTS[:3])
 
 
 # The cases that must see a fault; faults of the cache alone are seen where the cache is read back.
@@ -150,14 +150,13 @@ def test_a_checkpoint_of_another_shape_is_refused(
         validate(session, open_checkpoint(other), judge_tiny.sequences, bundle_id="", engine={})
 
 
-def test_the_real_model_without_a_fault_passes(sample_bundle: Any, judge_sample: Judge) -> None:
-    assert judge_sample(sample_bundle.bundle).verdict == "pass"
+def test_no_case_fails_on_real_weights_without_a_fault(shallow: Any, judge_shallow: Judge) -> None:
+    assert not failed(judge_shallow(shallow.bundle))
 
 
 @pytest.mark.parametrize("name", SAMPLE)
-def test_a_fault_in_the_real_model_fails(
-    name: str, sample_bundle: Any, judge_sample: Judge, tmp_path: Path
+def test_a_fault_in_real_weights_fails(
+    name: str, shallow: Any, judge_shallow: Judge, tmp_path: Path
 ) -> None:
-    report = judge_sample(SAMPLE[name](sample_bundle.bundle, tmp_path / "faulty"))
-    assert report.verdict == "fail"
+    report = judge_shallow(SAMPLE[name](shallow.bundle, tmp_path / "faulty"))
     assert SEEN_IN.get(name, {"whole prefill", "stepwise decode", "ragged batch"}) <= failed(report)

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from nemo_trt.engines.tokenizers import open_tokenizer
-from nemo_trt.export.checkpoints import open_checkpoint
-from nemo_trt.export.quantization.texts import read_calibration_set
+from nemo_trt.manifest import read_manifest
 from nemo_trt.validate.texts import HELD_OUT
 
-from .test_cache import answers, divergence, opened, run
+from .test_cache import answers, divergence, opened
 
 pytestmark = pytest.mark.e2e
 
@@ -24,12 +23,14 @@ def perplexity(found: list[torch.Tensor], samples: list[list[int]]) -> float:
     return math.exp(float(torch.cat(losses).mean()))
 
 
-def test_the_sample_model_over_the_cache_that_calibration_chose(sample_checkpoint: Path) -> None:
+def test_the_sample_model_over_the_cache_that_calibration_chose(
+    sample_checkpoint: Path, sample_fp8: Path
+) -> None:
     """Held-out texts: perplexity ratio at most 1.005, mean KL at most 0.005."""
     tokenizer = open_tokenizer(sample_checkpoint)
-    chosen = read_calibration_set(None, 32)
-    vocab = open_checkpoint(sample_checkpoint).config.vocab_size
-    scales = run(sample_checkpoint, chosen.tokens(tokenizer, vocab)).cache
+    quantization = read_manifest(sample_fp8).quantization
+    assert quantization
+    scales = quantization.cache
     assert scales and 0 < len(scales.kept) < len(scales.layers)
     samples = [tokenizer.encode(text, bos=True) for text in HELD_OUT]
     model = opened(sample_checkpoint)
