@@ -252,9 +252,9 @@ def test_bench_measures_and_prints_json(bundle: Path, capsys: Output) -> None:
     assert rate * (milliseconds - 0.05) < 1000 < rate * (milliseconds + 0.05) + milliseconds
 
 
-def test_bench_refuses_a_length_past_the_context(sample_bundle: Any, capsys: Output) -> None:
-    assert run(["bench", str(sample_bundle.bundle), "--decode", "8192"]) == 2
-    assert "decode [8192]" in capsys.readouterr().err
+def test_bench_refuses_a_length_past_the_context(tiny: Any, capsys: Output) -> None:
+    assert run(["bench", str(tiny.bundle), "--decode", "131072"]) == 2
+    assert "decode [131072]" in capsys.readouterr().err
 
 
 def test_doctor_knows_this_machine(capsys: Output) -> None:

@@ -27,8 +27,8 @@ LONG = SamplingParams(max_tokens=400, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
-def engine(sample_bundle: Any) -> Iterator[AsyncEngine]:
-    runner = Runner.open(sample_bundle.bundle, max_batch=2, max_seq_len=512)
+def engine(shallow: Any) -> Iterator[AsyncEngine]:
+    runner = Runner.open(shallow.bundle, max_batch=2, max_seq_len=512)
     engine = AsyncEngine(runner, max_queue=3)
     yield engine
     engine.close()
@@ -45,15 +45,13 @@ async def text(answer: Answer) -> str:
     return "".join([event.text async for event in answer])
 
 
-def test_many_coroutines_get_what_the_runner_answers(
-    engine: AsyncEngine, sample_bundle: Any
-) -> None:
+def test_many_coroutines_get_what_the_runner_answers(engine: AsyncEngine, shallow: Any) -> None:
     prompts = ["The capital of France is", "Water boils at", "Once upon a time", "2 + 2 ="]
 
     async def ask() -> list[str]:
         return await asyncio.gather(*(text(engine.generate(p, PARAMS)) for p in prompts))
 
-    with Runner.open(sample_bundle.bundle, max_seq_len=512) as runner:
+    with Runner.open(shallow.bundle, max_seq_len=512) as runner:
         expected = ["".join(event.text for event in runner.generate(p, PARAMS)) for p in prompts]
     assert asyncio.run(ask()) == expected
 
@@ -149,9 +147,9 @@ def test_metrics_count_what_happened(engine: AsyncEngine) -> None:
     assert figure(engine, "time_to_first_token_seconds_count") >= 2
 
 
-def test_closing_ends_what_runs_with_an_error(sample_bundle: Any) -> None:
+def test_closing_ends_what_runs_with_an_error(shallow: Any) -> None:
     async def ask() -> None:
-        engine = await AsyncEngine.open(sample_bundle.bundle, max_seq_len=512)
+        engine = await AsyncEngine.open(shallow.bundle, max_seq_len=512)
         answer = await engine.generate("Once upon a time", LONG).accepted()
         engine.close()
         engine.close()
@@ -164,12 +162,12 @@ def test_closing_ends_what_runs_with_an_error(sample_bundle: Any) -> None:
 
 
 def test_closing_tells_who_waits_before_the_running_step_is_over(
-    sample_bundle: Any, monkeypatch: pytest.MonkeyPatch
+    shallow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go = threading.Event(), threading.Event()
 
     async def ask() -> None:
-        engine = await AsyncEngine.open(sample_bundle.bundle, max_seq_len=512)
+        engine = await AsyncEngine.open(shallow.bundle, max_seq_len=512)
         step = engine._scheduler.step
 
         def slow() -> Any:
@@ -190,9 +188,9 @@ def test_closing_tells_who_waits_before_the_running_step_is_over(
     asyncio.run(ask())
 
 
-def test_draining_finishes_what_runs_and_takes_nothing_more(sample_bundle: Any) -> None:
+def test_draining_finishes_what_runs_and_takes_nothing_more(shallow: Any) -> None:
     async def ask() -> None:
-        async with AsyncEngine.open(sample_bundle.bundle, max_seq_len=512) as engine:
+        async with AsyncEngine.open(shallow.bundle, max_seq_len=512) as engine:
             answer = await engine.generate("Once upon a time", PARAMS).accepted()
             draining = asyncio.create_task(engine.drain(timeout_s=60))
             await asyncio.sleep(0)
@@ -206,12 +204,12 @@ def test_draining_finishes_what_runs_and_takes_nothing_more(sample_bundle: Any) 
 
 @pytest.mark.parametrize("failure", [MachineError("no memory"), ZeroDivisionError("a bug")])
 def test_nobody_waits_for_an_engine_that_failed(
-    sample_bundle: Any, failure: Exception, monkeypatch: pytest.MonkeyPatch
+    shallow: Any, failure: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An expected error ends the requests concerned; a fault of ours the whole engine, in words."""
 
     async def ask() -> None:
-        async with AsyncEngine.open(sample_bundle.bundle, max_seq_len=512) as engine:
+        async with AsyncEngine.open(shallow.bundle, max_seq_len=512) as engine:
             working = type(engine.session)._step
 
             def broken(*_: object) -> None:

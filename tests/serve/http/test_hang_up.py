@@ -5,7 +5,6 @@ import json
 import logging
 import re
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 
 from nemo_trt.serve import ServeOptions, create_app
 from nemo_trt.serve.grammar_trial import GrammarTrial
-from tests.waiting import until, until_async
+from tests.waiting import LIMIT_S, until, until_async
 
 pytestmark = pytest.mark.model
 
@@ -23,13 +22,13 @@ LONG = {"prompt": "Once upon a time", "max_tokens": 400, "ignore_eos": True, "n"
 
 
 @pytest.fixture
-def client(sample_bundle: Any, served: Any) -> Iterator[httpx.Client]:
+def client(shallow: Any, served: Any) -> Iterator[httpx.Client]:
     """Two slots, so that the third of three answers waits."""
     options = ServeOptions(allow_unvalidated=True, log_text=True)
-    app = create_app(sample_bundle.bundle, options=options, max_batch=2, max_seq_len=512)
+    app = create_app(shallow.bundle, options=options, max_batch=2, max_seq_len=512)
     with served(app) as url:
         app.state.service.wait()
-        with httpx.Client(base_url=url, timeout=60) as found:
+        with httpx.Client(base_url=url, timeout=LIMIT_S) as found:
             yield found
 
 
@@ -40,23 +39,19 @@ def value(client: httpx.Client, name: str) -> float:
 
 
 def wait_for(client: httpx.Client, name: str, wanted: float) -> None:
-    """Until a metric has this value; what never comes is a failure after a minute."""
-    end = time.monotonic() + 60
-    while value(client, name) != wanted:
-        assert time.monotonic() < end, (name, wanted, client.get("/metrics").text)
-        time.sleep(0.02)
+    """Until a metric has this value."""
+    until(lambda: value(client, name) == wanted)
 
 
 def logged(caplog: pytest.LogCaptureFixture, count: int) -> list[dict[str, Any]]:
     """The log's lines of this many POST requests; each is written after its answer."""
-    end = time.monotonic() + 60
-    while True:
+
+    def posts() -> list[dict[str, Any]]:
         lines = [json.loads(r.message) for r in caplog.records if r.name == "nemo_trt.serve"]
-        posts = [line for line in lines if line["method"] == "POST"]
-        if len(posts) == count:
-            return posts
-        assert time.monotonic() < end, lines
-        time.sleep(0.02)
+        return [line for line in lines if line["method"] == "POST"]
+
+    until(lambda: len(posts()) == count)
+    return posts()
 
 
 def all_three_are_gone(client: httpx.Client) -> bool:
@@ -94,7 +89,7 @@ def test_a_client_that_leaves_ends_the_compilation_of_its_grammar(
     asked = {"prompt": "x", "max_tokens": 4, "guided_json": endless}
 
     async def leave(url: str) -> Any:
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=LIMIT_S) as client:
             waiting = asyncio.create_task(client.post("/v1/completions", json=asked))
             await until_async(lambda: service._trial._child is not None)
             child = service._trial._child
@@ -107,18 +102,18 @@ def test_a_client_that_leaves_ends_the_compilation_of_its_grammar(
         child = asyncio.run(leave(url))
         assert child.returncode == -signal.SIGKILL
         until(lambda: service.compilers._pending == 0)
-        with httpx.Client(base_url=url, timeout=60) as client:
+        with httpx.Client(base_url=url, timeout=LIMIT_S) as client:
             answer = client.post("/v1/completions", json=asked | {"guided_json": {"type": "null"}})
             assert answer.json()["choices"][0]["text"].startswith("n")
             wait_for(client, 'errors_total{code="499"}', 1)
 
 
 def test_a_request_whose_time_is_over_is_an_error_whole_or_streamed(
-    sample_bundle: Any, served: Any
+    shallow: Any, served: Any
 ) -> None:
     options = ServeOptions(allow_unvalidated=True, request_timeout_s=0.5)
-    app = create_app(sample_bundle.bundle, options=options, max_batch=2, max_seq_len=512)
-    with served(app) as url, httpx.Client(base_url=url, timeout=60) as client:
+    app = create_app(shallow.bundle, options=options, max_batch=2, max_seq_len=512)
+    with served(app) as url, httpx.Client(base_url=url, timeout=LIMIT_S) as client:
         app.state.service.wait()
         whole = client.post("/v1/completions", json=LONG)
         lines = client.post("/v1/completions", json=LONG | {"stream": True}).text.split("\n\n")

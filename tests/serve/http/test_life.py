@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,19 +25,19 @@ from nemo_trt.manifest import read_manifest
 from nemo_trt.safetensors import read_layout
 from nemo_trt.serve import ServeOptions, create_app
 from nemo_trt.serve.http import serve_forever
-from tests.waiting import until
+from tests.waiting import LIMIT_S, until
 
 pytestmark = pytest.mark.model
 
 OPEN = ServeOptions(allow_unvalidated=True)
-LONG = {"prompt": "Once upon a time", "max_tokens": 300, "ignore_eos": True, "stream": True}
+LONG = {"prompt": "Once upon a time", "max_tokens": 60, "ignore_eos": True, "stream": True}
 
 
 @pytest.fixture
-def copy(sample_bundle: Any, tmp_path: Path) -> Path:
+def copy(shallow: Any, tmp_path: Path) -> Path:
     """A bundle whose verdict a test may write; its weights are links."""
     bundle = tmp_path / "copy"
-    shutil.copytree(sample_bundle.bundle, bundle, copy_function=os.link)
+    shutil.copytree(shallow.bundle, bundle, copy_function=os.link)
     return bundle
 
 
@@ -105,17 +104,17 @@ def test_more_than_was_judged_is_refused_and_the_default_stays_within(
 
 
 def test_requests_get_503_until_the_engine_is_open(
-    sample_bundle: Any, monkeypatch: pytest.MonkeyPatch
+    shallow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_open = threading.Event()
     really_open = Runner.open
 
     def slow(*arguments: Any, **options: Any) -> Runner:
-        may_open.wait(60)
+        may_open.wait(LIMIT_S)
         return really_open(*arguments, **options)
 
     monkeypatch.setattr(Runner, "open", slow)
-    app = create_app(sample_bundle.bundle, options=OPEN, max_seq_len=256)
+    app = create_app(shallow.bundle, options=OPEN, max_seq_len=256)
     with TestClient(app) as client:
         assert client.get("/health/live").status_code == 200
         assert client.get("/health/ready").json()["status"] == "starting"
@@ -129,13 +128,13 @@ def test_requests_get_503_until_the_engine_is_open(
 
 
 def test_an_engine_that_does_not_open_is_said_to_have_failed(
-    sample_bundle: Any, monkeypatch: pytest.MonkeyPatch
+    shallow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> Runner:
         raise MachineError("no memory for that")
 
     monkeypatch.setattr(Runner, "open", broken)
-    app = create_app(sample_bundle.bundle, options=OPEN)
+    app = create_app(shallow.bundle, options=OPEN)
     with TestClient(app) as client:
         with pytest.raises(MachineError, match="no memory"):
             app.state.service.wait()
@@ -144,8 +143,8 @@ def test_an_engine_that_does_not_open_is_said_to_have_failed(
         assert (ready.json()["status"], ready.json()["failure"]) == ("failed", "no memory for that")
 
 
-def test_an_application_mounts_in_another_over_a_runner_of_its_own(sample_bundle: Any) -> None:
-    runner = Runner.open(sample_bundle.bundle, max_batch=2, max_seq_len=256)
+def test_an_application_mounts_in_another_over_a_runner_of_its_own(shallow: Any) -> None:
+    runner = Runner.open(shallow.bundle, max_batch=2, max_seq_len=256)
     inner = create_app(runner, options=OPEN)
     outer = FastAPI()
     outer.mount("/llm", inner)
@@ -157,10 +156,28 @@ def test_an_application_mounts_in_another_over_a_runner_of_its_own(sample_bundle
     inner.state.service.close()
 
 
+# While there is a file "hold" in the bundle's folder, decode steps wait after a few.
+_HOLDING = """
+import sys, time
+from pathlib import Path
+from nemo_trt.cli.main import main
+from nemo_trt.engines.ort_session import OrtSession
+hold, step, held = Path(sys.argv[2]) / "hold", OrtSession._step, 0
+def waiting(self, input_ids, *rest):
+    global held
+    held += input_ids.shape[1] == 1 and hold.exists()
+    while held > 4 and hold.exists():
+        time.sleep(0.01)
+    return step(self, input_ids, *rest)
+OrtSession._step = waiting
+main()
+"""
+
+
 @contextmanager
 def process(bundle: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`nemo-trt serve` on a free port; yields it and its address."""
-    command = [sys.executable, "-m", "nemo_trt.cli.main", "serve", str(bundle), "--port", "0"]
+    command = [sys.executable, "-c", _HOLDING, "serve", str(bundle), "--port", "0"]
     started = subprocess.Popen(
         [*command, "--max-seq-len", "1024", "--drain-timeout", "600", "--threads", "1"],
         stderr=subprocess.PIPE,
@@ -188,23 +205,25 @@ def test_a_signal_lets_what_runs_finish_and_exits_with_zero(
     copy: Path, vouch: Any, number: int
 ) -> None:
     vouch(copy)
-    with process(copy) as (server, url), httpx.Client(base_url=url, timeout=60) as client:
+    with process(copy) as (server, url), httpx.Client(base_url=url, timeout=LIMIT_S) as client:
+        (copy / "hold").touch()
         with client.stream("POST", "/v1/completions", json=LONG) as answer:
             lines = answer.iter_lines()
             next(lines)
             server.send_signal(number)
-            while client.get("/health/ready").status_code == 200:
-                time.sleep(0.01)
+            until(lambda: client.get("/health/ready").status_code == 503)
             assert "\nnemo_trt_requests_running 1.0\n" in client.get("/metrics").text
             refused = client.post("/v1/completions", json={"prompt": "x"})
             assert refused.status_code == 503 and "shutting down" in refused.text
+            (copy / "hold").unlink()
             assert [line for line in lines if line][-1] == "data: [DONE]"
         assert server.wait(300) == 0
 
 
 def test_a_second_signal_does_not_wait(copy: Path, vouch: Any) -> None:
     vouch(copy)
-    with process(copy) as (server, url), httpx.Client(base_url=url, timeout=60) as client:
+    with process(copy) as (server, url), httpx.Client(base_url=url, timeout=LIMIT_S) as client:
+        (copy / "hold").touch()
         with client.stream("POST", "/v1/completions", json=LONG) as answer:
             lines = answer.iter_lines()
             next(lines)
@@ -213,6 +232,7 @@ def test_a_second_signal_does_not_wait(copy: Path, vouch: Any) -> None:
             server.send_signal(signal.SIGTERM)
             rest = [line for line in lines if line]
             assert '"error"' in rest[-1] and "shutting down" in rest[-1]
+        (copy / "hold").unlink()
         assert server.wait(300) == 0
 
 
@@ -227,9 +247,9 @@ def test_a_port_that_is_taken_is_told(copy: Path, vouch: Any) -> None:
 
 
 def test_an_engine_that_fails_is_told_answers_who_waits_and_ends_the_process(
-    sample_bundle: Any, caplog: pytest.LogCaptureFixture
+    shallow: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = create_app(sample_bundle.bundle, options=OPEN, max_seq_len=256, max_batch=2)
+    app = create_app(shallow.bundle, options=OPEN, max_seq_len=256, max_batch=2)
     service = app.state.service
     statuses: list[int] = []
     asking: list[threading.Thread] = []

@@ -11,7 +11,7 @@ import pytest
 
 from nemo_trt.errors import RequestError
 from nemo_trt.serve import ServeOptions, create_app
-from tests.waiting import until
+from tests.waiting import LIMIT_S, until
 
 pytestmark = pytest.mark.model
 
@@ -20,14 +20,14 @@ ASK = {"prompt": "Tell me about Paris, please.", "max_tokens": 2}
 
 
 @pytest.fixture(scope="module")
-def guarded(sample_bundle: Any, served: Any) -> Iterator[httpx.Client]:
+def guarded(shallow: Any, served: Any) -> Iterator[httpx.Client]:
     options = ServeOptions(
         api_keys=(KEY, "second"), max_body_bytes=1000, allow_unvalidated=True, max_queue=1
     )
-    app = create_app(sample_bundle.bundle, options=options, max_batch=1, max_seq_len=512)
+    app = create_app(shallow.bundle, options=options, max_batch=1, max_seq_len=512)
     with served(app) as url:
         app.state.service.wait()
-        with httpx.Client(base_url=url, timeout=60) as client:
+        with httpx.Client(base_url=url, timeout=LIMIT_S) as client:
             yield client
 
 
@@ -135,9 +135,9 @@ def test_the_log_says_why_a_request_was_refused(
 
 
 def test_an_error_in_the_program_is_a_500_in_openais_form(
-    sample_bundle: Any, served: Any, caplog: pytest.LogCaptureFixture
+    shallow: Any, served: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = create_app(sample_bundle.bundle, options=ServeOptions(allow_unvalidated=True))
+    app = create_app(shallow.bundle, options=ServeOptions(allow_unvalidated=True))
 
     @app.get("/broken")
     async def broken() -> None:
