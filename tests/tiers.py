@@ -21,6 +21,7 @@ FIXTURES = {
     "tiny_checkpoint": "model",
     "tiny": "model",
     "tekken_bundle": "model",
+    "small_tekken": "model",
     "bundles": "model",
     "small": "model",
     "sample_checkpoint": "e2e",

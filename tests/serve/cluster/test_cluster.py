@@ -92,10 +92,12 @@ def test_a_request_has_one_id_everywhere(cluster: Cluster) -> None:
 
 def test_a_stream_passes_through_while_it_grows(cluster: Cluster) -> None:
     body = {"prompt": "Once upon a time", **LONG}
+    cluster.hold.touch()
     with cluster.client.stream("POST", "/v1/completions", json=body) as answer:
         lines = answer.iter_lines()
         first = next(lines)
         assert sum(cluster.samples("requests_running").values()) == 1
+        cluster.hold.unlink()
         found = events([first, *lines])
     assert found[-1] == "[DONE]"
     assert len(found) > 100  # tokens that arrive together may lie in one event, most do not
@@ -129,6 +131,7 @@ def test_a_client_that_leaves_frees_its_slot(cluster: Cluster, stream: bool) -> 
     ended = sum(cluster.samples("requests_total").values())
     generated = sum(cluster.samples("generation_tokens_total").values())
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    cluster.hold.touch()
     with closing(HTTPConnection(cluster.url.removeprefix("http://"), timeout=600)) as leaving:
         leaving.request("POST", "/v1/completions", json.dumps(body), headers)
         cluster.until("requests_running", 1)
@@ -136,6 +139,7 @@ def test_a_client_that_leaves_frees_its_slot(cluster: Cluster, stream: bool) -> 
             assert leaving.getresponse().readline().startswith(b"data: ")
     cluster.until("requests_total", ended + 1)
     cluster.until("requests_running", 0)
+    cluster.hold.unlink()
     assert sum(cluster.samples("generation_tokens_total").values()) - generated < 1900
 
 
@@ -187,6 +191,7 @@ def test_a_replica_that_is_killed_loses_its_streams_alone(
     assert len(before) == 2
     streams = [Asking(cluster, number, True) for number in range(4)]
     whole = [Asking(cluster, number, False) for number in range(4, 8)]
+    cluster.hold.touch()
     for stream in streams:  # one by one, so that each replica has two
         stream.start()
         assert stream.begun.wait(600)
@@ -197,6 +202,7 @@ def test_a_replica_that_is_killed_loses_its_streams_alone(
     killed = max(before, key=lambda name: running[name])
     assert running[killed] == SLOTS
     os.kill(before[killed], signal.SIGKILL)
+    cluster.hold.unlink()
     for one in (*streams, *whole):
         one.join(600)
         assert not one.is_alive()
@@ -261,22 +267,25 @@ def test_sigterm_lets_streams_end_and_leaves_no_process(cluster: Cluster) -> Non
     started = descendants(cluster.process.pid)
     assert len(started) > 5
     body = {"prompt": "Once upon a time", **LONG}
+    cluster.hold.touch()
     with cluster.client.stream("POST", "/v1/completions", json=body) as answer:
         lines = answer.iter_lines()
         first = next(lines)
         drain(cluster)
         refused = cluster.client.post("/v1/completions", json={"prompt": "x"})
         assert refused.status_code == 503 and "shutting down" in refused.text
+        cluster.hold.unlink()
         assert events([first, *lines])[-1] == "[DONE]"
     assert cluster.process.wait(300) == 0
     assert not left_after_a_while(started)
 
 
-def test_a_second_signal_does_not_wait(tekken_bundle: Path, tmp_path: Path) -> None:
+def test_a_second_signal_does_not_wait(small_tekken: Path, tmp_path: Path) -> None:
     size = ("--max-batch", "1", "--max-seq-len", "4096", "--replicas", "1")
-    with run_cluster(tekken_bundle, tmp_path / "log", *size) as cluster:
+    with run_cluster(small_tekken, tmp_path / "log", *size) as cluster:
         started = descendants(cluster.process.pid)
         body = {"prompt": "Once upon a time", **LONG, "max_tokens": 4000}
+        cluster.hold.touch()
         with cluster.client.stream("POST", "/v1/completions", json=body) as answer:
             lines = answer.iter_lines()
             first = next(lines)

@@ -39,13 +39,13 @@ applications:
 
 
 @pytest.fixture(scope="module")
-def url(tekken_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(small_tekken: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an application that starts with one replica and may have two."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("run")
     configuration = folder / "nemo.yaml"
-    configuration.write_text(CONFIGURATION.format(port=port, bundle=tekken_bundle))
+    configuration.write_text(CONFIGURATION.format(port=port, bundle=small_tekken))
     own = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -55,7 +55,9 @@ def url(tekken_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "RAY_worker_niceness": "0",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
     }
-    script = "from ray.serve.scripts import cli; cli()"  # what Ray installs as `serve`
+    # What Ray installs as `serve`, without its dashboard, a dozen processes.
+    script = "import ray; from functools import partial; from ray.serve.scripts import cli; "
+    script += "ray.init = partial(ray.init, include_dashboard=False); cli()"
     command = [sys.executable, "-c", script, "run", str(configuration)]
     log = folder / "log"
     with log.open("wb") as output:
