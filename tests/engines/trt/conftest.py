@@ -40,17 +40,13 @@ def write_bundles(folder: Path, config: ModelConfig) -> dict[str, Path]:
     return {"bf16": checkpoint, "fp8": folder / "fp8"}
 
 
-@pytest.fixture(scope="session")
-def small(cached: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two layers whose attention TensorRT fuses, small enough to compile in a second.
-
-    A copy: tests build engines in it.
-    """
+def small_config(num_layers: int) -> ModelConfig:
+    """Layers whose attention TensorRT fuses, small enough to compile two in a second."""
     from nemo_trt.export.samples import SHAPES
 
-    config = replace(
+    return replace(
         SHAPES["nemo-12b"],
-        num_layers=2,
+        num_layers=num_layers,
         hidden_size=320,
         intermediate_size=896,
         num_heads=8,
@@ -59,7 +55,12 @@ def small(cached: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
         vocab_size=512,
         max_position_embeddings=65536,
     )
+
+
+@pytest.fixture(scope="session")
+def small(cached: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two small layers. A copy: tests build engines in it."""
     folder = tmp_path_factory.mktemp("small")
-    made = cached("small", lambda folder: write_bundles(folder, config))
+    made = cached("small", lambda folder: write_bundles(folder, small_config(2)))
     shutil.copytree(made, folder, dirs_exist_ok=True)
     return {"bf16": folder / "checkpoint", "fp8": folder / "fp8"}

@@ -1,4 +1,4 @@
-"""Engines of Nemo's real dimensions and of the real sample model, compiled for two GPUs.
+"""Engines of Nemo's real dimensions and of real weights, compiled for two GPUs.
 
 What the log and the network show of them is what no GPU is needed for.
 """
@@ -18,6 +18,7 @@ from nemo_trt.engines.trt import compile as compiling
 from nemo_trt.engines.trt.engine_record import BuildOptions, EngineRecord
 from nemo_trt.engines.trt.kernels import Kernel, is_attention
 from nemo_trt.engines.trt.toolkit import load_toolkit
+from nemo_trt.export.samples import SHAPES
 from nemo_trt.manifest import read_manifest
 
 from .conftest import write_bundles
@@ -79,18 +80,16 @@ def _attentions(api: Any, network: Any) -> list[tuple[str | None, bool, bool]]:
 @pytest.fixture(scope="module")
 def nemo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     """Two layers of Nemo's real dimensions, vocabulary and all: 3.8 GB, and 3.2 GB in FP8."""
-    from nemo_trt.export.samples import SHAPES
-
     folder = tmp_path_factory.mktemp("nemo")
     yield write_bundles(folder, replace(SHAPES["nemo-12b"], num_layers=2))
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("gpu", ["l4", "rtx5090"])
-@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize(("precision", "gpu"), [("bf16", "l4"), ("fp8", "rtx5090")])
 def test_two_layers_of_nemo(
-    gpu: str, precision: str, nemo: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    precision: str, gpu: str, nemo: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The other two pairs are compiled below: FP8 for an L4 with pages, BF16 for an RTX 5090."""
     built = Built(nemo[precision], gpu, monkeypatch)
     config = read_manifest(nemo[precision]).config
     # Every attention has lengths and the lower right corner, and must be fused.
@@ -149,10 +148,11 @@ def test_two_layers_of_nemo_with_pages_at_the_models_whole_context(nemo: dict[st
         assert plan.launches_per_layer[f"decode-{rows}"] <= 14
 
 
-def test_the_whole_sample_model(
-    sample_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_layers_of_the_sample_model(
+    shallow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = shutil.copytree(sample_bundle.bundle, tmp_path / "bundle")  # it is written into
+    """Three query heads a kv head, of 64 dimensions, and a head that is the embedding."""
+    bundle = shutil.copytree(shallow.bundle, tmp_path / "bundle")  # it is written into
     built = Built(bundle, "rtx5090", monkeypatch)
     layers = read_manifest(bundle).config.num_layers
     assert built.attentions == [("lengths", True, False)] * layers

@@ -12,8 +12,12 @@ from nemo_trt.engines.trt import grouped, lowering, network
 from nemo_trt.engines.trt.attention import place
 from nemo_trt.engines.trt.toolkit import Log, load_toolkit
 from nemo_trt.errors import BuildError
+from nemo_trt.export.bundle import export_bundle
+from nemo_trt.export.samples import write_seeded
 from nemo_trt.manifest import GRAPH_FILE
 from nemo_trt.passes.scale_queries import ScaleQueries
+
+from .conftest import small_config
 
 pytestmark = pytest.mark.e2e
 
@@ -72,6 +76,24 @@ def test_the_parser_loses_lengths_and_corner_and_the_mend_gives_them_back(
         for index, kind in ((1, "key"), (2, "value")):
             read = grouped.cache_read(toolkit.api, one.get_input(index), made)
             assert read == f"present.{layer}.{kind}"
+    del alive
+
+
+def test_more_than_ten_layers(tmp_path: Path) -> None:
+    """Their numbers have two digits in the names of nodes and tensors; each reads its own cache."""
+    write_seeded(tmp_path / "checkpoint", small_config(12))
+    export_bundle(tmp_path / "checkpoint", tmp_path / "bundle")
+    toolkit, net, alive = parsed(tmp_path / "bundle")
+    network.mend(toolkit, net, num_layers=12, allow_unfused=False)
+    made = {
+        layer.get_output(index).name: layer
+        for layer in (net.get_layer(index) for index in range(net.num_layers))
+        for index in range(layer.num_outputs)
+    }
+    read = [
+        grouped.cache_read(toolkit.api, one.get_input(1), made) for one in attentions(toolkit, net)
+    ]
+    assert sorted(map(str, read)) == sorted(f"present.{layer}.key" for layer in range(12))
     del alive
 
 
