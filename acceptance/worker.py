@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from typing import Any, Literal
 from nemo_trt.acceptance.step_record import STAGES
 from nemo_trt.acceptance.work.done import CannotHere, Done
 from nemo_trt.errors import NemoTrtError
+from nemo_trt.progress import Progress
 
 _PR_SET_PDEATHSIG = 1
 
@@ -50,20 +52,24 @@ def main() -> None:
     asked = json.loads(sys.stdin.read())
     if asked["stage"] not in STAGES:
         raise ValueError(f"no stage {asked['stage']}")
-    done: dict[str, Any]
+    done = outcome(asked["stage"], asked["arguments"], told)
+    told.tell(done={**done, "peak_rss_bytes": _peak_rss_bytes()})
+
+
+def outcome(stage: str, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Do a stage's work: the fields of its `Done`, whatever it raises."""
     try:
-        work = importlib.import_module(f"nemo_trt.acceptance.work.{asked['stage']}")
-        outcome: Done = work.run(**asked["arguments"], progress=told)
-        done = asdict(outcome)
+        work = importlib.import_module(f"nemo_trt.acceptance.work.{stage}")
+        done: Done = work.run(**arguments, progress=progress)
+        return asdict(done)
     except CannotHere as error:
-        done = {"verdict": "skip", "reason": str(error)}
+        return {"verdict": "skip", "reason": str(error)}
     except NemoTrtError as error:
         traceback.print_exc()
-        done = {"verdict": "fail", "reason": str(error)}
+        return {"verdict": "fail", "reason": str(error)}
     except Exception as error:
         traceback.print_exc()
-        done = {"verdict": "fail", "reason": f"{type(error).__name__}: {error}"}
-    told.tell(done={**done, "peak_rss_bytes": _peak_rss_bytes()})
+        return {"verdict": "fail", "reason": f"{type(error).__name__}: {error}"}
 
 
 def _peak_rss_bytes() -> int | None:

@@ -1,12 +1,23 @@
-"""Runs `nemo-trt acceptance` as a user does, on a machine whose GPUs the test chooses."""
+"""Runs `nemo-trt acceptance` on a machine whose GPUs the test chooses."""
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from nemo_trt.acceptance import chain
+from nemo_trt.acceptance.process import Ended
+from nemo_trt.acceptance.worker import outcome, plain
+from nemo_trt.cli.main import run
+from nemo_trt.progress import Progress
 
 ASKED = ("--max-seq-len", "512", "--max-batch", "2", "--validate-seq-len", "128")
 ASKED += ("--prefill", "16", "--decode", "16", "--decode-steps", "4", "--no-smoke")
@@ -58,18 +69,39 @@ def environment(programs: Path) -> dict[str, str]:
     return {**os.environ, "PATH": str(programs), "OMP_NUM_THREADS": "2"}
 
 
+def stage_here(stage: str, arguments: Mapping[str, Any], log: Path, progress: Progress) -> Ended:
+    """`run_stage` without a process: all steps of all runs import their libraries once."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    given = json.loads(json.dumps(arguments))
+    with log.open("w") as output, redirect_stdout(output), redirect_stderr(output):
+        done = outcome(stage, given, progress)
+    return Ended(**json.loads(json.dumps(plain(done), allow_nan=False)))
+
+
 @dataclass(frozen=True)
 class Acceptance:
-    """Runs it again on a copy."""
+    """A folder to run it in."""
 
     checkpoint: Path
     folder: Path
     programs: Path
 
     def run(self, *more: str, gpu: str = "l40s", programs: Path | None = None) -> Ran:
+        """Run it in this process."""
+        asked = command(self.checkpoint, self.folder, *more, gpu=gpu)
+        out, err = StringIO(), StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PATH", str(programs or self.programs))
+            patch.setattr(chain, "run_stage", stage_here)
+            with redirect_stdout(out), redirect_stderr(err):
+                code = run(asked[asked.index("acceptance") :])
+        return Ran(self.folder, code, out.getvalue(), err.getvalue())
+
+    def run_as_a_user_does(self, *more: str) -> Ran:
+        """Run it in a process of its own, and each step in another."""
         ended = subprocess.run(
-            command(self.checkpoint, self.folder, *more, gpu=gpu),
-            env=environment(programs or self.programs),
+            command(self.checkpoint, self.folder, *more),
+            env=environment(self.programs),
             capture_output=True,
             text=True,
         )

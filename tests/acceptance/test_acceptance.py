@@ -1,4 +1,4 @@
-"""`nemo-trt acceptance` end to end, with what any machine has, as a user runs it."""
+"""`nemo-trt acceptance` end to end, with what any machine has: in this process, but for one run."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_all_that_this_machine_can_do_is_done_and_the_rest_has_its_reason(first:
         assert versions[package] and f"| {package} | {versions[package]} |" in first.markdown
     assert versions["nemo-trt"] and versions["python"]
     facts = first.steps["export-bf16"]["facts"]
-    assert facts["weight_bytes"] > 5e6 and first.steps["export-bf16"]["peak_rss_bytes"] > 50e6
+    assert facts["weight_bytes"] > 5e6
     judged = first.steps[CPU]["facts"]
     names = {case["name"] for case in judged["cases"]}
     assert names == {*CASES, GROWING_CACHE, LONG_POSITION}
@@ -138,9 +138,11 @@ def test_a_killed_run_is_gone_on_with(again: Acceptance) -> None:
     left = Ran(again.folder, process.returncode, "", "")
     assert not left.report["finished"] and left.report["verdict"] == "incomplete"
     assert "**UNFINISHED.**" in left.markdown and CPU not in left.steps
-    second = again.run("--again", "validate")
-    assert second.code == 3 and second.report["finished"]
+    second = again.run_as_a_user_does("--again", "validate")
+    assert second.code == 3 and second.report["finished"], second.err
     assert second.done() == {*ALWAYS, CPU, CPU_BENCH}
+    assert NO_GPU in second.words and "INCOMPLETE" in second.words
+    assert second.steps[CPU]["peak_rss_bytes"] > 50e6
 
 
 def test_without_a_compiler_for_the_gpu_the_bundle_is_judged_all_the_same(
