@@ -1,8 +1,8 @@
 """Which tests share a worker of pytest-xdist, and which never run beside each other.
 
 A test file runs on one worker, so that its module's fixtures are made once. The files of a group
-run on one worker, too: one Ray cluster and one browser run at a time. Two TensorRT compilations,
-8 GB each, never do, not even in two runs of the suite.
+run on one worker, too: one Ray cluster and one browser run at a time. Two compilations of Nemo's
+real dimensions, 8 GB each, never do, not even in two runs of the suite.
 
 Workers share the cores: PyTorch and ONNX Runtime compute in one thread in each. Threads of several
 workers that wait for each other, spinning, would take most of the time.
@@ -20,15 +20,18 @@ from typing import Any
 import pytest
 
 GROUPS = {
-    "tensorrt": ("tests/engines/trt/", "tests/acceptance/", "tests/cli/test_engines.py"),
+    "tensorrt": ("tests/engines/trt/", "tests/cli/test_engines.py"),
+    "acceptance": ("tests/acceptance/",),
     "ray": ("tests/serve/cluster/",),
     "fp8": ("tests/validate/test_fp8.py", "tests/export/quantization/test_cache_quality.py"),
     "browser": ("tests/serve/page/", "tests/validate/test_page.py"),
 }
+LARGE = "tests/engines/trt/test_compiled.py"  # compiles what takes 8 GB
 FIRST = (  # minutes each: begun late, one of them would end alone
     "tensorrt",
     "ray",
     "fp8",
+    "acceptance",
     "tests/export/checkpoints/test_fp8_kept.py",
     "tests/export/test_bundle.py",
     "browser",
@@ -95,7 +98,7 @@ def _held(lock: Path) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    if group_of(item.nodeid) != "tensorrt" or not item.get_closest_marker("e2e"):
+    if not item.nodeid.startswith(LARGE):
         return (yield)
     with _held(Path(tempfile.gettempdir()) / f"nemo-trt-tests-{os.getuid()}-tensorrt.lock"):
         return (yield)

@@ -13,7 +13,7 @@ from nemo_trt.acceptance.work import smoke
 from nemo_trt.acceptance.work.done import Done
 from nemo_trt.acceptance.worker import plain
 from nemo_trt.progress import Silent
-from tests.acceptance.running import environment
+from tests.acceptance.running import Acceptance
 from tests.engines.trt.standin import FakeContext
 
 from .lab import Lab, after_each_run, logits_of
@@ -77,20 +77,12 @@ def test_a_refuted_fact_that_touches_no_answer_passes(
 @pytest.mark.e2e
 def test_a_whole_smoke_without_a_gpu(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """It builds with TensorRT-RTX, judges the bundle on the CPU, and says what could not run."""
-    import subprocess
-    import sys
-
     pytest.importorskip("tensorrt_rtx", reason="compiles with TensorRT-RTX")
     programs = tmp_path / "programs"
     programs.mkdir()
-    asked = ["acceptance", str(tiny_checkpoint), str(tmp_path / "out"), "--gpu", "l40s", "--smoke"]
-    ended = subprocess.run(
-        [sys.executable, "-m", "nemo_trt.cli.main", *asked],
-        env=environment(programs), capture_output=True, text=True,
-    )  # fmt: skip
-    assert ended.returncode == 3, ended.stderr
-    words = " ".join(ended.stdout.split())
-    assert "INCOMPLETE. Nothing failed" in words and "could not run here" in words
+    ended = Acceptance(tiny_checkpoint, tmp_path / "out", programs).run("--smoke")
+    assert ended.code == 3, ended.err
+    assert "INCOMPLETE. Nothing failed" in ended.words and "could not run here" in ended.words
     assert [path.name for path in (tmp_path / "out").glob("bundle*")] == []
     page = (tmp_path / "out" / "report" / "smoke.md").read_text()
     assert "runs on an sm_89 GPU like l40s (here: none)" in page
