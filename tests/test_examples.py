@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import LIMIT_S
+
 pytestmark = pytest.mark.e2e
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -99,7 +101,7 @@ def get(url: str, body: dict[str, Any] | None = None) -> str:
     data = json.dumps(body).encode() if body else None
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:
             return str(answer.read().decode())
     except urllib.error.HTTPError as error:
         return str(error.read().decode())

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import LIMIT_S
+
 from . import fixture_cache
 from .fixture_cache import NUM_KEPT, FixtureCache, key_of
 
@@ -69,7 +71,7 @@ def test_two_who_want_it_at_once_wait_for_one_maker(tmp_path: Path) -> None:
     def make(folder: Path) -> None:
         made.append(folder)
         started.set()
-        go_on.wait(60)
+        go_on.wait(LIMIT_S)
         (folder / "file").write_text("whole")
 
     found: list[str] = []
@@ -82,7 +84,7 @@ def test_two_who_want_it_at_once_wait_for_one_maker(tmp_path: Path) -> None:
     threads = [threading.Thread(target=get) for _ in range(3)]
     for thread in threads:
         thread.start()
-    assert started.wait(60)
+    assert started.wait(LIMIT_S)
     go_on.set()
     for thread in threads:
         thread.join()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import LIMIT_S
+
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).resolve().parents[1]
 WAITS = """
@@ -47,7 +49,7 @@ def test_nothing_runs_on_after_a_busy_run(tests: str, number: int | None) -> Non
                 pass
             if number is not None:
                 os.killpg(make.pid, number)
-            make.communicate(timeout=100)  # the output ends when the last process has ended
+            make.communicate(timeout=LIMIT_S)  # the output ends when the last process has ended
         finally:
             if make.returncode is None:
                 os.killpg(make.pid, signal.SIGKILL)

@@ -11,6 +11,7 @@ import pytest
 
 from nemo_trt import atomic
 from nemo_trt.cli.main import run
+from tests.waiting import LIMIT_S
 
 pytestmark = pytest.mark.e2e
 
@@ -39,7 +40,7 @@ def test_a_signal_cleans_up_and_says_so(number: int, code: int, tmp_path: Path) 
         assert child.stdout is not None and child.stdout.readline() == "writing\n"
         assert [path.name for path in tmp_path.iterdir()] == [".t.partial"]
         child.send_signal(number)
-        _, said = child.communicate(timeout=100)
+        _, said = child.communicate(timeout=LIMIT_S)
     assert child.returncode == code
     assert said.endswith("Stopped.\n") and "Traceback" not in said
     assert not list(tmp_path.iterdir())
@@ -64,7 +65,7 @@ main("""
         child.send_signal(signal.SIGTERM)
         assert child.stdout.readline() == "cleaning\n"
         child.send_signal(signal.SIGTERM)
-        _, said = child.communicate("\n", timeout=100)
+        _, said = child.communicate("\n", timeout=LIMIT_S)
     assert child.returncode == 143 and said.endswith("Stopped.\n")
     assert not list(tmp_path.iterdir())
 

@@ -26,6 +26,7 @@ from nemo_trt.export.decoder import Decoder
 from nemo_trt.export.trace import TORCH_DTYPES, numerics_of
 from nemo_trt.manifest import read_manifest
 from nemo_trt.precision import DType
+from tests.waiting import LIMIT_S
 
 pytestmark = pytest.mark.model
 
@@ -209,7 +210,7 @@ copy = writer.copy_file
 def slow(source, target, progress):
     copy(source, target, progress)
     print("copied", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 writer.copy_file = slow
 bundle.export_bundle(Path(sys.argv[1]), Path(sys.argv[2]), force=True)
 """
@@ -229,7 +230,7 @@ def test_a_killed_export_leaves_the_old_bundle(
     ) as child:
         assert child.stdout is not None and child.stdout.readline() == "copied\n"
         os.kill(child.pid, how)
-        child.wait(30)
+        child.wait(LIMIT_S)
     assert contents(target) == before
     export_bundle(checkpoint, target, force=True)  # also sweeps what the kill left behind
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", "checkpoint"}

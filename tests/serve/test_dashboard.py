@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from nemo_trt.serve import ServeOptions, create_app
+from tests.waiting import LIMIT_S
 
 pytestmark = pytest.mark.model
 
@@ -27,7 +28,7 @@ def families(tekken_bundle: Path, served: Any) -> Iterator[list[Metric]]:
     """What a server exports after an answer and an error."""
     options = ServeOptions(allow_unvalidated=True)
     app = create_app(tekken_bundle, options=options, max_batch=1, max_seq_len=64)
-    with served(app) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with served(app) as url, httpx.Client(base_url=url, timeout=LIMIT_S) as client:
         app.state.service.wait()
         good = client.post("/v1/completions", json={"prompt": "x", "max_tokens": 2})
         assert good.status_code == 200

@@ -192,7 +192,7 @@ def test_draining_finishes_what_runs_and_takes_nothing_more(shallow: Any) -> Non
     async def ask() -> None:
         async with AsyncEngine.open(shallow.bundle, max_seq_len=512) as engine:
             answer = await engine.generate("Once upon a time", PARAMS).accepted()
-            draining = asyncio.create_task(engine.drain(timeout_s=60))
+            draining = asyncio.create_task(engine.drain(timeout_s=LIMIT_S))
             await asyncio.sleep(0)
             with pytest.raises(StateError, match="no more requests"):
                 await engine.generate("Hello").accepted()

@@ -26,6 +26,7 @@ from nemo_trt.errors import BuildError, MachineError
 from nemo_trt.manifest import GRAPH_FILE, read_manifest
 from nemo_trt.passes import merge_products
 from nemo_trt.progress import Silent
+from tests.waiting import LIMIT_S
 
 pytestmark = pytest.mark.e2e
 
@@ -277,7 +278,7 @@ def test_a_stop_leaves_nothing_half_written(number: int, code: int, small: dict[
             break
     os.kill(process.pid, number)
     process.communicate()
-    assert process.wait(timeout=60) == code
+    assert process.wait(LIMIT_S) == code
     engines = small["fp8"] / "engines"
     assert not [path for path in engines.iterdir() if "5090" in path.name]
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.waiting import LIMIT_S
+
 pytestmark = pytest.mark.e2e
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'nemo-trt[ray]'")
@@ -82,7 +84,7 @@ def url(small_tekken: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def replicas(url: str) -> int:
-    return len(httpx.get(f"{url}/health/ready", timeout=60).json()["replicas"])
+    return len(httpx.get(f"{url}/health/ready", timeout=LIMIT_S).json()["replicas"])
 
 
 def until(url: str, wanted: int) -> None:
@@ -118,4 +120,4 @@ def test_replicas_follow_the_queue_and_disturb_nobody(url: str) -> None:
         for client in clients:
             client.join()
     assert set(statuses) == {200}
-    assert httpx.get(f"{url}/v1/models", timeout=60).json()["data"][0]["id"] == "model"
+    assert httpx.get(f"{url}/v1/models", timeout=LIMIT_S).json()["data"][0]["id"] == "model"

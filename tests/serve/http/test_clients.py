@@ -9,6 +9,7 @@ import pytest
 
 from nemo_trt.errors import RequestError
 from nemo_trt.serve import ServeOptions, create_app
+from tests.waiting import LIMIT_S
 
 pytestmark = pytest.mark.model
 
@@ -68,7 +69,7 @@ def client(tekken_bundle: Path, served: Any) -> Iterator[httpx.Client]:
     with served(app) as url:
         app.state.service.wait()
         headers = {"Authorization": "Bearer k"}
-        with httpx.Client(base_url=url, timeout=120, headers=headers) as client:
+        with httpx.Client(base_url=url, timeout=LIMIT_S, headers=headers) as client:
             yield client
 
 

@@ -17,6 +17,7 @@ from nemo_trt.serve.http.connections import (
     GuardedProtocol,
     affordable_connections,
 )
+from tests.waiting import LIMIT_S
 
 pytestmark = pytest.mark.unit
 
@@ -78,7 +79,7 @@ def opened() -> Iterator[Callable[..., socket.socket]]:
     with contextlib.ExitStack() as stack:
 
         def connect(address: tuple[str, int], data: bytes = b"") -> socket.socket:
-            one = stack.enter_context(socket.create_connection(address, timeout=60))
+            one = stack.enter_context(socket.create_connection(address, timeout=LIMIT_S))
             one.sendall(data)
             return one
 

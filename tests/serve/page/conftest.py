@@ -1,7 +1,6 @@
 """The page in a real Chromium against a real server; every test watches what the browser minds."""
 
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from nemo_trt.serve import ServeOptions, create_app
 from tests.browsing import Watch
+from tests.waiting import LIMIT_S, until
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -32,10 +32,7 @@ class Site:
 
     def wait_until_running(self, number: int) -> None:
         """Return when as many requests have a slot."""
-        end = time.monotonic() + 60
-        while self.num_running != number:
-            assert time.monotonic() < end, f"{self.num_running} requests run, not {number}"
-            time.sleep(0.01)
+        until(lambda: self.num_running == number)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +53,8 @@ def watch(site: Site) -> Iterator[Watch]:
 def context(browser: Any) -> Iterator[Any]:
     """A browser's profile of its own."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
-    context.set_default_timeout(30_000)
-    sync_api.expect.set_options(timeout=30_000)  # a busy machine is slow, not wrong
+    context.set_default_timeout(1000 * LIMIT_S)
+    sync_api.expect.set_options(timeout=1000 * LIMIT_S)
     yield context
     context.close()
 

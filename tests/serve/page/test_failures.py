@@ -13,6 +13,7 @@ import pytest
 
 from nemo_trt.engines.runner import Runner
 from nemo_trt.serve import ServeOptions, create_app
+from tests.waiting import LIMIT_S
 
 from .conftest import CONTEXT, Site, Watch, ask, finish, run, set_sampling
 
@@ -85,7 +86,7 @@ def test_a_full_queue_is_told_with_the_time_to_wait(context: Any, guarded: Site)
     headers = {"Authorization": f"Bearer {KEY}"}
     with (
         opened(context, guarded.url, 401, 429) as page,
-        httpx.Client(base_url=guarded.url, headers=headers, timeout=60) as client,
+        httpx.Client(base_url=guarded.url, headers=headers, timeout=LIMIT_S) as client,
     ):
         with client.stream("POST", "/v1/completions", json=more) as first:
             lines = first.iter_lines()  # dropped, it would hang up
@@ -140,7 +141,7 @@ def test_a_server_that_starts_is_waited_for(
     really_open = Runner.open
 
     def slow(*arguments: Any, **options: Any) -> Runner:
-        may_open.wait(60)
+        may_open.wait(LIMIT_S)
         return really_open(*arguments, **options)
 
     monkeypatch.setattr(Runner, "open", slow)
