@@ -15,7 +15,8 @@ import pytest
 
 from .conftest import KEY, SLOTS, Cluster, run_cluster
 
-pytestmark = pytest.mark.e2e
+# In order: the last test of the shared cluster ends it.
+pytestmark = [pytest.mark.e2e, pytest.mark.random_order(disabled=True)]
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'nemo-trt[ray]'")
 LONG = {"max_tokens": 500, "ignore_eos": True, "temperature": 0, "stream": True}
