@@ -73,7 +73,7 @@ def attacks(seconds: float, silent: int, size: float) -> list[Attack]:
         ),
         _bodies("tokens", COMPLETIONS, b'{"prompt": [' + b"300," * int(140_000 * size) + b"1]}"),
         _bodies("floats", COMPLETIONS, b'{"prompt": [' + _FLOAT * (whole // 22) + b"1]}"),
-        _bodies("5,000 messages", CHAT, _json(messages=_USER * int(5000 * size))),
+        _bodies("5,000 messages", CHAT, _json(messages=_USER * int(5000 * size), max_tokens=1)),
         _bodies("text of escapes", CHAT, b'{"messages": "' + rb"\u0041" * (whole // 6) + b'"}'),
         _bodies(
             "ASCII and one emoji",
