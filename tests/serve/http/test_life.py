@@ -25,7 +25,7 @@ from nemo_trt.manifest import read_manifest
 from nemo_trt.safetensors import read_layout
 from nemo_trt.serve import ServeOptions, create_app
 from nemo_trt.serve.http import serve_forever
-from tests.waiting import LIMIT_S, until
+from tests.waiting import LIMIT_S, until, within
 
 pytestmark = pytest.mark.model
 
@@ -186,18 +186,19 @@ def process(bundle: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
     )
     assert started.stderr
-    try:
-        lines = []
-        for line in started.stderr:
-            lines.append(line)
-            if found := re.search(r"Ready after .* at (http://\S+?)\.(\s|$)", line):
-                yield started, found[1]
-                return
-        pytest.fail("".join(lines))
-    finally:
-        started.kill()
-        started.wait()
-        started.stderr.close()
+    with within():  # what is held would wait for ever
+        try:
+            lines = []
+            for line in started.stderr:
+                lines.append(line)
+                if found := re.search(r"Ready after .* at (http://\S+?)\.(\s|$)", line):
+                    yield started, found[1]
+                    return
+            pytest.fail("".join(lines))
+        finally:
+            started.kill()
+            started.wait()
+            started.stderr.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
