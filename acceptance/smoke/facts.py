@@ -29,6 +29,7 @@ from .pace import (
     shared_keys_come_from_the_l2_cache,
     waiting_computes_nothing,
 )
+from .stripped import a_stripped_engine_does_the_same
 
 _OTHER_LOGITS = "logits differ by more than validation allows"
 
@@ -190,6 +191,17 @@ OF_ENGINES: tuple[Fact[Opened], ...] = (
         probe=mistakes_are_refused,
         refuted="Nothing for users: the session makes none of these mistakes.",
         section="What no GPU is needed for, and what needs one",
+    ),
+    Fact(
+        name="F19",
+        says="An engine that takes its weights from the bundle gives the logits of one whose plan "
+        "holds them, in steps that take as long.",
+        matters="`build --strip` needs neither the plan's disk space nor its time.",
+        probe=a_stripped_engine_does_the_same,
+        refuted="Do not serve a stripped engine with other logits; of a slower one, report both "
+        "times.",
+        fails=_OTHER_LOGITS,
+        section="Plans without weights",
     ),
 )
 """Those that an engine on its GPU shows, in the order in which they are probed."""

@@ -32,6 +32,7 @@ class Opened:
         open: opens a session; its argument says whether decode steps are replayed as graphs.
         device: gives the device, for a probe to look at; the probe closes it.
         plan: loads the plan that has the prefill profile.
+        stripped: opens the engine that takes its weights from the bundle; None if there is none.
         bandwidth_bytes_per_s: of the GPU's memory; None if it is not known.
         wall, cpu: seconds that passed, and seconds that this thread computed.
     """
@@ -41,6 +42,7 @@ class Opened:
     open: Callable[[bool], TensorRtSession]
     device: Callable[[], Device]
     plan: Callable[[], Plan]
+    stripped: Callable[[], TensorRtSession] | None
     bandwidth_bytes_per_s: float | None
     wall: Callable[[], float] = time.perf_counter
     cpu: Callable[[], float] = time.thread_time
@@ -56,12 +58,16 @@ def opened(bundle: Bundle, name: str, bandwidth_bytes_per_s: float | None) -> Op
     record = read_record(bundle, name, verify=False)
     toolkit = load_toolkit(record.toolkit)  # type: ignore[arg-type]  # the builder wrote it
     folder, file = bundle.engine_folder(name), record.plans[0]
+    taking = f"{name}-stripped"
     return Opened(
         record=record,
         folder=folder,
         open=lambda use_graphs: TensorRtSession.open(bundle, name, use_graphs=use_graphs),
         device=CudaDevice,
         plan=lambda: TensorRtPlan(toolkit, folder / file.file, file.digest, record.paged),
+        stripped=(
+            (lambda: TensorRtSession.open(bundle, taking)) if taking in bundle.engines() else None
+        ),
         bandwidth_bytes_per_s=bandwidth_bytes_per_s,
     )
 

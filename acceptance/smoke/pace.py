@@ -41,7 +41,7 @@ def a_step_costs_the_capacity(subject: Opened) -> Outcome:
     with subject.open(True) as session:
         cache = session.memory.cache
         full = session.capacity - _STEPS - 1
-        short_s, long_s = (_step_s(subject, session, length) for length in (_STEPS, full))
+        short_s, long_s = (step_s(subject, session, length) for length in (_STEPS, full))
     words = (
         f"{short_s * 1e6:.0f} us a step with rows of {_STEPS} tokens, {long_s * 1e6:.0f} us with "
         f"rows of {full}"
@@ -57,22 +57,22 @@ def shared_keys_come_from_the_l2_cache(subject: Opened) -> Outcome:
     with subject.open(True) as session:
         config, cache = session.config, session.memory.cache
         group = config.num_heads // config.num_kv_heads
-        step_s = _step_s(subject, session, session.capacity - _STEPS - 1)
+        taken_s = step_s(subject, session, session.capacity - _STEPS - 1)
     bandwidth = subject.bandwidth_bytes_per_s
     if group == 1 or bandwidth is None:
         return undecided("no query heads share a key, or the bandwidth is not known")
     once_s = cache / bandwidth
     words = (
-        f"{step_s * 1e6:.0f} us a step; {cache / 1e6:.0f} MB of keys and values take "
+        f"{taken_s * 1e6:.0f} us a step; {cache / 1e6:.0f} MB of keys and values take "
         f"{once_s * 1e6:.0f} us at the data sheet's bandwidth, {group} times as long if each query "
         "head read them"
     )
-    if step_s > 2 * group * once_s:
+    if taken_s > 2 * group * once_s:
         return undecided(f"{words}: something else takes longer")
-    return confirmed(words) if step_s < group * once_s else refuted(words)
+    return confirmed(words) if taken_s < group * once_s else refuted(words)
 
 
-def _step_s(subject: Opened, session: Session, length: int) -> float:
+def step_s(subject: Opened, session: Session, length: int) -> float:
     """Median seconds of a decode step of all rows, each of about so many tokens."""
     rows, times = session.max_batch, []
     ids = tokens(session, rows, _STEPS)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,6 +17,7 @@ from nemo_trt.acceptance.smoke.probing import probe_all, wrong
 from nemo_trt.bundle import Bundle
 from nemo_trt.engines.session import Session
 from nemo_trt.engines.targets import target_named
+from nemo_trt.precision import DType
 from nemo_trt.progress import Progress
 
 from . import export, validate
@@ -98,21 +100,25 @@ class _Smoke:
         from nemo_trt.engines.trt.build import build_engine
 
         require_toolkit(self._gpu)
+        build = partial(
+            build_engine,
+            self._bundle,
+            gpu=self._gpu,
+            max_seq_len=MAX_SEQ_LEN,
+            max_batch=MAX_BATCH,
+            prefill_chunk=CHUNK,
+            progress=self._progress,
+        )
         record, _ = self._timed(
             "build",
-            lambda: build_engine(
-                self._bundle,
-                gpu=self._gpu,
-                max_seq_len=MAX_SEQ_LEN,
-                max_batch=MAX_BATCH,
-                prefill_chunk=CHUNK,
-                progress=self._progress,
-            ),
+            build,
             lambda built: (
                 f"{built[0].toolkit} {built[0].toolkit_version}, {MAX_BATCH} rows of "
                 f"{MAX_SEQ_LEN:,} tokens, {sum(p.num_bytes for p in built[0].plans) / 1e6:.0f} MB"
             ),
         )
+        if self._precision != DType.FP16:  # whose weights are converted
+            self._timed("build --strip", partial(build, strip=True))
         builds = compiled(Bundle.open(self._bundle), self._engine)
         outcomes = self._timed(
             f"probes of {len(OF_BUILDS)} facts about builds",

@@ -30,6 +30,7 @@ def build_engine(
     attention: AttentionKind = "native",
     page: int = PAGE,
     kv_cache: CacheKind = "base",
+    strip: bool = False,
     log_file: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[EngineRecord, bool]:
@@ -52,6 +53,8 @@ def build_engine(
         kv_cache: "base" stores keys and values in the dtype of activations; "fp16" lets a BF16 or
             FP8 bundle attend in FP16, over a cache in FP16, with native attention; "fp8", of pages,
             with the bundle's scales, in the layers that its calibration found to take it.
+        strip: leave the weights out of the plan, which is then compiled in a fraction of the time;
+            the engine reads them from the bundle when it is opened. None has run on a GPU yet.
         log_file: file for TensorRT's log.
         progress: receives progress updates; silent by default.
 
@@ -74,6 +77,7 @@ def build_engine(
         num_plans=1 if single_plan else 2,
         paged=attention == "paged",
         kv_cache=kv_cache,
+        strip=strip,
     )
     require_fit(budget, bundle)
     asked = f"nemo-trt build {bundle} --gpu {target.name}"
@@ -93,6 +97,7 @@ def build_engine(
             attention=attention,
             page=page,
             kv_cache=kv_cache,
+            strip=strip,
         ),
         toolkit,
         target=target,

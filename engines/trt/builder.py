@@ -34,6 +34,12 @@ from .kernels import (
 from .lowering import lower
 from .probe import explain_unfused, require_fused
 from .profiles import PREFILL, decode_names, is_decode
+from .stripped import (
+    digest_of,
+    require_computed_as_stored,
+    require_no_copies,
+    taken_weights,
+)
 from .toolkit import Log, Toolkit
 
 _SUFFIXES = {"base": "", "fp16": "-kv16", "fp8": "-kv8"}
@@ -83,6 +89,7 @@ def build_plans(
         num_plans=1 if options.single_plan else 2,
         paged=options.attention == "paged",
         kv_cache=options.kv_cache,
+        strip=options.strip,
     )
     require_fit(budget, bundle)
     require_fused(options, budget.fused_tokens)
@@ -90,6 +97,8 @@ def build_plans(
     if options.attention == "paged":
         name += "-paged"
     name += _SUFFIXES[options.kv_cache]
+    if options.strip:
+        name += "-stripped"
     placement = _placement(bundle, options)
     scales = asdict(placement.fp8) if placement and placement.fp8 else None
     build_id = options.build_id(bundle.bundle_id, toolkit.name, toolkit.version, scales)
@@ -104,6 +113,8 @@ def build_plans(
     progress.phase("lower the graph")
     in_fp16 = options.kv_cache == "fp16"
     graph = lower(bundle.path, GRAPH_FILE, options.max_seq_len, placement, in_fp16=in_fp16)
+    if options.strip:
+        require_computed_as_stored(graph, bundle)
     with _log_to(log_file) as write_log, atomic.new_directory(folder) as new:
         paged = _attention(new, bundle, options, placement) if placement else None
         compiler = Compiler(
@@ -130,6 +141,7 @@ def build_plans(
             peak_host_bytes=_peak_host_bytes(),
             nemo_trt=__version__,
             paged=paged,
+            stripped=digest_of(taken_weights(bundle)) if options.strip else None,
         )
         (new / ENGINE_FILE).write_text(record.to_json(), encoding="utf-8")
     return record, True
@@ -208,6 +220,10 @@ class _Build:
         )
 
     def _check(self, kernels: dict[str, list[Kernel]]) -> None:
+        if self.options.strip:
+            weights = taken_weights(self.bundle)
+            for found in kernels.values():
+                require_no_copies(found, weights)
         if self.options.allow_unfused:
             return
         config, products = self.bundle.config, self.compiler.graph.num_fp8_products

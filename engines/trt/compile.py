@@ -18,8 +18,9 @@ from .attention.place import PAGE_TABLE
 from .attention.plugin import registered
 from .engine_record import BuildOptions
 from .lowering import LoweredGraph
-from .network import caches, mend, parse, require_paged
+from .network import caches, mend, multiply_as_stored, parse, require_paged
 from .profiles import profile_named
+from .stripped import without_weights
 from .toolkit import Log, Toolkit
 
 USER_ALLOCATION = "REQUIRE_USER_ALLOCATION"
@@ -64,7 +65,8 @@ class Compiler:
     def _compile(self, path: Path, profiles: tuple[str, ...], log: Log) -> tuple[int, str]:
         api = self.toolkit.api
         builder = api.Builder(log.logger)
-        network = parse(self.toolkit, log, builder, self.graph)
+        graph = without_weights(self.graph) if self.options.strip else self.graph
+        network = parse(self.toolkit, log, builder, graph)
         if self.paged:
             require_paged(self.toolkit, network, self.graph.num_layers)
         else:
@@ -74,6 +76,8 @@ class Compiler:
                 num_layers=self.graph.num_layers,
                 allow_unfused=self.options.allow_unfused,
             )
+        if self.options.strip:
+            multiply_as_stored(self.toolkit, network)
         config = self._config(builder, network, profiles)
         monitor = _monitor(api, self.progress, path.stem)
         config.progress_monitor = monitor

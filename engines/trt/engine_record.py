@@ -41,6 +41,7 @@ class BuildOptions:
         attention: TensorRT's own over rows of `max_seq_len`, or ours over pages.
         page: tokens of a page.
         kv_cache: dtype of keys and values, see `cache_dtypes`.
+        strip: no weights in the plan; the engine reads them from the bundle when it is opened.
 
     Raises:
         RequestError: an option has no such value.
@@ -58,6 +59,7 @@ class BuildOptions:
     attention: AttentionKind = "native"
     page: int = PAGE
     kv_cache: CacheKind = "base"
+    strip: bool = False
 
     def __post_init__(self) -> None:
         require_choice("attention", self.attention, get_args(AttentionKind))
@@ -119,12 +121,14 @@ class EngineRecord:
         toolkit: "tensorrt" or "tensorrt-rtx".
         toolkit_version: version of that library.
         driver: driver of the GPU that it was built on; None if it was built without one.
-        weight_bytes: bytes of the bundle's weights, which the plans hold.
+        weight_bytes: bytes of the bundle's weights, which the plans hold or, stripped, take.
         plans: the plan files, with digests.
         build_s: seconds that the build took.
         peak_host_bytes: peak resident memory of the build.
         nemo_trt: version of nemo-trt.
         paged: the attention's kernels, with digests, of an engine with pages.
+        stripped: digest of names, types and shapes of the weights that the plans take; None if they
+            hold theirs.
     """
 
     name: str
@@ -141,6 +145,7 @@ class EngineRecord:
     peak_host_bytes: int
     nemo_trt: str
     paged: PagedAttention | None = None
+    stripped: str | None = None
 
     @property
     def engine_id(self) -> str:
@@ -173,6 +178,7 @@ class EngineRecord:
             words += ["--attention", "paged", "--page", str(options.page)]
         if options.kv_cache != "base":
             words += ["--kv-cache", options.kv_cache]
+        words += ["--strip"] * options.strip
         return shlex.join(words)
 
     def to_json(self) -> str:

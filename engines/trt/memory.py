@@ -16,7 +16,7 @@ class DeviceMemory:
     """Bytes on the device of an open engine.
 
     Attributes:
-        plans: weights and code.
+        plans: weights and code, be they in plans or, of a stripped engine, beside them.
         cache: keys and values; of an engine with pages, those of one row, the least it works with.
         scratch: of the profile that needs most.
         io: inputs and logits.
@@ -36,13 +36,19 @@ class DeviceMemory:
 
 
 def device_memory(
-    record: EngineRecord, config: ModelConfig, *, io_bytes: int, num_windows: int
+    record: EngineRecord,
+    config: ModelConfig,
+    *,
+    io_bytes: int,
+    num_windows: int,
+    weight_bytes: int = 0,
 ) -> DeviceMemory:
     """What an engine takes, by its record.
 
     Args:
         io_bytes: of inputs and logits.
         num_windows: decode contexts.
+        weight_bytes: of weights that are in no plan.
     """
     options = record.options
     paged = options.attention == "paged"
@@ -50,7 +56,7 @@ def device_memory(
         options.max_seq_len * options.max_batch
     )  # fmt: skip
     return DeviceMemory(
-        plans=sum(plan.num_bytes for plan in record.plans),
+        plans=sum(plan.num_bytes for plan in record.plans) + weight_bytes,
         cache=tokens * record.kv_bytes_per_token(config),
         scratch=max(max(plan.scratch_bytes.values(), default=0) for plan in record.plans),
         io=io_bytes,

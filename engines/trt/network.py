@@ -78,6 +78,39 @@ def mend_piece(toolkit: Toolkit, network: Any, *, allow_unfused: bool) -> None:
     _require_fp8(toolkit.api, layers)
 
 
+def multiply_as_stored(toolkit: Toolkit, network: Any) -> None:
+    """Let products turn the weights that they read themselves; of an input, TensorRT would turn a
+    copy in every step."""
+    api = toolkit.api
+    layers = _layers(network)
+    producers = _producers(layers)
+    for layer in layers:
+        if layer.type != api.LayerType.MATRIX_MULTIPLY:
+            continue
+        layer.__class__ = api.IMatrixMultiplyLayer
+        stored = _before_transpose(api, layer.get_input(1), producers)
+        if stored is None:
+            continue
+        rows = network.add_shuffle(stored)  # the other operand has a batch, so ONNX gives it one
+        rows.reshape_dims = (1, *stored.shape)
+        layer.set_input(1, rows.get_output(0))
+        layer.op1 = api.MatrixOperation.TRANSPOSE
+
+
+def _before_transpose(api: Any, tensor: Any, producers: dict[str, Any]) -> Any:
+    """The matrix whose transpose is a product's operand; None if that is something else."""
+    layer = producers.get(tensor.name)
+    for order in ((0, 1), (1, 0)):  # ONNX's batch is put before what its Transpose made
+        if layer is None or layer.type != api.LayerType.SHUFFLE:
+            return None
+        layer.__class__ = api.IShuffleLayer
+        if tuple(layer.first_transpose)[:2] != order:
+            return None
+        tensor = layer.get_input(0)
+        layer = producers.get(tensor.name)
+    return tensor if len(tensor.shape) == 2 else None
+
+
 def _restore(
     toolkit: Toolkit, network: Any, *, allow_unfused: bool, rows: int = -1
 ) -> tuple[list[Any], list[Any]]:

@@ -64,7 +64,7 @@ class Outputs:
         self._bytes |= {name: array[0].nbytes for name, array in self._host.items()}
         try:
             for name, num_bytes in self._bytes.items():
-                self._addresses[name] = device.allocate(positions * _aligned(num_bytes))
+                self._addresses[name] = device.allocate(positions * aligned(num_bytes))
                 self._closing.callback(device.free, self._addresses[name])
         except BaseException:
             self.close()
@@ -76,22 +76,22 @@ class Outputs:
     def num_bytes(positions: int, vocab_size: int) -> int:
         """Device memory for so many positions."""
         row = 4 * min(vocab_size, NUM_CANDIDATES)
-        return positions * sum(map(_aligned, (4 * vocab_size, row, row, 4, 4)))
+        return positions * sum(map(aligned, (4 * vocab_size, row, row, 4, 4)))
 
     def bind(self, context: Context, position: int) -> None:
         """Let a context write from a position on."""
         for name, num_bytes in self._bytes.items():
-            context.set_address(name, self._addresses[name] + position * _aligned(num_bytes))
+            context.set_address(name, self._addresses[name] + position * aligned(num_bytes))
 
     def logits_address(self, bound: int, offset: int) -> int:
         """Of one position: the one that a run was bound to, and how many lie between."""
-        first = self._addresses[contract.LOGITS] + bound * _aligned(self._logits_bytes)
+        first = self._addresses[contract.LOGITS] + bound * aligned(self._logits_bytes)
         return first + offset * self._logits_bytes
 
     def start_download(self, bound: int, first: int, stop: int, target: int) -> None:
         """Copy candidates of a run's positions to the host's positions from `target` on."""
         for name, array in self._host.items():
-            address = self._addresses[name] + bound * _aligned(self._bytes[name])
+            address = self._addresses[name] + bound * aligned(self._bytes[name])
             part = array[target : target + stop - first]
             self._device.start_download(part, address + first * self._bytes[name])
 
@@ -139,5 +139,6 @@ class DeviceResult:
         return self._outputs.candidates([row * self._num_logits + position for row, position in at])
 
 
-def _aligned(num_bytes: int) -> int:
+def aligned(num_bytes: int) -> int:
+    """Bytes up to where the next tensor may begin."""
     return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT

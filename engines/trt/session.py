@@ -17,6 +17,7 @@ from nemo_trt.errors import BuildError, MachineError
 from nemo_trt.where import Where
 
 from .decoders import Decoders
+from .device_weights import DeviceWeights, weight_bytes
 from .engine_record import EngineRecord, read_record
 from .inputs import Inputs, input_bytes
 from .memory import DeviceMemory, device_memory, require_free
@@ -24,6 +25,7 @@ from .outputs import DeviceResult, Outputs, Run
 from .profiles import PREFILL, Shapes, decode_name, step_inputs
 from .row_cache import RowCache
 from .runtime import Context, Plan, TensorRtPlan
+from .stripped import weights_to_take
 from .toolkit import load_toolkit
 from .windows import Window, Windows
 
@@ -226,7 +228,7 @@ class TensorRtSession(BaseSession):
         """Load the plans, and allocate caches, inputs, outputs and scratch."""
         options, config = self.record.options, self.config
         positions = max(options.max_logits, self.max_batch)
-        sizes = input_bytes(options)
+        sizes, weights = input_bytes(options), weights_to_take(self.bundle, self.record)
         self._windows = Windows(
             self.max_batch,
             weight_bytes=self.record.weight_bytes,
@@ -237,6 +239,7 @@ class TensorRtSession(BaseSession):
             config,
             io_bytes=sum(sizes.values()) + Outputs.num_bytes(positions, config.vocab_size),
             num_windows=len(list(self._decode_windows())),
+            weight_bytes=weight_bytes(weights),
         )
         require_free(self.memory, self._device.free_bytes(), self.record.name)
         self._plans: dict[str, tuple[Plan, int]] = {}
@@ -245,6 +248,8 @@ class TensorRtSession(BaseSession):
             self._closing.callback(plan.close)
             for index, profile in enumerate(file.profiles):
                 self._plans[profile] = plan, index
+        self._weights = DeviceWeights(self._device, weights)
+        self._closing.callback(self._weights.close)
         self._inputs = Inputs(self._device, sizes)
         self._closing.callback(self._inputs.close)
         self._outputs = Outputs(self._device, positions, config.vocab_size)
@@ -287,6 +292,7 @@ class TensorRtSession(BaseSession):
         plan, index = self._plans[profile]
         context = plan.context(index, self._device.stream, self._scratch, self._scratch_bytes)
         self._closing.callback(context.close)
+        self._weights.bind(context)
         self._inputs.bind(context)
         self._outputs.bind(context, 0)
         return context

@@ -219,7 +219,7 @@ def test_build(monkeypatch: Patch) -> None:
     found = reached(
         "build b --gpu l4 --max-seq-len 64 --max-batch 3 --prefill-chunk 5 --toolchain tensorrt "
         "--opt-level 2 --timing-cache t --separate-plans --allow-unfused --attention paged "
-        "--page 32 --kv-cache fp8 --log l"
+        "--page 32 --kv-cache fp8 --strip --log l"
     )
     assert found.arguments == (Path("b"),)
     assert found.named == {
@@ -235,6 +235,7 @@ def test_build(monkeypatch: Patch) -> None:
         "attention": "paged",
         "page": 32,
         "kv_cache": "fp8",
+        "strip": True,
         "log_file": Path("l"),
     }
 

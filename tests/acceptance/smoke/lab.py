@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import copy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 
 from nemo_trt import contract
 from nemo_trt.acceptance.smoke.opened import Opened
+from nemo_trt.bundle import Bundle
 from nemo_trt.engines.trt.engine_record import EngineRecord
 from nemo_trt.engines.trt.session import TensorRtSession
+from nemo_trt.engines.trt.stripped import digest_of, taken_weights
 from tests.engines.trt.fake_device import FakeDevice
 from tests.engines.trt.standin import FakeContext, FakePlan, record_of
 
@@ -73,6 +76,17 @@ class Lab:
             (self.folder / "engine-ab.runtime-cache").write_bytes(content)
         return session
 
+    def open_stripped(self) -> TensorRtSession:
+        """The same engine, whose weights are what the bundle has now."""
+        options = replace(self.record.options, strip=True)
+        digest = digest_of(taken_weights(Bundle.open(self.bundle)))
+        record = replace(self.record, options=options, stripped=digest)
+        device = Device()
+        return TensorRtSession(
+            self.bundle, record, device=device,
+            open_plan=lambda _: FakePlan(self.bundle, device, stripped=True),
+        )  # fmt: skip
+
     def plan(self) -> FakePlan:
         plan = copy(_loaded(self.bundle))
         plan.device, plan.contexts = self.device, []
@@ -86,6 +100,7 @@ class Lab:
             open=self.open,
             device=lambda: self.device,
             plan=self.plan,
+            stripped=self.open_stripped,
             bandwidth_bytes_per_s=self.bandwidth,
             wall=self.wall,
             cpu=self.cpu,

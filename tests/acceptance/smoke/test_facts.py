@@ -8,14 +8,14 @@ from types import ModuleType
 
 import pytest
 
-from nemo_trt.acceptance.smoke import answers, compiled, openings, pace
+from nemo_trt.acceptance.smoke import answers, compiled, openings, pace, stripped
 from nemo_trt.acceptance.smoke.fact import Outcome
 from nemo_trt.acceptance.smoke.facts import FACTS
 
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).resolve().parents[3]
-PROBING = (answers, compiled, openings, pace)
+PROBING = (answers, compiled, openings, pace, stripped)
 STAR = re.compile(r"(?<=[a-z0-9])\*(?=[\s,.;:|)])")
 REFERENCE = re.compile(r"\[(F\d+)\]\(#what-is-inferred\)")
 PAGES = ("docs/tensorrt.md", "docs/attention.md")

@@ -84,12 +84,12 @@ def test_what_could_not_run_here_has_its_reason() -> None:
     assert "**INCOMPLETE.**" in text and "**PASS" not in text
     assert "- small session, could not run here: no GPU here" in text
     assert "| small session |  | could not run here |  |  |" in text
-    assert "Not probed: F5 to F18, which need an engine on its GPU." in text
+    assert "Not probed: F5 to F19, which need an engine on its GPU." in text
 
 
 def test_without_a_build_nothing_is_probed() -> None:
     text = page(step("bundle"), step("engine", "skip", "no toolkit"), step("session", "skip", ""))
-    assert "Not probed: F1 to F18, which need a build." in text and "| F1 |" not in text
+    assert "Not probed: F1 to F19, which need a build." in text and "| F1 |" not in text
 
 
 def test_what_differed_is_the_worst_of_all_cases_beside_its_limit() -> None:

@@ -45,7 +45,7 @@ def test_a_sound_engine_passes_and_every_fact_about_engines_is_probed(session: A
     assert (done.verdict, done.reason) == ("pass", "")
     assert [one["fact"] for one in done.facts["outcomes"]] == [fact.name for fact in OF_ENGINES]
     what = [one["what"] for one in done.facts["ran"]]
-    assert what == ["open", "prefill", "decode", "probes of 14 facts about engines", "validate"]
+    assert what == ["open", "prefill", "decode", "probes of 15 facts about engines", "validate"]
     assert done.facts["ran"][1]["measured"].startswith("8 tokens in ")
     json.dumps(plain(asdict(done)), allow_nan=False)
 
@@ -87,5 +87,6 @@ def test_a_whole_smoke_without_a_gpu(tiny_checkpoint: Path, tmp_path: Path) -> N
     page = (tmp_path / "out" / "report" / "smoke.md").read_text()
     assert "runs on an sm_89 GPU like l40s (here: none)" in page
     assert "| F1 |" in page and "sm_89: fused at 24,448 tokens a row, not at 24,449" in page
-    assert "Not probed: F5 to F18, which need an engine on its GPU." in page
+    assert "Not probed: F5 to F19, which need an engine on its GPU." in page
     assert "| small bf16 bundle | 11 cases pass |" in page
+    assert "build --strip" in page

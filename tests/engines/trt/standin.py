@@ -7,11 +7,14 @@ were bound, so a session that binds the wrong row, length or buffer gives wrong 
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 
 from nemo_trt import contract
@@ -20,10 +23,15 @@ from nemo_trt.engines.trt.attention.paged_attention import PagedAttention
 from nemo_trt.engines.trt.attention.place import LENGTHS, PAGE_TABLE
 from nemo_trt.engines.trt.attention.step import Heads
 from nemo_trt.engines.trt.engine_record import BuildOptions, EngineRecord, PlanFile
+from nemo_trt.engines.trt.lowering import LoweredGraph
 from nemo_trt.engines.trt.profiles import PREFILL, decode_names, profile_named
+from nemo_trt.engines.trt.stripped import without_weights
 from nemo_trt.errors import MachineError
 from nemo_trt.manifest import GRAPH_FILE, read_manifest
 from nemo_trt.passes.add_candidates import OUTPUTS, TEMPERATURES
+from nemo_trt.passes.graph_pass import apply
+from nemo_trt.passes.merge_products import MergeProducts
+from nemo_trt.passes.weights import attach, detach
 from tests.engines.tail import with_candidates
 
 from .fake_device import FakeDevice
@@ -32,6 +40,7 @@ T, ROWS, CHUNK, LOGITS = 64, 3, 8, 4
 OPTIONS = BuildOptions(
     target="l4", sm=89, max_seq_len=T, max_batch=ROWS, prefill_chunk=CHUNK, max_logits=LOGITS
 )
+_BF16 = onnx.TensorProto.BFLOAT16
 PROFILES = (PREFILL, *decode_names(ROWS))
 _DTYPES = {
     "tensor(int64)": np.int64,
@@ -48,7 +57,12 @@ class FakePlan:
     page = 0  # tokens of a page, if the cache has pages
 
     def __init__(
-        self, bundle: Path, device: FakeDevice, profiles: tuple[str, ...] = PROFILES
+        self,
+        bundle: Path,
+        device: FakeDevice,
+        profiles: tuple[str, ...] = PROFILES,
+        *,
+        stripped: bool = False,
     ) -> None:
         self.device, self.contexts, self.closed = device, [], False
         self.profiles = profiles
@@ -58,8 +72,11 @@ class FakePlan:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(bundle)
         )
-        graph = with_candidates(read_graph(bundle, GRAPH_FILE)).SerializeToString()
-        self.session = ort.InferenceSession(graph, options)
+        graph = with_candidates(read_graph(bundle, GRAPH_FILE))
+        self.weights: set[str] = set()  # that are inputs
+        if stripped:
+            graph, self.weights = with_weights_as_inputs(graph)
+        self.session = ort.InferenceSession(graph.SerializeToString(), options)
         self.caches = {past for past, _ in contract.cache_names(self.config.num_layers)}
         self.outputs = {one.name for one in self.session.get_outputs()}
 
@@ -88,12 +105,29 @@ class FakePlan:
         self.closed = True
 
 
+def with_weights_as_inputs(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, set[str]]:
+    """What a stripped plan computes, and the inputs that are weights."""
+    model = ir.from_proto(graph)
+    attach(model, Path())
+    apply(model, [MergeProducts()])
+    weights = {name: np.zeros(0, np.uint8) for name in detach(model)}  # none is there
+    lowered = LoweredGraph(
+        model=ir.to_proto(model).SerializeToString(),
+        weights=weights,
+        num_layers=0,
+        num_fp8_products=0,
+    )
+    return onnx.ModelProto.FromString(without_weights(lowered).model), set(weights)
+
+
 class PagedFakePlan(FakePlan):
     """Of an engine with pages. What a row holds is put together, the bundle's graph runs over it,
     and the new tokens go to their pages: nothing at or behind a row's length is touched."""
 
-    def __init__(self, bundle: Path, device: FakeDevice, paged: PagedAttention) -> None:
-        super().__init__(bundle, device)
+    def __init__(
+        self, bundle: Path, device: FakeDevice, paged: PagedAttention, *, stripped: bool = False
+    ) -> None:
+        super().__init__(bundle, device, stripped=stripped)
         self.page, self.scales = paged.heads.page, paged.scales
 
 
@@ -169,16 +203,33 @@ class FakeContext:
             raise MachineError(
                 f"{self.profile} runs with a shape of each input, not without {unset}."
             )
-        if unset := sorted((inputs | self.plan.outputs) - self.addresses.keys()):
+        ends = inputs | self.plan.outputs | self.plan.weights
+        if unset := sorted(ends - self.addresses.keys()):
             raise MachineError(
                 f"{self.profile} runs with memory of each tensor, not without {unset}."
             )
+
+    def compute(self, names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Outputs of the graph; of a stripped plan, with what lies where its weights should."""
+        values = {name: ort.OrtValue.ortvalue_from_numpy(one) for name, one in feeds.items()}
+        for one in self.plan.session.get_inputs():
+            if one.name not in self.plan.weights:
+                continue
+            assert self.addresses[one.name] % 256 == 0, "as TensorRT takes addresses"
+            shape, code = tuple(one.shape), _BF16 if "bfloat16" in one.type else 0
+            data = self.plan.device.at(
+                self.addresses[one.name], shape, np.uint16 if code else _DTYPES[one.type]
+            )
+            make = partial(ort.OrtValue.ortvalue_from_numpy_with_onnx_type, onnx_element_type=code)
+            values[one.name] = make(data) if code else ort.OrtValue.ortvalue_from_numpy(data)
+        return [one.numpy() for one in self.plan.session.run_with_ort_values(names, values)]
 
     def run(self) -> None:
         device, session = self.plan.device, self.plan.session
         feeds = {
             one.name: device.at(self.addresses[one.name], self.shapes[one.name], _DTYPES[one.type])
             for one in session.get_inputs()
+            if one.name not in self.plan.weights
         }
         ids = feeds[contract.INPUT_IDS]
         lengths = device.at(self.addresses[LENGTHS], self.shapes[LENGTHS], np.int32)
@@ -186,7 +237,7 @@ class FakeContext:
         for past, present in contract.cache_names(self.plan.config.num_layers):
             assert self.addresses[past] == self.addresses[present], "caches are not aliased"
         names = [one.name for one in session.get_outputs()]
-        for name, result in zip(names, session.run(names, feeds), strict=True):
+        for name, result in zip(names, self.compute(names, feeds), strict=True):
             device.at(self.addresses[name], result.shape, result.dtype)[...] = result
 
     def close(self) -> None:
@@ -257,7 +308,7 @@ class PagedFakeContext(FakeContext):
             feeds[past][0] = held * (scale or 1)
             feeds[past][0, :, int(start[0]) :] = 0
         outputs = [contract.LOGITS, *OUTPUTS, *pools]
-        found = dict(zip(outputs, self.plan.session.run(outputs, feeds), strict=True))
+        found = dict(zip(outputs, self.compute(outputs, feeds), strict=True))
         kept = {name: found[name] for name in (contract.LOGITS, *OUTPUTS)}
         if idle:  # what it computes means nothing, and goes nowhere
             return {name: np.full_like(one, -1) for name, one in kept.items()}
@@ -270,11 +321,13 @@ class PagedFakeContext(FakeContext):
         return kept
 
 
-def plan_of(bundle: Path, device: FakeDevice, attention: str) -> FakePlan:
+def plan_of(
+    bundle: Path, device: FakeDevice, attention: str, *, stripped: bool = False
+) -> FakePlan:
     """A plan of either attention."""
     if attention == "native":
-        return FakePlan(bundle, device)
-    return PagedFakePlan(bundle, device, paged_of(bundle))
+        return FakePlan(bundle, device, stripped=stripped)
+    return PagedFakePlan(bundle, device, paged_of(bundle), stripped=stripped)
 
 
 def paged_of(bundle: Path, fp8: dict[int, tuple[float, float]] | None = None) -> PagedAttention:

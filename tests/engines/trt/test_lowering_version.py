@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from nemo_trt.engines.trt import compile, grouped, lowering, network, profiles
+from nemo_trt.engines.trt import compile, grouped, lowering, network, profiles, stripped
 from nemo_trt.engines.trt.attention import place
 from nemo_trt.engines.trt.engine_record import LOWERING_VERSION
 from nemo_trt.passes import (
@@ -31,11 +31,12 @@ CODE = {
     scale_queries: "8f09e67d3954c775",
     graph_pass: "0a3ca7131c0c8040",
     weights: "a89ee2817e90b357",
-    network: "d3d5454347bf4e07",
+    network: "46da6d3760f82ef5",
     place: "2eda4c4aa839431c",
     grouped: "2ea63a069c1e5f8b",
     profiles: "2b43dff4a477f0ad",
-    compile: "13cc16c0a7542223",
+    compile: "4994e8c4564ddf2f",
+    stripped: "2ee6d2ab5b4ed7e6",
 }
 
 

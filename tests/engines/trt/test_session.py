@@ -345,7 +345,7 @@ def test_the_command_that_builds_an_engine_again_is_whole(bundle: Path) -> None:
     record = record_of(bundle, (PROFILES[:1], PROFILES[1:]))
     options = replace(
         record.options, opt_level=2, single_plan=False, allow_unfused=True, attention="paged",
-        page=32,
+        page=32, strip=True,
     )  # fmt: skip
     opened = replace(Bundle.open(bundle), path=Path("my bundle"))
     command = replace(record, options=options).rebuild_command(opened)
