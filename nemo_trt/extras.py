@@ -3,7 +3,6 @@
 _EXTRAS = {
     "torch": "export",
     "onnxscript": "export",
-    "onnx_ir": "export",
     "safetensors": "export",
     "yaml": "export",
     "gguf": "export",

@@ -9,13 +9,18 @@ import pytest
 from nemo_trt.extras import remedy
 
 pytestmark = pytest.mark.unit
-EXTRAS = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
+PROJECT = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 IMPORTS = {"pyyaml": "yaml"}  # others are imported by their own name
 OWN_WORDS = ("onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "cuda-python")  # of engines/
 
 
+def name_of(requirement: str) -> str:
+    return re.split(r"[\[<>=;]", requirement)[0]
+
+
 def packages(extra: str) -> list[str]:
-    names = [re.split(r"[\[<>=;]", one)[0] for one in EXTRAS[extra]]
+    names = [name_of(one) for one in EXTRAS[extra]]
     return [name for name in names if name != "nemo-trt" and name not in OWN_WORDS]
 
 
@@ -27,6 +32,12 @@ def test_an_import_that_fails_names_its_extra(extra: str) -> None:
             continue
         for name in (module, f"{module}.part.of_it"):
             assert remedy(ImportError(name=name)) == f"Install it: pip install 'nemo-trt[{extra}]'."
+
+
+def test_the_base_install_brings_what_the_documentation_says() -> None:
+    rows = re.findall(r"^\| (.*) \| – \|", Path("docs/dependencies.md").read_text(), re.M)
+    named = {name for row in rows for name in row.split(", ")}
+    assert {name_of(one) for one in PROJECT["dependencies"]} == named
 
 
 def test_an_import_of_no_extra_is_told_plainly() -> None:
