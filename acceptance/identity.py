@@ -64,7 +64,7 @@ def _file_digest(file: Path) -> str:
 def code_digest(room: str) -> str:
     """A sha256 over the source files of a package like "nemo_trt.export", in hex.
 
-    Of "nemo_trt" it is the ground floor alone.
+    Of "nemo_trt" it is the base alone: no sub-package.
     """
     spec = importlib.util.find_spec(room)
     if spec is None or not spec.submodule_search_locations:

@@ -169,21 +169,21 @@ def _benches(steps: list[dict[str, Any]]) -> Iterator[str]:
         ]  # fmt: skip
         rows += [
             ("decode", f"{one['tokens']:,}", str(one["rows"]), f"{one['step_s'] * 1e3:.1f} ms",
-             f"{one['tokens_per_s']:,.1f}", *_beside_floor(one["floor_s"], one["step_s"]))
+             f"{one['tokens_per_s']:,.1f}", *_beside_bound(one["floor_s"], one["step_s"]))
             for one in facts["decode"]
         ]  # fmt: skip
-        headings = ("", "tokens", "rows", "step", "tokens/s", "floor", "of floor's speed")
+        headings = ("", "tokens", "rows", "step", "tokens/s", "lower bound", "of its speed")
         yield table(headings, rows, "lrrrrrr")
         bandwidth = facts["bandwidth_bytes_per_s"]
         yield (
             f"Loaded in {facts['load_s']:.2f} s; computes in {facts['computes_in']}; on "
-            f"{step['machine']}. The floor is all bytes that a step reads over "
+            f"{step['machine']}. The lower bound of a step is all bytes that it reads over "
             + (f"{bandwidth / 1e9:,.1f} GB/s" if bandwidth else "the memory's bandwidth")
             + f" ({facts['bandwidth_source']})."
         )
 
 
-def _beside_floor(floor_s: float | None, step_s: float) -> tuple[str, str]:
+def _beside_bound(floor_s: float | None, step_s: float) -> tuple[str, str]:
     if floor_s is None:
         return "", ""
     return f"{floor_s * 1e3:.1f} ms", f"{floor_s / step_s:.0%}"

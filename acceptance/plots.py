@@ -1,4 +1,4 @@
-"""Draws the report: errors of logits, decode rates beside their floor, time of each step."""
+"""Draws the report: errors of logits, decode rates beside their upper bound, time of each step."""
 
 import itertools
 import json
@@ -102,7 +102,8 @@ def _errors(axes: Any, cases: Sequence[dict[str, Any]], metric: str, limit: floa
 
 
 def _decode(data: dict[str, Any], _: Path) -> Any:
-    """A panel for each backend: measured and floor, a colour for each cached length."""
+    """A panel for each backend: rates measured and at the lower bound of a step, a colour for each
+    cached length."""
     measured = [
         step for step in data["steps"] if step["stage"] == "bench" and step["facts"].get("decode")
     ]
@@ -133,8 +134,8 @@ def _rates(axes: Any, decode: Sequence[dict[str, Any]]) -> None:
         rates = [one["tokens_per_s"] for one in of]
         label = f"{tokens:,} tokens cached"
         axes.plot(rows, rates, "o-", color=colour, label=label, markersize=4)
-        floors = [one["rows"] / (one["floor_s"] or float("nan")) for one in of]
-        axes.plot(rows, floors, "--", color=colour, linewidth=1, alpha=0.8)
+        bounds = [one["rows"] / (one["floor_s"] or float("nan")) for one in of]
+        axes.plot(rows, bounds, "--", color=colour, linewidth=1, alpha=0.8)
         above = tokens == lengths[0]
         if not above and tokens != lengths[-1]:
             continue  # numbers between two lines are no longer read

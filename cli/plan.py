@@ -38,11 +38,11 @@ def command(
     kv_cache: "CacheKind",
     as_json: bool,
 ) -> None:
-    """Show whether an engine of SOURCE fits a GPU, its longest contexts, and its decode floor.
+    """Show whether an engine of SOURCE fits a GPU, its longest contexts, and a step's lower bound.
 
-    SOURCE is a bundle, or a checkpoint that has not been exported yet. The floor is the lower bound
-    of a decode step's time: the bytes it reads, weights and the whole cache, divided by the GPU's
-    memory bandwidth.
+    SOURCE is a bundle, or a checkpoint that has not been exported yet. The lower bound is that of a
+    decode step's time: the bytes it reads, weights and the whole cache, divided by the GPU's memory
+    bandwidth.
     """
     from nemo_trt.engines.planner import require_fit
     from nemo_trt.engines.targets import TARGETS
@@ -115,8 +115,8 @@ def _show(budget: "Budget", paged: bool) -> None:
     OUT.print(table)
     if not paged:
         fits = rich.table.Table(box=None, title="Longest contexts that fit", title_justify="left")
-        for slots in budget.fits:
-            fits.add_column(f"{slots} row{'s' * (slots > 1)}", justify="right")
+        for rows in budget.fits:
+            fits.add_column(f"{rows} row{'s' * (rows > 1)}", justify="right")
         fits.add_row(*(f"{context:,}" if context else "none" for context in budget.fits.values()))
         OUT.print(fits)
     else:
@@ -138,11 +138,11 @@ def _show(budget: "Budget", paged: bool) -> None:
         )
     if budget.choices:
         choices = rich.table.Table(
-            box=None, title="Decode floor by tokens per row", title_justify="left"
+            box=None, title="Lower bound of a decode step by tokens per row", title_justify="left"
         )
         for tokens in budget.choices:
             choices.add_column(f"{tokens:,}", justify="right")
-        choices.add_row(*(f"{floor:.2f} ms" for floor in budget.choices.values()))
+        choices.add_row(*(f"{bound:.2f} ms" for bound in budget.choices.values()))
         OUT.print(choices)
     if budget.fused_tokens:
         OUT.print(
@@ -165,7 +165,7 @@ def _show_every(budgets: "list[Budget]", as_json: bool, model: "Planned") -> Non
         return
     table = rich.table.Table(box=None, header_style="bold")
     for heading in (
-        "gpu", "sm", "memory", "bandwidth", "fp8", "longest context", "tokens", "floor", "free"
+        "gpu", "sm", "memory", "bandwidth", "fp8", "longest context", "tokens", "decode step", "free"
     ):  # fmt: skip
         table.add_column(heading, justify="left" if heading == "gpu" else "right")
     for budget in budgets:
@@ -185,4 +185,4 @@ def _show_every(budgets: "list[Budget]", as_json: bool, model: "Planned") -> Non
             num_bytes(budget.free_bytes) if fits and budget.free_bytes >= 0 else "",
         )
     OUT.print(table)
-    OUT.print("One GPU: nemo-trt plan SOURCE --gpu NAME")
+    OUT.print("decode step: the lower bound of its time. One GPU: nemo-trt plan SOURCE --gpu NAME")

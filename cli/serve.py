@@ -203,7 +203,7 @@ def command(
     from nemo_trt.serve.log import log_to_stderr
 
     log_to_stderr()
-    rows = {"max_batch": max_batch, "max_seq_len": max_seq_len, "threads": threads}
+    asked = {"max_batch": max_batch, "max_seq_len": max_seq_len, "threads": threads}
     there: Any = {"host": host, "port": port, "drain_timeout_s": drain_timeout}
 
     def opened(lifetime: "Lifetime", address: str) -> None:
@@ -217,13 +217,13 @@ def command(
         from nemo_trt.serve.lifetime import Lifetime
         from nemo_trt.serve.processes import serve_by_front_ends
 
-        begun = Lifetime.begin(bundle, where, options, **rows)
+        begun = Lifetime.begin(bundle, where, options, **asked)
         told = partial(opened, begun)
         serve_by_front_ends(begun, front_ends=front_ends, on_ready=told, **there)
     else:
         from nemo_trt.serve.http import create_app, serve_forever
 
-        app = create_app(bundle, where, options=options, **rows)
+        app = create_app(bundle, where, options=options, **asked)
         serve_forever(
             app, on_ready=lambda address: opened(app.state.service.lifetime, address), **there
         )

@@ -23,7 +23,7 @@ FUSED_SMS = (80, 86, 89, 120, 121)
 many scores in shared memory. Found by builds for each of them; of others it is not known."""
 FUSED_SCORES = 24_576
 _LEAST_CHOICE = 1024  # tokens; capacities are proposed from here on, each twice the one before
-_SLOTS = (1, 2, 4, 8, 16, 32, 64)
+_ROWS = (1, 2, 4, 8, 16, 32, 64)
 _STEP = 256  # contexts are told in multiples of it
 
 
@@ -140,15 +140,15 @@ def engine_budget(
         )
     token_bytes = kv_bytes_per_token(manifest, kv_cache, paged=paged)
     fits = {
-        slots: _longest(
+        rows: _longest(
             manifest,
             target,
-            (1 if paged else slots) * token_bytes,
+            (1 if paged else rows) * token_bytes,
             prefill_chunk,
             num_plans,
             paged=paged,
         )
-        for slots in sorted({*_SLOTS, max_batch})
+        for rows in sorted({*_ROWS, max_batch})
     }
     fused = None if paged else fused_tokens(target, config)
     capacity = max_seq_len or min(fits[max_batch], fused or fits[max_batch]) or _STEP
@@ -203,9 +203,9 @@ def require_fit(budget: Budget, manifest: Planned) -> None:
     remedies = []
     if longest := budget.fits[budget.max_batch]:
         remedies.append(f"--max-seq-len {longest}")
-    slots = [n for n, context in budget.fits.items() if context >= budget.max_seq_len]
-    if slots:
-        remedies.append(f"--max-batch {max(slots)}")
+    rows = [n for n, context in budget.fits.items() if context >= budget.max_seq_len]
+    if rows:
+        remedies.append(f"--max-batch {max(rows)}")
     if budget.num_plans > 1:
         remedies.append("--single-plan")
     if manifest.precision is not DType.FP8 and target.has_fp8:

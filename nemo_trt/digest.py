@@ -55,7 +55,7 @@ def quick_digest(path: Path) -> str:
 def weights_digest(tensors: Iterable[LazyTensor], progress: Progress | None = None) -> str:
     """A sha256 over name, dtype, shape and every number of tensors in their order, in hex.
 
-    It is the same for every container of one model: pass the tensors in the order of
+    It is the same in every format of one model: pass the tensors in the order of
     `config.tensors()`. Reads all weights, a tensor a processor at a time.
 
     Raises:

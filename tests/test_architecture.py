@@ -1,4 +1,4 @@
-"""The floors: who may import whom, what is packaged, and that the face of the package is light."""
+"""The layers: who may import whom, what is packaged, and that the face of the package is light."""
 
 import ast
 import subprocess
@@ -13,7 +13,7 @@ from .tiers import declared_tier
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).resolve().parents[1]
-# Stage -> the stages it may import, besides itself and the ground floor.
+# Stage -> the stages it may import, besides itself and the base, nemo_trt.
 MAY_IMPORT = {
     "nemo_trt": set(),
     "passes": set(),

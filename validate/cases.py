@@ -155,23 +155,23 @@ def rewound_rows(session: Session, sequences: Sequences) -> Iterator[Observation
 
 
 def runner_rows(session: Session, sequences: Sequences) -> Iterator[Observation]:
-    """`Runner`: rows given in another order than their slots, prefilled in chunks with one logit a
+    """`Runner`: rows given in another order than the cache's, prefilled in chunks with one logit a
     row, decoded while others rest, then all together."""
     texts, splits = _ragged(sequences.texts, min(session.max_batch, 4))
-    slots = [*range(1, len(texts), 2), *range(0, len(texts), 2)]
+    rows = [*range(1, len(texts), 2), *range(0, len(texts), 2)]
     runner = Runner(session)
-    where = dict(zip(slots, splits, strict=True))
-    text_of = dict(zip(slots, texts, strict=True))
-    prompts = {slot: text_of[slot].tokens[: where[slot]] for slot in slots}
+    where = dict(zip(rows, splits, strict=True))
+    text_of = dict(zip(rows, texts, strict=True))
+    prompts = {row: text_of[row].tokens[: where[row]] for row in rows}
     logits = runner.prefill(prompts, chunk=_RUNNER_CHUNK)
-    for row, slot in enumerate(slots):
-        yield Observation(text_of[slot], where[slot] - 1, logits[row : row + 1])
-    some = slots[:1] if len(slots) < 3 else [max(slots), min(slots)]
-    for active in (some, some, slots, slots):
-        logits = runner.decode({slot: text_of[slot].tokens[where[slot]] for slot in active})
-        for row, slot in enumerate(active):
-            yield Observation(text_of[slot], where[slot], logits[row : row + 1])
-            where[slot] += 1
+    for index, row in enumerate(rows):
+        yield Observation(text_of[row], where[row] - 1, logits[index : index + 1])
+    some = rows[:1] if len(rows) < 3 else [max(rows), min(rows)]
+    for active in (some, some, rows, rows):
+        logits = runner.decode({row: text_of[row].tokens[where[row]] for row in active})
+        for index, row in enumerate(active):
+            yield Observation(text_of[row], where[row], logits[index : index + 1])
+            where[row] += 1
 
 
 def growing_cache(

@@ -221,7 +221,7 @@ def _empty_model(checkpoint: Checkpoint) -> Any:
 
 
 def _config(config: ModelConfig) -> Any:
-    """transformers' config of a container that has no config.json."""
+    """transformers' config of a checkpoint that has no config.json."""
     kinds = {
         "MistralForCausalLM": transformers.MistralConfig,
         "LlamaForCausalLM": transformers.LlamaConfig,

@@ -1,4 +1,5 @@
-"""Bench: how fast the bundle is on ONNX Runtime, or the engine on its GPU, beside the floor."""
+"""Bench: how fast the bundle is on ONNX Runtime, or the engine on its GPU, beside the lower
+bound of a step."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""What every checkpoint reader yields, whatever the container."""
+"""What every checkpoint reader yields, whatever the format."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,11 +21,11 @@ class Checkpoint:
 
     Attributes:
         path: the file or folder that was opened.
-        format: the container's name, e.g. "hf".
+        format: the format's name, e.g. "hf".
         tensors: every weight of `config.tensors()` by its Hugging Face name, as lazy references.
-        tokenizer_files: what a tokenizer is made of; none when the container has no tokenizer.
+        tokenizer_files: what a tokenizer is made of; none if the checkpoint has no tokenizer.
         weight_files: safetensors files that hold these weights under these names, which a bundle
-            can point into; none where the container has another order of bytes.
+            can point into; none if the format has another order of bytes.
         fp8: what an FP8 checkpoint says of the scales of each FP8 weight; the weights are codes.
         fp8_kind: how that checkpoint names its quantisation.
         dequantised: whether FP8 weights were read as BF16 ones.

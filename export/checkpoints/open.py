@@ -17,7 +17,7 @@ FORMATS = {
     "nemo": ("nemo", "a .nemo archive, the same unpacked, or a NeMo 2 folder"),
     "gguf": ("gguf", "a .gguf file"),
 }
-"""Name of each container -> the module that reads it, and what it looks like; in this order."""
+"""Name of each format -> the module that reads it, and what it looks like; in this order."""
 
 _WITH_FP8 = ("hf", "mistral")
 
@@ -30,7 +30,7 @@ def open_checkpoint(
     Args:
         path: the file or folder; `FORMATS` says which. Of a model's folder in the Hugging Face
             cache (`models--ORG--NAME`), the current snapshot is opened.
-        format: the container's name; by default the first whose files are there.
+        format: the format's name; by default the first whose files are there.
         dequantise: read FP8 weights as BF16 ones.
         keep_fp8: read FP8 weights as the codes that they are, their scales in `Checkpoint.fp8`.
             With neither, a checkpoint of FP8 weights is refused.

@@ -1,4 +1,4 @@
-"""The files that a tokenizer is made of, on the disk or inside a container."""
+"""The files that a tokenizer is made of, on the disk or inside a checkpoint's file."""
 
 import importlib.util
 import json
@@ -32,7 +32,7 @@ class TokenizerFile:
 
     Attributes:
         name: under which a tokenizer expects it, with a folder where it lies in one.
-        path: where it lies; None for one inside a container.
+        path: where it lies; None for one inside a checkpoint's file.
         contents: makes its bytes.
     """
 

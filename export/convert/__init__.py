@@ -1,5 +1,5 @@
-"""Writes a checkpoint as another container of the same model: streaming, atomic, bit for bit."""
+"""Converts a checkpoint to another format: streaming, atomic, bit for bit."""
 
-from .convert import CONTAINERS, convert
+from .convert import FORMATS, convert
 
-__all__ = ["CONTAINERS", "convert"]
+__all__ = ["FORMATS", "convert"]

@@ -1,4 +1,4 @@
-"""Chooses the writer of a container, and makes its target appear whole or not at all."""
+"""Chooses the writer of a format, and makes its target appear whole or not at all."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from nemo_trt.progress import Progress, Silent
 
 from . import huggingface, mistral
 
-CONTAINERS = ("hf", "mistral", "nemo")
+FORMATS = ("hf", "mistral", "nemo")
 """What can be written: folders, and for "nemo" one archive."""
 
 
@@ -22,7 +22,7 @@ def convert(
     force: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write a checkpoint as a container of the kind `to`. Memory: a few pieces of 8 MB.
+    """Convert a checkpoint to the format `to`. Memory: a few pieces of 8 MB.
 
     Args:
         checkpoint: whatever `open_checkpoint` gave.
@@ -30,12 +30,12 @@ def convert(
         force: replace what is there, if nemo-trt wrote it.
 
     Raises:
-        ExportError: `dest` exists, the disk has no room, or `to` is none of `CONTAINERS`.
+        ExportError: `dest` exists, the disk has no room, or `to` is none of `FORMATS`.
         CheckpointError: a weight cannot be read.
     """
     progress = progress or Silent()
-    if to not in CONTAINERS:
-        raise ExportError(f"--to must be one of {', '.join(CONTAINERS)}, got {to!r}.")
+    if to not in FORMATS:
+        raise ExportError(f"--to must be one of {', '.join(FORMATS)}, got {to!r}.")
     require_free_name(dest, force=force, archive=to == "nemo")
     atomic.require_free_disk(dest, checkpoint.num_bytes + 2**26)
     if to == "nemo":

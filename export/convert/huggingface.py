@@ -1,4 +1,4 @@
-"""Writes the Hugging Face container: config.json and safetensors in files of at most 5 GB."""
+"""Writes the Hugging Face format: config.json and safetensors in files of at most 5 GB."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Writes Mistral's own container: params.json and consolidated.safetensors."""
+"""Writes Mistral's own format: params.json and consolidated.safetensors."""
 
 from pathlib import Path
 

@@ -18,7 +18,7 @@ class ClusterOptions:
     Attributes:
         bundle: its path, the same on every machine.
         where: what runs the bundle in each replica; see `Where`.
-        max_batch, max_seq_len, threads: see `create_app`. An engine has its own rows and length.
+        max_batch, max_seq_len, threads: see `create_app`. An engine has its own slots and length.
         replicas: how many there are; where `autoscale` is given, at the start.
         autoscale: fewest and most replicas.
         num_cpus, num_gpus: what Ray sets aside for a replica; None means one GPU where the bundle

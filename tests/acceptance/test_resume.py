@@ -65,7 +65,7 @@ def test_another_byte_file_or_name_makes_another_checkpoint(
     assert checkpoint_digest(copy)
 
 
-def test_a_large_file_of_another_container_is_known_by_samples(tmp_path: Path) -> None:
+def test_a_large_file_of_another_format_is_known_by_samples(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     with file.open("wb") as opened:
         opened.truncate(40 * 2**20)

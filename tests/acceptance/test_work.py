@@ -56,7 +56,7 @@ def test_rates_are_of_the_steps_that_they_say(tiny: Any) -> None:
     assert two.tokens_per_s == pytest.approx(2 / two.step_s)
 
 
-def test_the_floor_is_all_that_a_step_reads_over_the_bandwidth(tiny: Any) -> None:
+def test_the_lower_bound_is_all_that_a_step_reads_over_the_bandwidth(tiny: Any) -> None:
     done = bench.run(bundle=str(tiny.bundle), prefill=[8], decode=[16], **CPU, **LENGTHS)
     facts = done.facts
     config = OrtSession.open(tiny.bundle, threads=1).config

@@ -99,7 +99,7 @@ def benched(tiny: Any, gpu: str) -> dict[str, Any]:
     return dict(done.facts)
 
 
-def test_speed_is_measured_on_cuda_beside_the_data_sheets_floor(
+def test_speed_is_measured_on_cuda_beside_the_data_sheets_lower_bound(
     tiny: Any, opened: list[dict[str, Any]]
 ) -> None:
     facts = benched(tiny, "h100")

@@ -45,7 +45,7 @@ def test_the_bytes_of_the_fixture_are_nemos() -> None:
     assert NEMO_BYTES[DType.BF16] - NEMO_BYTES[DType.FP8] == 40 * products
 
 
-def test_memory_and_floor_are_sums_that_anyone_can_do(nemo: dict[DType, Manifest]) -> None:
+def test_memory_and_lower_bound_are_sums_that_anyone_can_do(nemo: dict[DType, Manifest]) -> None:
     budget = engine_budget(nemo[DType.BF16], target_named("h100"), max_seq_len=8192, max_batch=4)
     assert budget.weight_bytes == NEMO_BYTES[DType.BF16]
     assert budget.kv_bytes == 4 * 8192 * KV_BYTES_PER_TOKEN
@@ -73,7 +73,7 @@ def test_fused_attention_ends_where_builds_found_it(
         assert engine_budget(narrow, target_named(gpu)).fused_tokens == longest + 64
 
 
-def test_proposed_capacities_fit_and_have_their_floor(nemo: dict[DType, Manifest]) -> None:
+def test_proposed_capacities_fit_and_have_their_lower_bound(nemo: dict[DType, Manifest]) -> None:
     manifest, l40s = nemo[DType.FP8], target_named("l40s")
     budget = engine_budget(manifest, l40s, max_seq_len=3000, max_batch=2)
     assert list(budget.choices) == [1024, 2048, 4096, 8192, 16384]  # 32,768 is not fused

@@ -262,7 +262,7 @@ FAULTS: dict[str, tuple[Patch, set[str]]] = {
     "a copy lacks the values": (on(OrtSession, "_copy", _keys_alone), {"rewound rows"}),
     "a copy goes the wrong way": (on(Rows, "copy", _copied_the_wrong_way), {"rewound rows"}),
     "a copy goes to row 0": (on(OrtSession, "_copy", _row_forgotten), {"rewound rows"}),
-    "the Runner's logits come in the order of slots": (
+    "the Runner's logits come in the order of the cache": (
         on(Runner, "prefill", _in_order_of_slots),
         {"runner"},
     ),

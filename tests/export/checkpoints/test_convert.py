@@ -1,4 +1,4 @@
-"""Containers that we write: read by PyTorch, transformers and ourselves, equal bit for bit."""
+"""Formats that we write: read by PyTorch, transformers and ourselves, equal bit for bit."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from nemo_trt.digest import weights_digest
 from nemo_trt.errors import CheckpointError, ExportError
 from nemo_trt.export.checkpoints import open_checkpoint
-from nemo_trt.export.convert import CONTAINERS, convert
+from nemo_trt.export.convert import FORMATS, convert
 from nemo_trt.export.convert import huggingface as hf_writer
 
 from . import megatron
@@ -28,14 +28,14 @@ NAMES = {"hf": "hf", "mistral": "mistral", "nemo": "x.nemo"}
 
 @pytest.fixture(scope="module")
 def made(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("containers")
+    root = tmp_path_factory.mktemp("formats")
     for kind, name in NAMES.items():
         convert(open_checkpoint(tiny_checkpoint), root / name, kind)
     return {kind: root / name for kind, name in NAMES.items()}
 
 
-@pytest.mark.parametrize("there", CONTAINERS)
-@pytest.mark.parametrize("back", CONTAINERS)
+@pytest.mark.parametrize("there", FORMATS)
+@pytest.mark.parametrize("back", FORMATS)
 def test_there_and_back_is_the_same_model(
     there: str, back: str, made: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -93,7 +93,7 @@ def test_rows_of_q_are_mistrals(made: dict[str, Path], tiny_checkpoint: Path) ->
         assert torch.equal(ours[f"layers.1.attention.{mine}.weight"], expected)
 
 
-def test_three_containers_give_the_same_logits(made: dict[str, Path], tmp_path: Path) -> None:
+def test_three_formats_give_the_same_logits(made: dict[str, Path], tmp_path: Path) -> None:
     from nemo_trt.engines.ort_session import OrtSession
     from nemo_trt.export.bundle import export_bundle
 
@@ -109,7 +109,7 @@ def test_three_containers_give_the_same_logits(made: dict[str, Path], tmp_path: 
 
 
 def test_the_real_tokenizer_goes_with_it(sample_checkpoint: Path, tmp_path: Path) -> None:
-    """SmolLM2: a tied head and a tokenizer.json, through all three containers."""
+    """SmolLM2: a tied head and a tokenizer.json, through all three formats."""
     source = open_checkpoint(sample_checkpoint)
     convert(source, tmp_path / "a.nemo", "nemo")
     convert(open_checkpoint(tmp_path / "a.nemo"), tmp_path / "b", "mistral")
@@ -121,7 +121,7 @@ def test_the_real_tokenizer_goes_with_it(sample_checkpoint: Path, tmp_path: Path
         assert files[file.name] == file.contents()
 
 
-@pytest.mark.parametrize("kind", CONTAINERS)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_an_existing_target_stays_unless_forced(
     kind: str, made: dict[str, Path], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -152,7 +152,7 @@ def test_force_replaces_no_archive_of_someone_elses(
     assert target.read_bytes() == before
 
 
-@pytest.mark.parametrize("kind", CONTAINERS)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_a_failure_leaves_nothing(kind: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()

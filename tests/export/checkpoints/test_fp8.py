@@ -270,7 +270,7 @@ def test_damage_is_refused_in_a_sentence(
     assert "\n" not in str(caught.value)
 
 
-def test_other_containers_have_no_fp8_to_read(tmp_path: Path) -> None:
+def test_other_formats_have_no_fp8_to_read(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     with pytest.raises(CheckpointError, match="--dequantise is for FP8 weights of hf and mistral"):
         open_checkpoint(tmp_path / "x.gguf", dequantise=True)

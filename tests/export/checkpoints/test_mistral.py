@@ -1,4 +1,4 @@
-"""Mistral's own files, against transformers' maps and model and the Hugging Face container."""
+"""Mistral's own files, against transformers' maps and model and the Hugging Face format."""
 
 import json
 import shutil
@@ -96,7 +96,7 @@ def params(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_the_same_model_as_the_hugging_face_container(native: Path, tiny_checkpoint: Path) -> None:
+def test_the_same_model_as_in_the_hugging_face_format(native: Path, tiny_checkpoint: Path) -> None:
     ours, theirs = open_checkpoint(native), open_checkpoint(tiny_checkpoint)
     assert (ours.format, theirs.format) == ("mistral", "hf")
     assert dict(ours.config.tensors()) == dict(theirs.config.tensors())

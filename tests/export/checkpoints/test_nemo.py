@@ -1,4 +1,4 @@
-"""NeMo's containers, written by PyTorch's own writers, against the Hugging Face container."""
+"""NeMo's formats, written by PyTorch's own writers, against the Hugging Face format."""
 
 import json
 import shutil

@@ -1,7 +1,7 @@
-"""Figures of the containers: listing each, and writing a BF16 bundle from it.
+"""Figures of the checkpoint formats: listing each, and writing a BF16 bundle from it.
 
-    python benchmarks/containers.py --folder /big/disk            # Nemo's full shape, 75 GB at most
-    python benchmarks/containers.py --folder /big/disk --layers 4
+    python benchmarks/formats.py --folder /big/disk            # Nemo's full shape, 75 GB at most
+    python benchmarks/formats.py --folder /big/disk --layers 4
 
 Every measured call is a process of its own, imports and all, on files that lie on the disk alone.
 The rate is bytes read and written a second, over that of `cp` on the same bytes just before.
@@ -77,20 +77,20 @@ def main() -> None:
         source = Path(name) / "hf"
         write_seeded(source, SHAPES["nemo-12b"], num_layers=arguments.layers)
         for kind, file in NAMES.items():
-            container = Path(name) / file
+            written = Path(name) / file
             rest(source)
-            converted = measured("convert", source, container, "--to", kind)
+            converted = measured("convert", source, written, "--to", kind)
             remove(source)  # two copies of the model at a time
-            rest(container)
-            listed = measured("inspect", container, "--tensors", "--json")
-            copied = copy_seconds(container, Path(name) / "copy")
-            rest(container)
+            rest(written)
+            listed = measured("inspect", written, "--tensors", "--json")
+            copied = copy_seconds(written, Path(name) / "copy")
+            rest(written)
             bundle = Path(name) / "bundle"
-            exported = measured("export", container, bundle)
+            exported = measured("export", written, bundle)
             remove(bundle)
             rows.append(
                 {
-                    "container": kind,
+                    "format": kind,
                     "list s": listed["seconds"],
                     "list GB": listed["peak_gb"],
                     "export s": exported["seconds"],
@@ -101,7 +101,7 @@ def main() -> None:
                     "convert GB": converted["peak_gb"],
                 }
             )
-            source = container
+            source = written
     print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
     for row in rows:
         cells = [f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row.values()]
