@@ -163,6 +163,15 @@ def test_an_fp8_cache_takes_half_in_the_layers_that_take_it(nemo: dict[DType, Ma
             engine_budget(other, l40s, paged=True, kv_cache="fp8")
 
 
+def test_a_gpu_that_is_proposed_computes_the_bundles_precision(nemo: dict[DType, Manifest]) -> None:
+    """The smallest that would hold it is an A100, which has no FP8."""
+    budget = engine_budget(nemo[DType.FP8], target_named("l40s"), max_seq_len=32768, max_batch=8)
+    assert TARGETS["l40s"].memory_bytes < budget.used_bytes < TARGETS["a100"].memory_bytes
+    with pytest.raises(BuildError, match="a GPU like h100") as refused:
+        require_fit(budget, nemo[DType.FP8])
+    assert "a100" not in str(refused.value)
+
+
 def test_two_plans_hold_the_weights_twice(nemo: dict[DType, Manifest]) -> None:
     one, two = (
         engine_budget(nemo[DType.BF16], target_named("h100"), max_seq_len=8192, num_plans=number)
