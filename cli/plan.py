@@ -165,7 +165,8 @@ def _show_every(budgets: "list[Budget]", as_json: bool, model: "Planned") -> Non
         return
     table = rich.table.Table(box=None, header_style="bold")
     for heading in (
-        "gpu", "sm", "memory", "bandwidth", "fp8", "longest context", "tokens", "decode step", "free"
+        "gpu", "sm", "memory", "bandwidth", "fp8", "longest context", "tokens", "decode step",
+        "free",
     ):  # fmt: skip
         table.add_column(heading, justify="left" if heading == "gpu" else "right")
     for budget in budgets:

@@ -56,7 +56,7 @@ OF_BUILDS: tuple[Fact[Compiled], ...] = (
         matters="An engine is kept while its inputs are; a plan of other bytes loses its verdict.",
         probe=equal_inputs_may_give_other_plans,
         refuted="It cannot be: builds that are equal may be so by chance.",
-        section="What the builder keeps",
+        section="When an engine is rebuilt",
     ),
     Fact(
         name="F4",
@@ -190,7 +190,7 @@ OF_ENGINES: tuple[Fact[Opened], ...] = (
         matters="The tests' stand-in refuses them, so a session that erred would fail its tests.",
         probe=mistakes_are_refused,
         refuted="Nothing for users: the session makes none of these mistakes.",
-        section="What no GPU is needed for, and what needs one",
+        section="What is tested without a GPU, and what is not",
     ),
     Fact(
         name="F19",

@@ -54,7 +54,7 @@ def missing(found: Any, names: list[str]) -> str | None:
 def test_names_of_the_module_exist(module: ModuleType) -> None:
     used = [c[c.index(n) + 1 :] for c in chains(module) for n in ("api", "_api") if n in c]
     used = [names for names in used if names and names[0] != "__version__"]
-    assert used, "the module uses TensorRT under another name: mend this test"
+    assert used, "the module uses TensorRT under another name: adapt this test"
     assert not [wrong for names in used if (wrong := missing(trt, names))]
 
 
@@ -65,7 +65,7 @@ def test_methods_of_the_runtime_exist(expression: str) -> None:
     used = [names[:1] for names in used if names]
     if expression == "context":  # the factory of our own contexts has the same name
         used = [names for names in used if names != ["context"]]
-    assert used, "the runtime names its objects otherwise: mend this test"
+    assert used, "the runtime names its objects otherwise: adapt this test"
     assert not [wrong for names in used if (wrong := missing(OBJECTS[expression], names))]
 
 
