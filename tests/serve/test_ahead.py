@@ -259,3 +259,14 @@ def test_nothing_is_launched_behind_the_last_end_token() -> None:
     tokens = [one.event.token_id for _ in range(6) for one in scheduler.step() if one.event]
     assert tokens == [1, 2, 3, 4, 5, 6]
     assert scheduler.idle and session.launched is None and len(session.steps) == 6
+
+
+def test_a_row_that_the_due_token_fills_runs_no_step_more() -> None:
+    """Its last token is drawn, and never stored: a step with it would be in vain."""
+    session: Any = RememberingRows(rows=1, length=12)
+    session.bind(12)  # a cache that must grow first prepares nothing
+    scheduler = Scheduler(session)
+    number = scheduler.submit(ask([1, 2, 3], 32, speculate=False))
+    tokens, _ = finished(scheduler, look=False)[number]
+    assert len(tokens) == 12 - 3
+    assert len(session.steps) == 1 + (len(tokens) - 1)  # the prompt, then each token but the last

@@ -72,8 +72,11 @@ def test_counts_are_those_of_what_the_parser_makes(ascii_only: bool) -> None:
     ],
 )
 def test_too_much_is_refused(body: bytes, words: str) -> None:
-    with pytest.raises(JsonTooLarge, match=words):
-        JsonBounds().feed(body)
+    for size in (len(body), 1000, MAX_DEPTH // 2):
+        bounds = JsonBounds()
+        with pytest.raises(JsonTooLarge, match=words):
+            for at in range(0, len(body), size):
+                bounds.feed(body[at : at + size])
 
 
 @pytest.mark.parametrize(
