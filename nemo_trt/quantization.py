@@ -1,7 +1,7 @@
-"""What an FP8 bundle says of its numbers: which products are FP8, their scales, and whence.
+"""What an FP8 bundle records of its numbers: which projections are FP8, their scales and source.
 
 A *group* is the projections that read the same activation (q/k/v; o; gate/up; down; the head). It
-has one activation scale, and its weights share one scale, so that an engine can merge its products.
+has one activation scale, and its weights share one scale, so that an engine can merge them.
 """
 
 from collections.abc import Iterator, Mapping

@@ -141,7 +141,7 @@ def split_off_scales(
         else:
             raise CheckpointError(
                 f"{scale.name} in {where} must be one number or one a row, got blocks "
-                f"{list(values.shape)}: FP8 products with a scale a block are not standard ONNX "
+                f"{list(values.shape)}: FP8 matmuls with a scale per block are not standard ONNX "
                 "that TensorRT computes in FP8. Read the weights as BF16 with --dequantise."
             )
         stem = name.removesuffix(".weight")

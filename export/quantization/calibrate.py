@@ -204,7 +204,7 @@ class _Run:
 
     def head(self, fp8: bool) -> tuple[float, float]:
         """Measure what FP8 did to the answers: KL divergence, mean over the probes' positions, of
-        FP8 products and of an FP8 cache."""
+        FP8 matmuls and of an FP8 cache."""
         norm = self.model.model.norm
         norm.load_state_dict({"weight": self._load("model.norm.weight")}, assign=True)
         exact = torch.cat([norm(self.hidden[n].to(self.device))[0, 1:] for n in self.probes])
