@@ -105,6 +105,23 @@ def test_a_message_that_is_too_long_is_refused_where_it_is_sent() -> None:
         one.send(b"x" * MAX_MESSAGE_BYTES)
 
 
+def test_what_was_read_does_not_count_as_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A channel that lives long sends more in all than may wait at once."""
+    monkeypatch.setattr(channels, "MAX_WAITING_BYTES", 6_000_000)
+
+    async def talk() -> None:
+        one, other = map(Channel, socket.socketpair())
+        with closing(one), closing(other):
+            Heard(one)
+            heard = Heard(other)
+            for number in range(4):
+                one.send([number, b"x" * 4_000_000])  # most of it waits for the socket
+                await until_async(lambda: bool(heard.ends) or len(heard.messages) > number)  # noqa: B023
+            assert [message[0] for message in heard.messages] == [0, 1, 2, 3]
+
+    run(talk())
+
+
 def test_who_does_not_read_is_given_up_and_costs_bounded_memory(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
