@@ -125,3 +125,23 @@ def test_a_group_that_the_manifest_has_in_fp8_must_be(
     monkeypatch.setattr(Quantization, "is_fp8", lambda self, group: group != LM_HEAD)
     (found,) = scale_failures(Bundle.open(fp8), checkpoint)
     assert found.startswith("model.layers.0.self_attn.o_proj.weight must be FP8 by the manifest")
+
+
+def test_an_fp8_weight_whose_input_is_not_quantised_is_named(
+    fp8: Path, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    def skip(graph: Any) -> None:
+        """The matmul of the weight reads what was quantised."""
+        producers = {output: node for node in graph.node for output in node.output}
+
+        def before(name: str, *operators: str) -> str:
+            node = producers.get(name)
+            return before(node.input[0], *operators) if node and node.op_type in operators else name
+
+        for node in (one for one in graph.node if one.op_type == "MatMul"):
+            if before(node.input[1], "Transpose", "DequantizeLinear") == WEIGHT:
+                node.input[0] = before(node.input[0], "DequantizeLinear", "QuantizeLinear")
+
+    faulty = Bundle.open(faults.copy_with(fp8, tmp_path / "faulty", graph=skip))
+    found = scale_failures(faulty, checkpoint)
+    assert f"the input of {WEIGHT} must be quantised and dequantised, and is not" in found
