@@ -48,3 +48,22 @@ def test_fp8_products_are_merged_if_their_scales_are_equal(scale: float, product
     assert operators(model).count("MatMul") == products
     for one, other in zip(computed(model, x=x), expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_fp8_products_with_scales_by_row_are_not_merged() -> None:
+    """Not even equal ones: a row of the merged weight would have another row's scale."""
+    text = (
+        "g (float[1, 2, 4] x) => (float[1, 2, 4] a, float[1, 2, 4] b) "
+        "<float[4] s = {0.5, 1.0, 2.0, 4.0}, float[4] z = {0.5, 1.0, 2.0, 4.0}> "
+        "{ da = DequantizeLinear<axis = 0>(u, s) ta = Transpose<perm = [1, 0]>(da) "
+        "a = MatMul(x, ta) db = DequantizeLinear<axis = 0>(v, z) "
+        "tb = Transpose<perm = [1, 0]>(db) b = MatMul(x, tb) }"
+    )
+    weights = {name: random(4, 4).astype(ml_dtypes.float8_e4m3fn) for name in ("u", "v")}
+    x = random(1, 2, 4)
+    expected = computed(graph_of(text, **weights), x=x)
+    model = graph_of(text, **weights)
+    apply(model, [MergeProducts()])
+    assert operators(model).count("MatMul") == 2
+    for one, other in zip(computed(model, x=x), expected, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -48,6 +48,15 @@ def test_a_tie_within_the_references_noise_is_no_disagreement() -> None:
     assert compare(engine, reference, noise=1e-4).top1[0] == 1
 
 
+@pytest.mark.parametrize(("gap", "top1"), [(1.0, 1), (1.75, 1), (2.25, 0)])
+def test_tokens_are_tied_within_twice_the_noise(gap: float, top1: int) -> None:
+    """Either of the two reference logits may be off by the noise."""
+    noise = 0.25  # exact in fp32
+    reference = np.array([[3.0, 3.0 - gap * noise, 0.0]], np.float32)
+    engine = np.array([[1.0, 2.0, 0.0]], np.float32)
+    assert compare(engine, reference, noise=noise).top1[0] == top1
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_not_finite_agree_with_nothing(bad: float) -> None:
     engine = REFERENCE.copy()

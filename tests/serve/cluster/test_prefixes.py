@@ -115,6 +115,13 @@ def test_what_was_used_longest_ago_is_forgotten_first_and_ends_before_beginnings
     assert beginnings.rank({"a": 0, "b": 0}, [1, 2, 3], slack=1) == ["b", "a"]
 
 
+def test_a_beginning_that_is_used_again_outlives_what_is_not() -> None:
+    beginnings = Beginnings[str](capacity=3)
+    for keys in ([1, 2, 3], [1, 9], [8], [7]):
+        beginnings.remember("a", keys)
+    assert beginnings.rank({"a": 0, "b": 0}, [1], slack=1) == ["a", "b"]
+
+
 def test_a_replica_that_is_gone_is_forgotten() -> None:
     beginnings = Beginnings[str]()
     beginnings.remember("a", [1, 2])
