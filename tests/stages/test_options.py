@@ -1,18 +1,22 @@
 """A value that an option does not have is refused in one of our errors, before any work."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nemo_trt.engines.trt.engine_record import BuildOptions
-from nemo_trt.errors import MachineError, RequestError
+from nemo_trt.errors import BuildError, MachineError, RequestError
+from nemo_trt.export import checkpoints
 from nemo_trt.export.checkpoints import open_checkpoint
+from nemo_trt.export.checkpoints.fp8 import StoredScales
 from nemo_trt.export.quantization.calibrate import calibrate
 from nemo_trt.progress import Silent
 from nemo_trt.stages.export import Fp8Options, export_checkpoint
-from nemo_trt.stages.plan import planned
+from nemo_trt.stages.plan import plan_engine, planned
 
 pytestmark = pytest.mark.model
 BUILD: dict[str, Any] = {
@@ -86,3 +90,17 @@ def test_a_bundle_is_planned_in_its_own_precision_or_as_if_exported_again(tiny: 
     half = planned(tiny.bundle, "bf16")
     assert (half.precision, half.config) == ("bf16", own.config)
     assert half.weight_bytes == 2 * own.config.num_parameters
+
+
+def test_an_fp8_cache_is_planned_only_where_the_export_would_calibrate(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint of FP8 weights keeps its own scales, and has none for a cache."""
+    fp8: Any = {"kv_cache": "fp8", "paged": True}
+    assert plan_engine(tiny_checkpoint, "l4", precision="fp8", **fp8).kv_bytes > 0
+    scales = StoredScales(weight=np.ones((), np.float32), input=1.0)
+    opened = replace(open_checkpoint(tiny_checkpoint), fp8={"a.weight": scales})
+    monkeypatch.setattr(checkpoints, "open_checkpoint", lambda *_, **__: opened)
+    assert planned(tiny_checkpoint).precision == "fp8"
+    with pytest.raises(BuildError, match="needs the scales of a calibration"):
+        plan_engine(tiny_checkpoint, "l4", **fp8)
