@@ -116,9 +116,8 @@ _DEFAULTS = {field.name: field.default for field in fields(ServeOptions)}
 @click.option(
     "--front-ends",
     type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Processes for HTTP and tokenizing, besides the engine's; 0: one process for all.",
+    help="Processes for HTTP and tokenizing, besides the engine's; 0: one process for all. By default "
+    "1 on a GPU whose machine has 4 processors or more, else 0.",
 )
 @click.option("--log-text", is_flag=True, help="Write prompts and answers to the log.")
 def command(
@@ -143,7 +142,7 @@ def command(
     ray: bool,
     replicas: int | None,
     autoscale: str | None,
-    front_ends: int,
+    front_ends: int | None,
     log_text: bool,
 ) -> None:
     """Serve BUNDLE over HTTP: OpenAI's API under /v1, a chat page at /, metrics at /metrics.
@@ -213,6 +212,8 @@ def command(
         name = options.model_name or lifetime.bundle.source_name
         ready(name, address, lifetime.verdict.words, size)
 
+    if front_ends is None:  # on the CPU provider the engine itself needs the processors
+        front_ends = int(where.kind != "cpu" and (os.cpu_count() or 1) >= 4)
     if front_ends:
         from nemo_trt.serve.lifetime import Lifetime
         from nemo_trt.serve.processes import serve_by_front_ends

@@ -53,6 +53,28 @@ def test_front_ends_serve_the_engine_that_the_other_options_describe(
     assert "nemo at http://there. 3 slots of at most 512 tokens. NOT VALIDATED: none yet." in said
 
 
+@pytest.mark.parametrize(
+    ("where", "processors", "front_ends"),
+    [("--backend cpu", 64, 0), ("--backend cuda", 4, 1), ("--backend cuda", 3, 0),
+     ("--engine h100-fp8", 16, 1), ("--engine h100-fp8 --front-ends 0", 16, 0)],
+)  # fmt: skip
+def test_an_engine_on_a_gpu_has_a_front_end_where_processors_are_free(
+    where: str, processors: int, front_ends: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[int] = []
+    monkeypatch.setattr("os.cpu_count", lambda: processors)
+    monkeypatch.setattr("nemo_trt.serve.log.log_to_stderr", lambda: None)
+    monkeypatch.setattr(Lifetime, "begin", lambda *_, **__: None)
+    monkeypatch.setattr(
+        processes, "serve_by_front_ends", lambda *_, front_ends, **__: served.append(front_ends),
+        raising=False,
+    )  # fmt: skip
+    monkeypatch.setattr("nemo_trt.serve.http.create_app", lambda *_, **__: None)
+    monkeypatch.setattr("nemo_trt.serve.http.serve_forever", lambda *_, **__: served.append(0))
+    assert run(f"serve b --allow-unvalidated {where}".split()) == 0
+    assert served == [front_ends]
+
+
 def test_replicas_have_processes_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["serve", "b", "--ray", "--front-ends", "2"]) == 2
     assert "does not go with --ray" in " ".join(capsys.readouterr().err.split())
