@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic_core import to_json
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from nemo_trt.engines.generation import TokenEvent
 from nemo_trt.errors import NemoTrtError
@@ -147,9 +147,7 @@ class EventStream(StreamingResponse):
         named: bool = False,
     ) -> None:
         every = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **(headers or {})}
-        super().__init__(
-            _kept_alive(_events(chunks, named)), media_type="text/event-stream", headers=every
-        )
+        super().__init__(_events(chunks, named), media_type="text/event-stream", headers=every)
         self._answers = answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -158,6 +156,41 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             cancel(self._answers)
+
+    async def stream_response(self, send: Send) -> None:
+        """Send the events, and a comment after every `KEEP_ALIVE_S` without one."""
+        kept = _KeptAlive(send)
+        beating = asyncio.create_task(kept.beat())
+        try:
+            await super().stream_response(kept.send)
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+
+
+class _KeptAlive:
+    """Sends what it is given, and comments while there is nothing."""
+
+    def __init__(self, send: Send) -> None:
+        self._send, self._sending = send, False
+        self._clock = asyncio.get_running_loop().time
+        self._last = self._clock()
+
+    async def send(self, message: Message) -> None:
+        """Send a message."""
+        self._last, self._sending = self._clock(), True
+        await self._send(message)
+        self._sending = False
+
+    async def beat(self) -> None:
+        """Send comments until it is cancelled."""
+        while True:
+            rest = self._last + KEEP_ALIVE_S - self._clock()
+            if rest > 0 or self._sending:  # to a client that does not read
+                await asyncio.sleep(rest if rest > 0 else KEEP_ALIVE_S)
+            else:
+                comment = b": waiting\n\n"
+                await self.send({"type": "http.response.body", "body": comment, "more_body": True})
 
 
 async def _events(chunks: AsyncIterator[Chunk], named: bool) -> AsyncIterator[bytes]:
@@ -180,31 +213,6 @@ def told(error: NemoTrtError) -> ApiError:
 def _event(chunk: Chunk, named: bool) -> bytes:
     name = f"event: {chunk['type']}\n".encode() if named else b""
     return name + b"data: " + to_json(chunk) + b"\n\n"  # a fifth of json.dumps's time, per token
-
-
-async def _kept_alive(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The events, and a comment after every `KEEP_ALIVE_S` without one."""
-    following: asyncio.Task[bytes] | None = None
-    try:
-        while True:
-            following = following or asyncio.ensure_future(_next(events))
-            done, _ = await asyncio.wait({following}, timeout=KEEP_ALIVE_S)
-            if not done:
-                yield b": waiting\n\n"
-                continue
-            event, following = following.result(), None
-            if not event:
-                return
-            yield event
-    finally:
-        if following:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
-
-
-async def _next(events: AsyncIterator[bytes]) -> bytes:
-    """The next event; none at the end."""
-    return await anext(events, b"")
 
 
 async def _gone(request: Request) -> None:

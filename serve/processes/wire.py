@@ -161,7 +161,7 @@ def _ended(reason: Any, usage: Packed, error: Packed | None) -> Ended:
 
 
 def _pairs(top: Sequence[Packed]) -> tuple[tuple[int, float], ...]:
-    return tuple((token, logprob) for token, logprob in top)
+    return tuple([(token, logprob) for token, logprob in top]) if top else ()
 
 
 def _changed(value: object, of: Sequence["Field[Any]"]) -> dict[str, Any]:
