@@ -4,12 +4,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from nemo_trt.child import module_command
 from nemo_trt.progress import Progress
 
 from .step_record import Scalar
@@ -35,7 +35,7 @@ def run_stage(stage: str, arguments: Mapping[str, Any], log: Path, progress: Pro
     reader, writer = os.pipe()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "nemo_trt.acceptance.worker", str(writer)],
+            module_command("nemo_trt.acceptance.worker", str(writer)),
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -13,6 +13,7 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import Any
 
+from nemo_trt.child import module_command
 from nemo_trt.errors import MachineError, NemoTrtError, RequestError, StateError
 
 from .cancellation import current
@@ -71,7 +72,7 @@ class GrammarTrial:
             if self._child is None:
                 limits = map(str, (self._cpu_s, self._memory_bytes))
                 self._child = subprocess.Popen(
-                    [sys.executable, "-m", __name__, *limits],
+                    module_command(__name__, *limits),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,

@@ -107,6 +107,18 @@ def test_every_folder_with_code_is_packaged_and_has_a_face() -> None:
     assert all((ROOT / folder / "__init__.py").is_file() for folder in folders)
 
 
+def test_one_place_makes_the_command_of_a_process_of_ours() -> None:
+    """The others would import what lies in the working directory: see `child.module_command`."""
+    named = ("sys.executable", '"-m", ')
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for stage in MAY_IMPORT
+        for path in modules(stage)
+        if any(one in path.read_text(encoding="utf-8") for one in named)
+    }
+    assert found == {"nemo_trt/child.py", "cli/chat.py"}  # the latter has an option -m
+
+
 def test_no_file_is_longer_than_four_hundred_lines() -> None:
     files = [
         p

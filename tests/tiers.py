@@ -40,7 +40,7 @@ NOT_IN_UNIT_TESTS = ("torch", "transformers")
 _TEST = pytest.StashKey[pytest.Item]()
 
 
-OF_SERVERS = ["-m", "nemo_trt.serve.grammar_trial"]
+OF_SERVERS = ["-P", "-m", "nemo_trt.serve.grammar_trial"]
 """A server compiles grammars in a process of its own, which starts in a fifth of a second."""
 
 
@@ -73,7 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if event != "subprocess.Popen" or item is None or item.get_closest_marker("e2e"):
             return
         command = [os.fspath(word) for word in arguments[1]]
-        if command[1:3] == OF_SERVERS and item.get_closest_marker("model"):
+        if command[1:4] == OF_SERVERS and item.get_closest_marker("model"):
             return
         if Path(command[0]).name.startswith(PROGRAMS):
             pytest.fail(f"a test that starts a process must be marked e2e; it started {command}")

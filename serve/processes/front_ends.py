@@ -5,10 +5,10 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 
+from nemo_trt.child import module_command
 from nemo_trt.errors import FaultError
 from nemo_trt.serve.keys import KEYS_VARIABLE
 from nemo_trt.serve.lifetime import Lifetime
@@ -22,8 +22,7 @@ END_S = 10.0
 """That a front end has to finish what it sends, once nothing more is answered."""
 PAUSE_S = 1.0
 """Before a front end is started again that did not start."""
-# -P: what lies in the working directory is no module of a front end.
-_COMMAND = (sys.executable, "-P", "-m", "nemo_trt.serve.processes.front_end")
+_COMMAND = module_command("nemo_trt.serve.processes.front_end")
 
 
 def serve_by_front_ends(

@@ -48,10 +48,10 @@ def test_a_process_that_dies_in_the_middle_of_a_line_has_failed(
     worker = tmp_path / "worker"
     worker.write_text(
         f"#!{sys.executable}\nimport os, sys\n"
-        'os.write(int(sys.argv[3]), b\'{"phase": "exp\')\nos.kill(os.getpid(), 9)\n'
+        'os.write(int(sys.argv[4]), b\'{"phase": "exp\')\nos.kill(os.getpid(), 9)\n'
     )
     worker.chmod(0o755)
-    monkeypatch.setattr("nemo_trt.acceptance.process.sys.executable", str(worker))
+    monkeypatch.setattr("nemo_trt.child.sys.executable", str(worker))
     ended = run_stage("plan", {}, tmp_path / "log", Silent())
     assert ended.verdict == "fail" and "SIGKILL" in ended.reason
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nemo_trt.child import module_command
 from nemo_trt.digest import file_digest
 from nemo_trt.errors import BuildError
 from nemo_trt.precision import DType
@@ -83,7 +84,7 @@ def compile_attention(
     with tempfile.TemporaryDirectory() as kept:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
         environment |= {"TRITON_CACHE_DIR": kept, "TRITON_DEFAULT_FP_FUSION": "1"}
-        command = [sys.executable, "-m", __name__, str(folder / FOLDER)]
+        command = module_command(__name__, str(folder / FOLDER))
         done = subprocess.run(
             command, input=json.dumps(asked), env=environment, capture_output=True, text=True,
             check=False,
