@@ -116,8 +116,8 @@ _DEFAULTS = {field.name: field.default for field in fields(ServeOptions)}
 @click.option(
     "--front-ends",
     type=click.IntRange(0),
-    help="Processes for HTTP and tokenizing, besides the engine's; 0: one process for all. By default "
-    "1 on a GPU whose machine has 4 processors or more, else 0.",
+    help="Processes for HTTP and tokenizing, besides the engine's; 0: one process for all. By "
+    "default 1 on a GPU whose machine has 4 processors or more, else 0.",
 )
 @click.option("--log-text", is_flag=True, help="Write prompts and answers to the log.")
 def command(
