@@ -162,8 +162,8 @@ def left_interleaved(module: Any) -> Callable[[pytest.MonkeyPatch], None]:
 
 
 def gate_and_up_exchanged_in_gguf(patch: pytest.MonkeyPatch) -> None:
-    patch.setitem(own_gguf._LAYER, "ffn_gate", "mlp.up_proj")
-    patch.setitem(own_gguf._LAYER, "ffn_up", "mlp.gate_proj")
+    patch.setitem(own_gguf.LAYER_NAMES, "ffn_gate", "mlp.up_proj")
+    patch.setitem(own_gguf.LAYER_NAMES, "ffn_up", "mlp.gate_proj")
 
 
 def gate_and_up_exchanged_in_huggingface(patch: pytest.MonkeyPatch) -> None:
