@@ -57,6 +57,7 @@ CALLS = {
     "INetworkDefinition.add_constant": ["tuple, Weights -> IConstantLayer"],
     "INetworkDefinition.add_slice": ["ITensor, tuple, tuple, tuple -> ISliceLayer"],
     "INetworkDefinition.add_shape": ["ITensor -> IShapeLayer"],
+    "INetworkDefinition.add_shuffle": ["ITensor -> IShuffleLayer"],
     "INetworkDefinition.add_elementwise": [
         "ITensor, ITensor, ElementWiseOperation -> IElementWiseLayer"
     ],
@@ -96,6 +97,8 @@ ATTRIBUTES = {
     "IAttention.key_value_lengths": "ITensor",
     "IAttention.decomposable": "bool",
     "IConcatenationLayer.axis": "int",
+    "IShuffleLayer.reshape_dims": "tuple",
+    "IMatrixMultiplyLayer.op1": "MatrixOperation",
     "IBuilderConfig.progress_monitor": "IProgressMonitor",
     "IBuilderConfig.profiling_verbosity": "ProfilingVerbosity",
     "IBuilderConfig.builder_optimization_level": "int",

@@ -1,6 +1,7 @@
 """The page in a real Chromium against a real server; every test watches what the browser minds."""
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nemo_trt.engines.ort_session import OrtSession
 from nemo_trt.serve import ServeOptions, create_app
 from tests.browsing import Watch
 from tests.waiting import LIMIT_S, until
@@ -68,6 +70,18 @@ def page(context: Any, site: Site, watch: Watch) -> Any:
     page.locator("#verdict").wait_for()
     set_sampling(page, temperature=0, max_tokens=8)
     return page
+
+
+@pytest.fixture
+def slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of thousands of tokens take minutes: they outlast whatever a browser does."""
+    collect = OrtSession.collect
+
+    def collect_slowly(session: OrtSession) -> Any:
+        time.sleep(0.05)
+        return collect(session)
+
+    monkeypatch.setattr(OrtSession, "collect", collect_slowly)
 
 
 def run(served: Any, bundle: Path, options: ServeOptions, *, max_batch: int = 2) -> Iterator[Site]:

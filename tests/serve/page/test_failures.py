@@ -81,6 +81,7 @@ def test_without_a_key_the_error_says_so_and_retry_asks_again(context: Any, guar
         expect(failure).to_be_hidden()
 
 
+@pytest.mark.usefixtures("slow_steps")
 def test_a_full_queue_is_told_with_the_time_to_wait(context: Any, guarded: Site) -> None:
     more = {"prompt": "x", "max_tokens": 4000, "ignore_eos": True, "stream": True}
     headers = {"Authorization": f"Bearer {KEY}"}
@@ -157,6 +158,7 @@ def test_a_server_that_starts_is_waited_for(
         expect(page.locator(".failure")).to_be_hidden()
 
 
+@pytest.mark.usefixtures("slow_steps")
 def test_an_engine_that_closes_ends_the_answer_with_its_words(
     context: Any, tekken_bundle: Path, served: Any
 ) -> None:
@@ -222,6 +224,7 @@ def with_error(call: Any, *arguments: Any) -> None:
         return
 
 
+@pytest.mark.usefixtures("slow_steps")
 def test_a_lost_connection_is_told_and_what_came_stays(context: Any, site: Site) -> None:
     wire = Wire(int(site.url.rsplit(":", 1)[1]))
     with opened(context, wire.url, 0) as page:

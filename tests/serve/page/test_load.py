@@ -24,6 +24,7 @@ def chart(page: Any, name: str) -> Any:
     return page.locator("figure").filter(has_text=name)
 
 
+@pytest.mark.usefixtures("slow_steps")
 def test_charts_show_what_runs(page: Any, site: Site) -> None:
     expect(chart(page, "Slots in use").locator("output")).to_have_text("0 of 2")
     set_sampling(page, max_tokens=4000)

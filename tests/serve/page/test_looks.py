@@ -170,6 +170,7 @@ def test_who_asks_for_less_motion_gets_it(page: Any, context: Any) -> None:
     assert page.evaluate(moves) == "none"
 
 
+@pytest.mark.usefixtures("slow_steps")
 def test_the_end_stays_in_sight_until_the_user_scrolls_up(page: Any, site: Site) -> None:
     page.set_viewport_size({"width": 360, "height": 480})
     box = page.locator("#scroll")

@@ -8,7 +8,7 @@ import pytest
 
 from .conftest import Site, ask, finish, set_sampling
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("slow_steps")]
 
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
