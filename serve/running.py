@@ -109,7 +109,7 @@ async def serve_until_signal(
         hurrying = asyncio.create_task(hurry.wait())
         await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
         hurrying.cancel()
-        await asyncio.to_thread(served.close)  # what still runs is told so, before it is cut off
+        await asyncio.to_thread(served.close)  # requests that still run get an error
     finally:
         stopping.cancel()
         end()

@@ -77,7 +77,7 @@ async def _serve(
     hurrying = asyncio.create_task(hurry.wait())
     await asyncio.wait({draining, hurrying}, return_when=asyncio.FIRST_COMPLETED)
     if not draining.done():
-        await _drain(ingress, 0)  # what still runs is told so, before it is cut off
+        await _drain(ingress, 0)  # requests that still run get an error
     hurrying.cancel()
     await draining
 

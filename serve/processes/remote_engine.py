@@ -108,7 +108,7 @@ class RemoteEngine(Engine):
         request.scores.scores.extend(wire.scores_from(packed))
 
     def fail(self, words: str) -> None:
-        """The engine's process has gone: whoever waits is told so."""
+        """The engine's process has gone: end every request that waits with that error."""
         self._failure = StateError(words)
         for key, (answer, request) in list(self._asked.items()):
             self._forget(key)
