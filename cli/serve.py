@@ -2,7 +2,7 @@
 
 import os
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,7 +194,7 @@ def command(
             replicas=replicas or 1,
             autoscale=_range(autoscale),
             drain_timeout_s=drain_timeout,
-            server=options,
+            server=replace(options, verify_key=verify_key and verify_key.resolve()),
         )
         serve_cluster_forever(cluster, host=host, port=port, on_ready=ready)
         return

@@ -4,7 +4,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 
 _OBJECTS_BYTES = 100 * 2**20  # answers are small, and never lie long in Ray's store
 _SETTINGS = {
@@ -36,15 +36,17 @@ def own_ray(*, cpus: int, gpus: int | None = None) -> Iterator[None]:
 
     with tempfile.TemporaryDirectory(prefix="nemo-trt-", ignore_cleanup_errors=True) as folder:
         try:
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                num_gpus=gpus,
-                include_dashboard=False,
-                object_store_memory=_OBJECTS_BYTES,
-                logging_level="ERROR",
-                _temp_dir=f"{folder}/ray",  # which Ray opens to all; the folder around it is closed
-            )
+            # Ray's workers look for modules where this process stands: not in a folder of others.
+            with chdir(folder):
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    num_gpus=gpus,
+                    include_dashboard=False,
+                    object_store_memory=_OBJECTS_BYTES,
+                    logging_level="ERROR",
+                    _temp_dir=f"{folder}/ray",  # Ray opens it to all; the folder around is closed
+                )
             yield
         finally:
             ray.shutdown()

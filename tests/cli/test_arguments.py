@@ -5,6 +5,7 @@ The function behind a command is replaced by one that notes its arguments and en
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -181,7 +182,7 @@ def test_serve_with_replicas(monkeypatch: Patch) -> None:
     assert (options.max_batch, options.max_seq_len, options.threads) == (3, 512, 2)
     assert (options.replicas, options.autoscale) == (4, (2, 6))
     assert options.drain_timeout_s == 8.5
-    assert options.server == SERVER
+    assert options.server == replace(SERVER, verify_key=SERVER.verify_key.resolve())
 
 
 @pytest.mark.parametrize(
